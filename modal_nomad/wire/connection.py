@@ -1,0 +1,392 @@
+"""The SDK's one connection to a dispatcher, on asyncio and the standard library alone.
+
+It keeps what the dispatcher has not answered: requests and inputs. When the socket breaks it connects
+again and sends them again under the same ids, so a restarted dispatcher loses nothing of ours.
+"""
+
+import asyncio
+from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+
+from . import frames, websocket
+from .address import parse_address
+
+Output = Tuple[int, int, bytes, int]
+"""Index, status, payload, flags."""
+Input = Tuple[int, bytes, int]
+"""Index, payload, flags."""
+
+_BATCH_INPUTS = 128
+_BATCH_BYTES = 4 << 20
+_SILENCE = 75.0
+
+
+class Refused(Exception):
+    """The dispatcher does not want us: the name of an exception class and its text."""
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class Call:
+    """One function call as the connection sees it: what is unanswered, and who wants the outputs.
+
+    Attributes:
+        call_id: ``fc-…``.
+        function_id: ``fu-…``.
+        pending: inputs without an output, by index; sent again after a reconnect.
+    """
+
+    __slots__ = ("acks", "call_id", "function_id", "on_failure", "on_outputs", "parent", "pending")
+
+    def __init__(
+        self,
+        call_id: str,
+        function_id: str,
+        on_outputs: Callable[[List[Output]], None],
+        on_failure: Callable[[BaseException], None],
+        *,
+        parent: str = "",
+    ) -> None:
+        self.call_id = call_id
+        self.function_id = function_id
+        self.on_outputs = on_outputs
+        self.on_failure = on_failure
+        self.parent = parent
+        self.pending: Dict[int, Tuple[bytes, int]] = {}
+        self.acks: List[int] = []
+
+
+class _Protocol(asyncio.Protocol):
+    def __init__(self, owner: "Connection", decoder: websocket.Decoder, request: bytes) -> None:
+        self.owner = owner
+        self.decoder = decoder
+        self.request = request
+        self.transport: Any = None
+        self.upgraded: "asyncio.Future[None]" = asyncio.get_running_loop().create_future()
+        self.heard = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        self.transport = transport
+        transport.write(self.request)
+
+    def data_received(self, data: bytes) -> None:
+        self.heard = self.owner.loop.time()
+        try:
+            for opcode, payload in self.decoder.feed(data):
+                if opcode == websocket.BINARY:
+                    self.owner._received(payload)
+                elif opcode == websocket.PING:
+                    self.transport.write(websocket.encode(payload, websocket.PONG))
+                elif opcode == websocket.CLOSE:
+                    self.transport.close()
+        except (websocket.WebSocketError, frames.FrameError) as error:
+            self.connection_lost(error)
+            self.transport.abort()
+            return
+        if self.decoder.open and not self.upgraded.done():
+            self.upgraded.set_result(None)
+
+    def connection_lost(self, error: Optional[BaseException]) -> None:
+        if not self.upgraded.done():
+            self.upgraded.set_exception(error or ConnectionError("the server closed the connection"))
+            self.upgraded.exception()
+        self.owner._lost(self)
+
+
+class Connection:
+    """Lives on one event loop; ``post`` alone may be called from other threads.
+
+    Args:
+        address: gives the server URL and the bearer token, and may start the server first; it is
+            awaited before every attempt.
+        hello: the hello frame's fields.
+        retry_for: seconds of vain attempts after which everything unanswered fails.
+        on_event: takes log and progress frames.
+    """
+
+    def __init__(
+        self,
+        address: Callable[[], Awaitable[Tuple[str, str]]],
+        hello: Mapping[str, Any],
+        *,
+        retry_for: float = 60.0,
+        on_event: Optional[Callable[[frames.Header, List[bytes]], None]] = None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.welcome: frames.Header = {}
+        self.closed = False
+        self._address = address
+        self._hello = dict(hello)
+        self._retry_for = retry_for
+        self._on_event = on_event
+        self._protocol: Optional[_Protocol] = None
+        self._ready = False
+        self._task: Optional["asyncio.Task[None]"] = None
+        self._welcomed: Optional["asyncio.Future[None]"] = None
+        self._requests: Dict[int, Tuple[bytes, "asyncio.Future[Any]"]] = {}
+        self._next_request = 0
+        self._calls: Dict[str, Call] = {}
+        self._ended: List[str] = []
+        self._flush_at: Optional[asyncio.TimerHandle] = None
+        self._subscriptions: Dict[str, Dict[str, Any]] = {}
+
+    async def open(self) -> None:
+        """Connect once. Raises Refused, OSError or ValueError."""
+        await self._connect()
+
+    async def close(self) -> None:
+        """Close; whatever is unanswered fails."""
+        self._flush_ended()
+        self.closed = True
+        if self._task is not None:
+            self._task.cancel()
+        if self._protocol is not None and self._protocol.transport is not None:
+            self._protocol.transport.write(websocket.encode(b"\x03\xe8", websocket.CLOSE))
+            self._protocol.transport.close()
+        self._fail(ConnectionError("the client is closed"))
+
+    async def request(self, method: str, args: Mapping[str, Any]) -> Tuple[Any, List[bytes]]:
+        """Ask, wait, return the answer and its payloads. Raises Refused with the dispatcher's error."""
+        self._next_request += 1
+        number = self._next_request
+        frame = frames.encode({"t": "rq", "i": number, "m": method, "a": args})
+        value: Tuple[Any, List[bytes]] = await self._ask(number, frame)
+        return value
+
+    async def submit_durable(self, call: Call, inputs: List[Input]) -> None:
+        """Send inputs of a spawned call; returns when the store has them."""
+        waits = []
+        for batch in _batches(inputs):
+            self._next_request += 1
+            header = {"t": "in", "c": call.call_id, "f": call.function_id, "d": 1, "i": self._next_request}
+            waits.append(self._ask(self._next_request, _inputs_frame(header, call, batch)))
+        await asyncio.gather(*waits)
+
+    def submit(self, call: Call, inputs: List[Input]) -> None:
+        """Send inputs of a call that this client waits for; they are kept until answered."""
+        if self.closed:
+            call.on_failure(ConnectionError("the client is closed"))
+            return
+        self._calls[call.call_id] = call
+        pending = call.pending
+        for index, payload, flags in inputs:
+            pending[index] = (payload, flags)
+        if self._ready:
+            self._send_inputs(call, inputs)
+
+    def end(self, call: Call) -> None:
+        """Forget a call here and there; what still runs of it is cancelled there."""
+        if self._calls.pop(call.call_id, None) is None:
+            return
+        self._ended.append(call.call_id)
+        if call.pending or len(self._ended) >= 64:
+            self._flush_ended()
+        elif self._flush_at is None:
+            self._flush_at = self.loop.call_later(0.05, self._flush_ended)
+
+    def subscribe(self, app_id: str, args: Mapping[str, Any]) -> None:
+        """Remember a subscription so that a reconnect renews it."""
+        self._subscriptions[app_id] = dict(args, backlog=False)
+
+    # --- below: the loop's side -------------------------------------------------------------------
+
+    async def _ask(self, number: int, frame: bytes) -> Any:
+        if self.closed:
+            raise ConnectionError("the client is closed")
+        future: "asyncio.Future[Any]" = self.loop.create_future()
+        self._requests[number] = (frame, future)
+        if self._ready:
+            self._write(frame)
+        try:
+            return await future
+        finally:
+            self._requests.pop(number, None)
+
+    def _write(self, frame: bytes) -> None:
+        if self._protocol is not None:
+            self._protocol.transport.write(websocket.encode(frame))
+
+    def _send_inputs(self, call: Call, inputs: List[Input]) -> None:
+        for batch in _batches(inputs):
+            header: frames.Header = {"t": "in", "c": call.call_id, "f": call.function_id}
+            if call.acks:
+                header["k"] = call.acks
+                call.acks = []
+            self._write(_inputs_frame(header, call, batch))
+
+    def _flush_ended(self) -> None:
+        if self._flush_at is not None:
+            self._flush_at.cancel()
+            self._flush_at = None
+        if self._ended and self._ready:
+            self._write(frames.encode({"t": "end", "c": self._ended}))
+            self._ended = []
+
+    async def _connect(self) -> None:
+        url, token = await self._address()
+        where = parse_address(url)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        request, accept = websocket.handshake(where.authority, "/v1/connect", headers)
+
+        def protocol() -> _Protocol:
+            return _Protocol(self, websocket.Decoder(accept), request)
+
+        made: Any
+        if where.path:
+            made = await self.loop.create_unix_connection(protocol, where.path)
+        elif where.tls:
+            made = await self.loop.create_connection(protocol, where.host, where.port, ssl=True)
+        else:
+            made = await self.loop.create_connection(protocol, where.host, where.port)
+        peer: _Protocol = made[1]
+        try:
+            await asyncio.wait_for(peer.upgraded, 15)
+            self._protocol = peer
+            self._welcomed = self.loop.create_future()
+            self._write(frames.encode(dict(self._hello)))
+            await asyncio.wait_for(self._welcomed, 15)
+        except websocket.WebSocketError as error:
+            peer.transport.abort()
+            if error.status in (401, 403):
+                raise Refused(
+                    "AuthError", f"{url} refused the token: set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
+                ) from error
+            raise ConnectionError(f"{url}: {error}") from error
+        except asyncio.TimeoutError as error:
+            peer.transport.abort()
+            raise ConnectionError(f"{url} does not answer like a dispatcher") from error
+        except BaseException:
+            peer.transport.abort()
+            raise
+        self._ready = True
+        peer.heard = self.loop.time()
+        self.loop.call_later(_SILENCE / 3, self._watch, peer)
+        for app_id, args in self._subscriptions.items():
+            self._write(
+                frames.encode({"t": "rq", "i": 0, "m": "app.subscribe", "a": dict(args, app_id=app_id)})
+            )
+        for frame, _ in list(self._requests.values()):
+            self._write(frame)
+        for call in list(self._calls.values()):
+            self._send_inputs(call, [(i, p, f) for i, (p, f) in call.pending.items()])
+        self._flush_ended()
+
+    def _watch(self, peer: _Protocol) -> None:
+        if peer is not self._protocol or not self._ready:
+            return
+        if self.loop.time() - peer.heard > _SILENCE:
+            peer.transport.abort()
+        else:
+            self.loop.call_later(_SILENCE / 3, self._watch, peer)
+
+    def _lost(self, peer: _Protocol) -> None:
+        if peer is not self._protocol:
+            return
+        self._protocol = None
+        was_ready, self._ready = self._ready, False
+        if self._welcomed is not None and not self._welcomed.done():
+            self._welcomed.set_exception(ConnectionError("the dispatcher closed the connection"))
+            self._welcomed.exception()
+        if was_ready and not self.closed:
+            self._task = self.loop.create_task(self._reconnect())
+
+    async def _reconnect(self) -> None:
+        deadline = self.loop.time() + self._retry_for
+        delay = 0.02
+        while not self.closed:
+            try:
+                await self._connect()
+                return
+            except (Refused, ValueError) as error:
+                self._fail(error)
+                self.closed = True
+                return
+            except OSError as error:
+                if self.loop.time() + delay > deadline:
+                    self.closed = True
+                    self._fail(
+                        ConnectionError(
+                            f"no connection to the dispatcher for {self._retry_for:.0f} s: {error}"
+                        )
+                    )
+                    return
+            await asyncio.sleep(delay)
+            delay = min(delay * 1.6, 2.0)
+
+    def _fail(self, error: BaseException) -> None:
+        for _, future in list(self._requests.values()):
+            if not future.done():
+                future.set_exception(error)
+        calls, self._calls = self._calls, {}
+        for call in calls.values():
+            call.on_failure(error)
+
+    def _received(self, data: bytes) -> None:
+        header, payloads = frames.decode(data)
+        kind = header["t"]
+        if kind == "out":
+            self._outputs(header, payloads)
+        elif kind == "rs":
+            waiting = self._requests.get(header["i"])
+            if waiting is None or waiting[1].done():
+                return
+            if "e" in header:
+                waiting[1].set_exception(Refused(*header["e"]))
+            else:
+                waiting[1].set_result((header.get("v"), payloads))
+        elif kind == "welcome":
+            self.welcome = header
+            if self._welcomed is not None and not self._welcomed.done():
+                self._welcomed.set_result(None)
+        elif kind == "refused":
+            if self._welcomed is not None and not self._welcomed.done():
+                self._welcomed.set_exception(Refused(*header["e"]))
+        elif self._on_event is not None:
+            self._on_event(header, payloads)
+
+    def _outputs(self, header: frames.Header, payloads: List[bytes]) -> None:
+        call = self._calls.get(header["c"])
+        if call is None:
+            return
+        indexes = header["x"]
+        statuses, flags = header.get("s"), header.get("f")
+        pending = call.pending
+        outputs: List[Output] = []
+        for position, index in enumerate(indexes):
+            # An output that comes twice (a reconnect crossed it) is taken once.
+            if pending.pop(index, None) is None:
+                continue
+            outputs.append(
+                (
+                    index,
+                    statuses[position] if statuses else 0,
+                    payloads[position],
+                    flags[position] if flags else 0,
+                )
+            )
+        call.acks.extend(indexes)
+        if outputs:
+            call.on_outputs(outputs)
+
+
+def _batches(inputs: List[Input]) -> Iterable[List[Input]]:
+    batch: List[Input] = []
+    size = 0
+    for item in inputs:
+        batch.append(item)
+        size += len(item[1])
+        if len(batch) >= _BATCH_INPUTS or size >= _BATCH_BYTES:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _inputs_frame(header: frames.Header, call: Call, inputs: List[Input]) -> bytes:
+    header["x"] = [item[0] for item in inputs]
+    if any(item[2] for item in inputs):
+        header["g"] = [item[2] for item in inputs]
+    if call.parent:
+        header["p"] = call.parent
+    return frames.encode(header, [item[1] for item in inputs])

@@ -1,0 +1,82 @@
+"""Frames: a JSON header, then raw payloads. ``docs/protocol.md`` specifies them."""
+
+import json
+import struct
+from typing import Any, Dict, List, Sequence, Tuple, Union
+
+PROTOCOL_VERSION = 1
+MAX_FRAME_BYTES = 16 << 20
+"""No peer sends a larger frame, and each refuses one; larger values travel as blobs."""
+INLINE_LIMIT = 2 << 20
+"""Bytes of the largest payload that travels inside a frame."""
+FLAG_BLOB = 1
+"""The payload is not the value but the 64 hex digits of the blob that holds it."""
+
+SUCCESS, FAILURE, INIT_FAILURE, TERMINATED, TIMEOUT, INTERNAL = range(6)
+
+_LENGTH = struct.Struct(">I")
+_encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
+_decode_json = json.loads
+
+Header = Dict[str, Any]
+
+
+class FrameError(ValueError):
+    """A message that is no frame: the text says what is wrong with it."""
+
+
+def encode(header: Header, payloads: Sequence[bytes] = ()) -> bytes:
+    """Return the bytes of a frame. The header's ``z`` becomes the payloads' sizes.
+
+    Example:
+        >>> decode(encode({"t": "hb"}, [b"ab"]))
+        ({'t': 'hb', 'z': [2]}, [b'ab'])
+    """
+    if payloads:
+        header["z"] = [len(p) for p in payloads]
+    head = _encode_json(header).encode()
+    return b"".join((_LENGTH.pack(len(head)), head, *payloads))
+
+
+def decode(data: Union[bytes, bytearray, memoryview]) -> Tuple[Header, List[bytes]]:
+    """Return the header and the payloads of a frame.
+
+    Raises:
+        FrameError: the bytes are not a frame.
+    """
+    if type(data) is not bytes:
+        data = bytes(data)
+    if len(data) < 4:
+        raise FrameError("a frame has at least 4 bytes")
+    (size,) = _LENGTH.unpack_from(data)
+    end = 4 + size
+    if end > len(data):
+        raise FrameError("the header is longer than the frame")
+    try:
+        header = _decode_json(data[4:end])
+    except (ValueError, RecursionError) as error:
+        raise FrameError("the header is not JSON") from error
+    if type(header) is not dict or type(header.get("t")) is not str:
+        raise FrameError("the header is no object with a type")
+    sizes = header.get("z")
+    if sizes is None:
+        if end != len(data):
+            raise FrameError("the frame has payload bytes that its header does not name")
+        return header, []
+    return header, split(data, end, sizes)
+
+
+def split(data: bytes, start: int, sizes: Any) -> List[bytes]:
+    """Cut the payloads out of a frame; sizes come from its header and are not trusted."""
+    if type(sizes) is not list:
+        raise FrameError("z is no list of sizes")
+    payloads = []
+    for size in sizes:
+        if type(size) is not int or size < 0:
+            raise FrameError("a payload size is no natural number")
+        end = start + size
+        payloads.append(data[start:end])
+        start = end
+    if start != len(data):
+        raise FrameError("the payload sizes do not add up to the frame's length")
+    return payloads

@@ -1,0 +1,177 @@
+"""Values and exceptions as bytes.
+
+Plain values take the C pickler; what it cannot do, or would do by a reference that only this process
+can resolve, takes cloudpickle. An exception travels as itself, with its remote traceback as data, its
+notes and its chain of causes; one that cannot be loaded arrives as ExecutionError with its text.
+"""
+
+import pickle
+import traceback
+from types import TracebackType
+from typing import Any, Dict, List, Optional
+
+_plain_dumps = pickle.dumps
+loads_value = pickle.loads
+
+
+def dumps(value: Any) -> bytes:
+    """Serialize a value.
+
+    Raises:
+        SerializationError: it cannot be; the text names the type.
+
+    Example:
+        >>> loads(dumps({"a": 1}))
+        {'a': 1}
+    """
+    try:
+        data = _plain_dumps(value, 5)
+        # By reference into __main__, or to a module registered by value, would not load elsewhere.
+        if b"__main__" not in data and not _by_value_modules():
+            return data
+    except Exception:
+        pass
+    import cloudpickle  # type: ignore[import-untyped]
+
+    try:
+        return bytes(cloudpickle.dumps(value, 5))
+    except Exception as error:
+        from ..exception import SerializationError
+
+        raise SerializationError(
+            f"a value of type {type(value).__qualname__} cannot be pickled: {error}; pass plain data, "
+            "or open files, locks and connections inside the function"
+        ) from error
+
+
+def loads(data: bytes) -> Any:
+    """Load a value.
+
+    Raises:
+        DeserializationError: it cannot be loaded here; the text names what is missing.
+    """
+    try:
+        return loads_value(data)
+    except Exception as error:
+        from ..exception import DeserializationError
+
+        if isinstance(error, ModuleNotFoundError):
+            text = f"module {error.name!r} is not installed here; add it to this side's environment"
+        else:
+            text = f"{type(error).__name__}: {error}"
+        raise DeserializationError(f"a value cannot be loaded: {text}") from error
+
+
+def _by_value_modules() -> bool:
+    import sys
+
+    module = sys.modules.get("cloudpickle")
+    return module is not None and bool(module.list_registry_pickle_by_value())
+
+
+def pack_exception(error: BaseException) -> bytes:
+    """Serialize an exception with its traceback, notes and chain of causes."""
+    links: List[Dict[str, Any]] = []
+    seen: Dict[int, int] = {}
+
+    def add(item: BaseException) -> int:
+        if id(item) in seen:
+            return seen[id(item)]
+        index = seen[id(item)] = len(links)
+        link: Dict[str, Any] = {
+            "type": f"{type(item).__module__}.{type(item).__qualname__}",
+            "text": _text(item),
+            "frames": _frames(item.__traceback__),
+            "trace": "".join(traceback.format_exception(type(item), item, item.__traceback__)),
+            "suppress": item.__suppress_context__,
+            "notes": [str(n) for n in getattr(item, "__notes__", ())],
+        }
+        links.append(link)
+        try:
+            data = dumps(item)
+            loads_value(data)
+            link["pickle"] = data
+        except Exception as failure:
+            link["pickle"] = None
+            link["why"] = f"{type(failure).__name__}: {failure}"
+        for name in ("cause", "context"):
+            other = getattr(item, f"__{name}__")
+            link[name] = add(other) if other is not None else None
+        return index
+
+    add(error)
+    return pickle.dumps(links, 5)
+
+
+def unpack_exception(data: bytes) -> BaseException:
+    """Load what ``pack_exception`` made; never raises for an exception that cannot be loaded."""
+    from ..exception import ExecutionError
+
+    try:
+        links = loads_value(data)
+        errors = [_rebuild(link) for link in links]
+    except Exception as failure:
+        return ExecutionError(f"the function failed with an exception that cannot be read here: {failure!r}")
+    for position, error in enumerate(errors):
+        link = links[position]
+        cause, context = link["cause"], link["context"]
+        if cause is not None:
+            error.__cause__ = errors[cause]
+        if context is not None:
+            error.__context__ = errors[context]
+        error.__suppress_context__ = link["suppress"]
+    return errors[0]
+
+
+def _rebuild(link: Dict[str, Any]) -> BaseException:
+    from ..exception import ExecutionError
+
+    error: Optional[BaseException] = None
+    why = link.get("why", "")
+    if link["pickle"] is not None:
+        try:
+            error = loads_value(link["pickle"])
+        except Exception as failure:
+            why = f"{type(failure).__name__}: {failure}"
+    if not isinstance(error, BaseException):
+        error = ExecutionError(
+            f"{link['type']}: {link['text']}\n(the exception cannot be loaded here: {why})\n{link['trace']}"
+        )
+    elif link["notes"] and not getattr(error, "__notes__", None) and hasattr(error, "add_note"):
+        for note in link["notes"]:
+            error.add_note(note)
+    remote = _traceback(link["frames"])
+    if remote is not None:
+        error.__traceback__ = remote
+    return error
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except Exception:
+        return "(its text cannot be had)"
+
+
+def _frames(tb: Optional[TracebackType]) -> List[List[Any]]:
+    frames: List[List[Any]] = []
+    while tb is not None:
+        code = tb.tb_frame.f_code
+        # The frames of this package's runtime say nothing to the user who reads the traceback.
+        if "modal_nomad/worker/" not in code.co_filename.replace("\\", "/"):
+            frames.append([code.co_filename, code.co_name, tb.tb_lineno])
+        tb = tb.tb_next
+    return frames
+
+
+def _traceback(frames: List[List[Any]]) -> Any:
+    try:
+        import tblib  # type: ignore[import-untyped]
+    except ImportError:
+        return None
+    data: Any = None
+    for filename, name, line in reversed(frames):
+        code = {"co_filename": filename, "co_name": name}
+        frame = {"f_globals": {"__file__": filename, "__name__": name}, "f_code": code, "f_lineno": line}
+        data = {"tb_frame": frame, "tb_lineno": line, "tb_next": data}
+    return tblib.Traceback.from_dict(data).as_traceback() if data else None

@@ -1,0 +1,173 @@
+"""The frozen specifications that cross processes: what a Function is, what its image is.
+
+They are built once, by the SDK, validated there, and travel as JSON objects. A reader that meets a
+field it does not know ignores it, so a newer SDK can talk to an older container.
+"""
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Dict, Mapping, Optional, Tuple
+
+
+def canonical_json(value: Any) -> bytes:
+    """Return the one JSON text of a value: sorted keys, no spaces. Content keys are made of it."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def content_key(value: Any) -> str:
+    """Return the SHA-256 (64 hex digits) of a JSON value's canonical text."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()
+
+
+def _known(cls: Any, data: Mapping[str, Any]) -> Dict[str, Any]:
+    names = {f.name for f in dataclasses.fields(cls)}
+    return {k: v for k, v in data.items() if k in names}
+
+
+@dataclass(frozen=True)
+class RetrySpec:
+    """A retry policy. Delays in seconds; attempt n waits ``initial_delay * backoff_coefficient**(n-1)``."""
+
+    max_retries: int
+    backoff_coefficient: float = 1.0
+    initial_delay: float = 1.0
+    max_delay: float = 60.0
+
+    def delay(self, attempt: int) -> float:
+        """Return the seconds to wait before retry number ``attempt`` (1 is the first)."""
+        return min(self.max_delay, self.initial_delay * self.backoff_coefficient ** (attempt - 1))
+
+
+@dataclass(frozen=True)
+class ImageLayer:
+    """One build step: ``kind`` is ``pip`` now, ``apt``, ``run`` and others later; ``args`` its words."""
+
+    kind: str
+    args: Tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MountedFile:
+    """A file added at container start: absolute ``path`` in the container, SHA-256 of its blob, mode bits."""
+
+    path: str
+    blob: str
+    mode: int = 0o644
+
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """A container's file system and environment, as pure data.
+
+    Attributes:
+        python: ``"3.11"`` or ``"3.11.7"``; None is the local minor version, resolved when published.
+        layers: the build steps in order; they decide ``environment_key``.
+        env: environment variables.
+        workdir: absolute working directory, or None.
+        files: files put in place when a container starts; they do not rebuild anything.
+    """
+
+    python: Optional[str] = None
+    layers: Tuple[ImageLayer, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
+    workdir: Optional[str] = None
+    files: Tuple[MountedFile, ...] = ()
+
+    @property
+    def environment_key(self) -> str:
+        """The content key of what has to be built: the Python version and the layers."""
+        return content_key({"python": self.python, "layers": [dataclasses.asdict(x) for x in self.layers]})
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ImageSpec":
+        known = _known(cls, data)
+        known["layers"] = tuple(
+            ImageLayer(x["kind"], tuple(x.get("args", ())), dict(x.get("options", {})))
+            for x in known.get("layers", ())
+        )
+        known["files"] = tuple(MountedFile(**_known(MountedFile, x)) for x in known.get("files", ()))
+        return cls(**known)
+
+
+@dataclass(frozen=True)
+class FunctionSpec:
+    """All that the dispatcher, an engine and a container need to know of one Function.
+
+    Attributes:
+        app: the App's name (or description, when it has no name).
+        name: the Function's name in its App.
+        module: dotted name (or script stem) to import in the container; empty when ``serialized``.
+        qualname: where the function stands in that module.
+        file: path of the module inside the code bundle, as ``pkg/mod.py``; None when it is imported
+            from the image.
+        serialized: the function itself travels as a cloudpickle in blob ``function_blob``.
+        function_blob: SHA-256 of that pickle.
+        code_bundle: SHA-256 of the zip with the user's modules, put first on ``sys.path``.
+        is_generator: the function yields.
+        is_async: the function is a coroutine function or an async generator function.
+        env: environment variables that win over the image's.
+        cpu: cores requested, and the limit or None.
+        memory: MiB requested, and the limit or None.
+        ephemeral_disk: MiB, or None.
+        timeout: seconds one input may run.
+        startup_timeout: seconds a container may take to be ready; None means ``timeout``.
+        retries: the user's retry policy, or None.
+        min_containers: floor of warm containers.
+        max_containers: ceiling, or None.
+        buffer_containers: extra idle containers kept while the Function is active.
+        scaledown_window: seconds an idle container lives.
+        max_concurrent_inputs: inputs one container runs at a time.
+        single_use_containers: a container ends after one input.
+        region: datacenters to be placed in; empty means any.
+    """
+
+    app: str
+    name: str
+    module: str = ""
+    qualname: str = ""
+    file: Optional[str] = None
+    serialized: bool = False
+    function_blob: Optional[str] = None
+    code_bundle: Optional[str] = None
+    is_generator: bool = False
+    is_async: bool = False
+    image: ImageSpec = field(default_factory=ImageSpec)
+    env: Mapping[str, str] = field(default_factory=dict)
+    cpu: Tuple[Optional[float], Optional[float]] = (None, None)
+    memory: Tuple[Optional[int], Optional[int]] = (None, None)
+    ephemeral_disk: Optional[int] = None
+    timeout: float = 300.0
+    startup_timeout: Optional[float] = None
+    retries: Optional[RetrySpec] = None
+    min_containers: int = 0
+    max_containers: Optional[int] = None
+    buffer_containers: int = 0
+    scaledown_window: float = 60.0
+    max_concurrent_inputs: int = 1
+    single_use_containers: bool = False
+    region: Tuple[str, ...] = ()
+
+    def to_dict(self) -> Dict[str, Any]:
+        """Return the JSON object of this specification."""
+        return dataclasses.asdict(self)
+
+    @property
+    def version_key(self) -> str:
+        """The content key of the whole specification: containers of equal keys are interchangeable."""
+        return content_key(self.to_dict())
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "FunctionSpec":
+        """Read the JSON object of a specification; unknown fields are ignored."""
+        known = _known(cls, data)
+        if "image" in known:
+            known["image"] = ImageSpec.from_dict(known["image"])
+        if known.get("retries"):
+            known["retries"] = RetrySpec(**_known(RetrySpec, known["retries"]))
+        for name in ("cpu", "memory", "region"):
+            if name in known:
+                known[name] = tuple(known[name])
+        return cls(**known)

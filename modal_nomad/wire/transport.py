@@ -1,0 +1,189 @@
+"""Blocking sockets for the container: a WebSocket and a blob client, standard library only."""
+
+import hashlib
+import socket
+import threading
+from collections import deque
+from http.client import HTTPConnection, HTTPException
+from typing import Any, Deque, Mapping, Optional
+
+from . import websocket
+from .address import Address, parse_address
+
+
+def open_socket(address: Address, timeout: Optional[float]) -> socket.socket:
+    """Connect to a dispatcher. Raises OSError."""
+    if address.path:
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            sock.settimeout(timeout)
+            sock.connect(address.path)
+        except BaseException:
+            sock.close()
+            raise
+        return sock
+    sock = socket.create_connection((address.host, address.port), timeout)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    if address.tls:
+        import ssl
+
+        return ssl.create_default_context().wrap_socket(sock, server_hostname=address.host)
+    return sock
+
+
+class SyncWebSocket:
+    """A WebSocket for threads: any may send, one receives."""
+
+    def __init__(self, sock: socket.socket, decoder: websocket.Decoder) -> None:
+        self._sock = sock
+        self._decoder = decoder
+        self._messages: Deque[bytes] = deque()
+        self._send_lock = threading.Lock()
+        self._closed = False
+
+    @classmethod
+    def connect(
+        cls, address: str, path: str = "/v1/connect", headers: Mapping[str, str] = {}, timeout: float = 10.0
+    ) -> "SyncWebSocket":
+        """Connect and shake hands.
+
+        Args:
+            address: the server URL.
+            path: of the endpoint.
+            headers: further HTTP headers.
+            timeout: seconds for all of it.
+
+        Raises:
+            OSError: nobody listens, or the server refused (then a WebSocketError with ``status``).
+        """
+        where = parse_address(address)
+        sock = open_socket(where, timeout)
+        try:
+            request, accept = websocket.handshake(where.authority, path, headers)
+            ws = cls(sock, websocket.Decoder(accept))
+            sock.sendall(request)
+            while not ws._decoder.open:
+                ws._read()
+            # Sends block for as long as back-pressure lasts; reads wait in select with their own time.
+            sock.settimeout(None)
+        except BaseException:
+            sock.close()
+            raise
+        return ws
+
+    def fileno(self) -> int:
+        """Return the socket's descriptor."""
+        return self._sock.fileno()
+
+    def send(self, data: bytes) -> None:
+        """Send one binary message. Raises ConnectionError when the connection is gone."""
+        frame = websocket.encode(data)
+        with self._send_lock:
+            try:
+                self._sock.sendall(frame)
+            except OSError as error:
+                raise ConnectionError(f"the connection to the dispatcher is lost: {error}") from error
+
+    def recv(self, timeout: Optional[float] = None) -> Optional[bytes]:
+        """Return the next message, or None when ``timeout`` seconds pass without one.
+
+        Raises:
+            ConnectionError: the connection is gone.
+        """
+        messages = self._messages
+        while not messages:
+            if self._closed:
+                raise ConnectionError("the dispatcher closed the connection")
+            if timeout is not None and not self._readable(timeout):
+                return None
+            self._read()
+        return messages.popleft()
+
+    def close(self) -> None:
+        """Close the socket; a thread in ``recv`` gets a ConnectionError."""
+        self._closed = True
+        try:
+            with self._send_lock:
+                self._sock.settimeout(1)
+                self._sock.sendall(websocket.encode(b"\x03\xe8", websocket.CLOSE))
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self._sock.close()
+
+    def _readable(self, timeout: float) -> bool:
+        import select
+
+        pending = getattr(self._sock, "pending", None)
+        if pending is not None and pending():
+            return True
+        poll = select.poll()
+        try:
+            poll.register(self._sock, select.POLLIN)
+        except (OSError, ValueError) as error:
+            raise ConnectionError("the connection is closed") from error
+        return bool(poll.poll(timeout * 1000))
+
+    def _read(self) -> None:
+        try:
+            data = self._sock.recv(262144)
+        except OSError as error:
+            self._closed = True
+            raise ConnectionError(f"the connection to the dispatcher is lost: {error}") from error
+        if not data:
+            self._closed = True
+            if not self._decoder.open:
+                raise websocket.WebSocketError("the server closed the connection during the handshake")
+        for opcode, payload in self._decoder.feed(data):
+            if opcode == websocket.BINARY:
+                self._messages.append(payload)
+            elif opcode == websocket.PING:
+                with self._send_lock:
+                    self._sock.sendall(websocket.encode(payload, websocket.PONG))
+            elif opcode == websocket.CLOSE:
+                self._closed = True
+
+
+class BlobClient:
+    """Puts and gets content-addressed blobs over HTTP; one connection a call, safe in any thread."""
+
+    def __init__(self, address: str, token: str = "", timeout: float = 60.0) -> None:
+        self._address = parse_address(address)
+        self._token = token
+        self._timeout = timeout
+
+    def put(self, data: bytes) -> str:
+        """Store bytes, return their SHA-256 (64 hex digits). Raises OSError."""
+        sha = hashlib.sha256(data).hexdigest()
+        self._request("PUT", sha, data)
+        return sha
+
+    def get(self, sha: str) -> bytes:
+        """Return a blob's bytes. Raises KeyError when there is none, OSError."""
+        return self._request("GET", sha)
+
+    def exists(self, sha: str) -> bool:
+        """Tell whether the server has a blob."""
+        try:
+            self._request("HEAD", sha)
+        except KeyError:
+            return False
+        return True
+
+    def _request(self, method: str, sha: str, body: Optional[bytes] = None) -> bytes:
+        connection = HTTPConnection(self._address.authority)
+        connection.sock = open_socket(self._address, self._timeout)
+        headers: Any = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        try:
+            connection.request(method, f"/v1/blobs/{sha}", body, headers)
+            answer = connection.getresponse()
+            data = answer.read()
+        except HTTPException as error:
+            raise ConnectionError(f"the dispatcher broke off a blob transfer: {error!r}") from error
+        finally:
+            connection.close()
+        if answer.status == 404:
+            raise KeyError(sha)
+        if answer.status >= 300:
+            raise ConnectionError(f"the dispatcher answered {answer.status} to {method} of blob {sha}")
+        return data
