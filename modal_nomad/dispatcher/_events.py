@@ -1,0 +1,393 @@
+"""What goes into the call engine (events) and what comes out (commands).
+
+The engine is a pure state machine: the rim (sockets, store, engines) turns what happens into one
+event, calls ``CallEngine.handle(event, now)`` and carries out the commands it gets, in order.
+One object stands for a whole frame, never for one input; inputs inside are plain tuples.
+
+Statuses of outputs are those of the wire: 0 success, 1 failure, 2 init failure, 3 terminated,
+4 timeout, 5 internal. Payloads of 3, 4 and 5 made by the engine are UTF-8 text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+from modal_nomad.wire.spec import FunctionSpec, RetrySpec
+
+SUCCESS, FAILURE, INIT_FAILURE, TERMINATED, TIMEOUT, INTERNAL = range(6)
+
+SubmittedInput: TypeAlias = tuple[int, bytes, int]
+"""index, payload, flags"""
+LeasedInput: TypeAlias = tuple[int, str, int, bytes, int]
+"""lease, call id, index, payload, flags"""
+ReturnedOutput: TypeAlias = tuple[int, int, bytes, int]
+"""lease, status, payload, flags"""
+Output: TypeAlias = tuple[int, int, bytes, int]
+"""index, status, payload, flags"""
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionPolicy:
+    """What the engine has to know of one Function's specification.
+
+    Attributes:
+        version_key: containers of equal keys are interchangeable.
+        timeout: seconds one input may run.
+        startup_timeout: seconds a placed container may take to be ready; None means ``timeout``.
+        retries: the user's policy for failures and timeouts, or None.
+        min_containers: floor of warm containers.
+        max_containers: ceiling, or None for the engine's default.
+        buffer_containers: extra containers kept while the Function is active.
+        scaledown_window: seconds an idle container lives.
+        max_concurrent_inputs: inputs one container runs at a time.
+        single_use: a container ends after one input.
+    """
+
+    version_key: str
+    timeout: float = 300.0
+    startup_timeout: float | None = None
+    retries: RetrySpec | None = None
+    min_containers: int = 0
+    max_containers: int | None = None
+    buffer_containers: int = 0
+    scaledown_window: float = 60.0
+    max_concurrent_inputs: int = 1
+    single_use: bool = False
+
+    @classmethod
+    def from_spec(cls, spec: FunctionSpec, version_key: str | None = None) -> FunctionPolicy:
+        """Take from a specification what concerns the engine; computes the version key when not given."""
+        return cls(
+            version_key=version_key or spec.version_key,
+            timeout=spec.timeout,
+            startup_timeout=spec.startup_timeout,
+            retries=spec.retries,
+            min_containers=spec.min_containers,
+            max_containers=spec.max_containers,
+            buffer_containers=spec.buffer_containers,
+            scaledown_window=spec.scaledown_window,
+            max_concurrent_inputs=spec.max_concurrent_inputs,
+            single_use=spec.single_use_containers,
+        )
+
+
+# ---- events: Functions
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionAdded:
+    """A Function may be called. Said again with another version, its old containers are drained."""
+
+    function_id: str
+    policy: FunctionPolicy
+
+
+@dataclass(frozen=True, slots=True)
+class FunctionRemoved:
+    """A Function is gone: its inputs end TERMINATED with ``reason``, its containers are stopped."""
+
+    function_id: str
+    reason: str
+
+
+# ---- events: calls
+
+
+@dataclass(frozen=True, slots=True)
+class InputsSubmitted:
+    """Inputs of one call, idempotent by index.
+
+    Attributes:
+        durable: the call outlives its owner; its outputs are kept until ``OutputsStored`` or ``CallClosed``.
+        owner: the client whose loss cancels a call that is not durable. For a call made inside a
+            container pass that container's id: so the engine knows which containers wait for a child.
+        last: no inputs beyond these will come, so that ``CallDone`` can be said.
+    """
+
+    call_id: str
+    function_id: str
+    durable: bool
+    owner: str | None
+    inputs: Sequence[SubmittedInput]
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CallCancelled:
+    """Queued and running inputs end TERMINATED; with ``terminate_containers`` the latter's containers too."""
+
+    call_id: str
+    terminate_containers: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class CallClosed:
+    """Nobody will ask again: outputs are forgotten.
+
+    Pending inputs of a call that is not durable are dropped without output. A durable call runs on to
+    its end (its outputs are still delivered, for the store) and is forgotten then.
+    """
+
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsAcked:
+    """The caller has these outputs. Forgotten at once, unless the call is durable (nothing happens then)."""
+
+    call_id: str
+    indexes: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsStored:
+    """The store has these outputs of a durable call: the rim answers for them from now on.
+
+    Also said after a restart, after the call's ``InputsSubmitted`` (which may hold no inputs), so that
+    a caller's re-sent inputs are known to be done.
+    """
+
+    call_id: str
+    indexes: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class CallAttached:
+    """A caller came (back): all outputs that are held are delivered again."""
+
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class OwnerLost:
+    """A client is gone for good: its calls that are not durable are cancelled and forgotten."""
+
+    owner: str
+
+
+# ---- events: containers
+
+
+@dataclass(frozen=True, slots=True)
+class ContainersStarting:
+    """The answer to ``StartContainers``: the ids the rim gave (fewer when some could not be started)."""
+
+    function_id: str
+    version_key: str
+    container_ids: Sequence[str]
+    asked: int | None = None
+    """The command's count; None when all were started."""
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerPending:
+    """A starting container waits to be placed, and why; an empty reason says that it is placed now."""
+
+    container_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerFailed:
+    """A container ended. Before it was ready this counts as a failed start; later it equals WorkerLost."""
+
+    container_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReady:
+    """A worker takes inputs. A container the engine does not know (after a restart) is adopted."""
+
+    container_id: str
+    function_id: str
+    version_key: str
+    slots: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerInitFailed:
+    """User code could not be loaded; ``payload`` is the packed exception. The worker ends by itself."""
+
+    container_id: str
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class OutputsReturned:
+    """A batch of outputs of one worker, and the seconds of user code spent on it."""
+
+    container_id: str
+    outputs: Sequence[ReturnedOutput]
+    busy_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class InputsGivenBack:
+    """Prefetched inputs that a worker did not start (a long input is ahead of them, or it drains)."""
+
+    container_id: str
+    leases: Sequence[int]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerDraining:
+    """A worker ends after what it runs now, by its own or the node's will."""
+
+    container_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLost:
+    """A worker's connection is gone, expected (after a drain or a stop) or not. Repeats do no harm."""
+
+    container_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """The time of ``next_wakeup()`` has come. Early or repeated ticks do no harm."""
+
+
+Event: TypeAlias = (
+    FunctionAdded
+    | FunctionRemoved
+    | InputsSubmitted
+    | CallCancelled
+    | CallClosed
+    | OutputsAcked
+    | OutputsStored
+    | CallAttached
+    | OwnerLost
+    | ContainersStarting
+    | ContainerPending
+    | ContainerFailed
+    | WorkerReady
+    | WorkerInitFailed
+    | OutputsReturned
+    | InputsGivenBack
+    | WorkerDraining
+    | WorkerLost
+    | Tick
+)
+
+
+# ---- commands
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Send these inputs to a worker, in one frame."""
+
+    container_id: str
+    inputs: list[LeasedInput]
+
+
+@dataclass(frozen=True, slots=True)
+class Deliver:
+    """Pass outputs to the call's owner, and to the store when the call is durable."""
+
+    call_id: str
+    outputs: list[Output]
+
+
+@dataclass(frozen=True, slots=True)
+class CallDone:
+    """Each input of a call whose last input is known has its output (delivered before this)."""
+
+    call_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class StartContainers:
+    """Start containers of the Function's version; answer with ``ContainersStarting``, whatever happens."""
+
+    function_id: str
+    version_key: str
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class DrainContainer:
+    """Tell the worker to finish what it runs, give back what it did not start, and end with code 0."""
+
+    container_id: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class StopContainer:
+    """End a container: ``force`` kills it now, else it is asked (signal, then the kill timeout).
+
+    Answer with ``WorkerLost`` or ``ContainerFailed`` when it has ended.
+    """
+
+    container_id: str
+    force: bool
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class CancelLeases:
+    """Tell the worker to cancel these inputs; it still answers each of them (or has answered)."""
+
+    container_id: str
+    leases: list[int]
+
+
+Command: TypeAlias = (
+    Lease | Deliver | CallDone | StartContainers | DrainContainer | StopContainer | CancelLeases
+)
+
+
+# ---- views, for status and metrics
+
+ContainerState: TypeAlias = Literal["starting", "ready", "draining", "stopping"]
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerView:
+    """One container as status shows it; ``busy`` is the number of inputs it runs now."""
+
+    container_id: str
+    function_id: str
+    version_key: str
+    state: ContainerState
+    since: float
+    busy: int
+    pending_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    """One Function's queue and containers; ``running`` counts inputs, not containers."""
+
+    function_id: str
+    version_key: str
+    backlog: int
+    running: int
+    starting: int
+    idle: int
+    busy: int
+    draining: int
+    average_seconds: float | None
+    pending_reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """Totals since the start (counters) and now (calls, backlog, containers)."""
+
+    functions: int
+    calls: int
+    backlog: int
+    running: int
+    containers: int
+    inputs_accepted: int
+    outputs_delivered: int
+    retries: int
+    losses: int
+    containers_started: int

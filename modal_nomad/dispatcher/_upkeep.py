@@ -1,0 +1,409 @@
+"""What the call engine does to containers, and what time does to both: starts, drains, losses, timers."""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+
+from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher._call import Call, Input
+from modal_nomad.dispatcher._events import Command, Output
+from modal_nomad.dispatcher._pool import FOREVER, Container, Pool
+from modal_nomad.dispatcher.autoscaler import STALL_SECONDS, Autoscaler, Load
+
+GRACE_SECONDS = 10.0
+"""A worker enforces its own limits; beyond them by this much it is taken for dead."""
+EXIT_SECONDS = 30.0
+"""A container without work has this long to run its exit hooks once told to end."""
+CHECK_SECONDS = 5.0
+"""How often running inputs are looked at; the start of a prefetched one is known no better."""
+MAX_LOSSES = 8
+MAX_STRIKES = 3
+MAX_BACKOFF = 30.0
+FIRST_BACKOFF = 0.25
+
+
+class Upkeep:
+    """State shared by all of the engine, and the half of it that concerns containers and time."""
+
+    def __init__(self, default_max_containers: int, first_lease: int) -> None:
+        self._autoscaler = Autoscaler(default_max_containers)
+        self._pools: dict[str, Pool] = {}
+        self._calls: dict[str, Call] = {}
+        self._containers: dict[str, Container] = {}
+        self._owners: dict[str, set[str]] = {}
+        self._next_lease = first_lease
+        self._sequence = 0
+        self._timers: list[tuple[float, int, Pool]] = []
+        self._now = 0.0
+        self._out: list[Command] = []
+        self._sink: dict[Call, list[Output]] = {}
+        self._accepted = self._delivered = self._retries = self._losses = self._started = 0
+
+    # ---- time
+
+    def next_wakeup(self) -> float | None:
+        """When to send the next ``Tick``, on the clock of ``handle``; None when nothing waits for time."""
+        timers = self._timers
+        while timers and timers[0][2].wake_at != timers[0][0]:
+            heappop(timers)
+        return timers[0][0] if timers else None
+
+    def _arm(self, pool: Pool, when: float) -> None:
+        if when < pool.wake_at:
+            pool.wake_at = when
+            self._sequence += 1
+            heappush(self._timers, (when, self._sequence, pool))
+
+    def _tick(self, event: ev.Tick) -> None:
+        timers = self._timers
+        while timers and timers[0][0] <= self._now:
+            when, _, pool = heappop(timers)
+            if pool.wake_at == when:
+                pool.wake_at = FOREVER
+                self._review(pool)
+        # Timers that were replaced by earlier ones stay in the heap; they must not pile up.
+        if len(timers) > 64 + 4 * len(self._pools):
+            live = {id(x[2]): x for x in timers if x[2].wake_at == x[0]}
+            timers[:] = live.values()
+            heapify(timers)
+
+    # ---- outputs and calls
+
+    def _finish(self, item: Input, status: int, payload: bytes, deliver: bool = True) -> None:
+        """End a pending input with an output of the engine's own; a lease of it stays until answered."""
+        call = item.call
+        if call is None:
+            return
+        output = (item.index, status, payload, 0)
+        item.call = None
+        item.payload = b""
+        call.entries[item.index] = output
+        call.pending -= 1
+        if deliver:
+            self._sink.setdefault(call, []).append(output)
+
+    def _flush(self) -> None:
+        for call, outputs in self._sink.items():
+            if outputs:
+                self._delivered += len(outputs)
+                self._out.append(ev.Deliver(call.call_id, outputs))
+                if call.closed:
+                    call.forget([x[0] for x in outputs])
+            self._say_done(call)
+            if call.closed and not call.pending:
+                self._forget_call(call)
+        self._sink.clear()
+
+    def _say_done(self, call: Call, repeat: bool = False) -> None:
+        if call.last and not call.pending and (repeat or not call.done_said):
+            call.done_said = True
+            self._out.append(ev.CallDone(call.call_id))
+
+    def _forget_call(self, call: Call) -> None:
+        self._disown(call)
+        self._calls.pop(call.call_id, None)
+        # A closed durable call is forgotten while its last outputs are being delivered.
+        if not call.closed:
+            self._sink.pop(call, None)
+
+    def _disown(self, call: Call) -> None:
+        if call.owner is not None:
+            owned = self._owners.get(call.owner)
+            if owned is not None:
+                owned.discard(call.call_id)
+                if not owned:
+                    del self._owners[call.owner]
+
+    def _fail_queue(self, pool: Pool, status: int, payload: bytes) -> None:
+        for item in pool.queue:
+            self._finish(item, status, payload)
+        pool.queue.clear()
+        pool.strikes = 0
+
+    def _requeue(self, pool: Pool, items: list[Input]) -> None:
+        """Put inputs back where they were: at the front, in their order."""
+        items = [x for x in items if x.call is not None]
+        if items:
+            if not pool.queue:
+                pool.stall_from = self._now
+            pool.queue.extendleft(reversed(items))
+
+    # ---- containers
+
+    def _containers_starting(self, event: ev.ContainersStarting) -> None:
+        pool = self._pools.get(event.function_id)
+        if pool is None:
+            for container_id in event.container_ids:
+                self._out.append(ev.StopContainer(container_id, True, "its Function is gone"))
+            return
+        asked = event.asked if event.asked is not None else len(event.container_ids)
+        left = pool.requested.get(event.version_key, 0) - asked
+        if left > 0:
+            pool.requested[event.version_key] = left
+        else:
+            pool.requested.pop(event.version_key, None)
+        for container_id in event.container_ids:
+            if container_id not in self._containers:
+                container = pool.add(container_id, event.version_key, self._now)
+                self._containers[container_id] = container
+                self._started += 1
+                if pool.removed is not None or event.version_key != pool.policy.version_key:
+                    self._retire(container, pool.removed or "a new version was deployed")
+        if asked > len(event.container_ids):
+            self._start_failed(pool, "the engine did not start a container")
+        self._review(pool)
+
+    def _container_pending(self, event: ev.ContainerPending) -> None:
+        container = self._containers.get(event.container_id)
+        if container is not None and container.state == "starting":
+            container.pending_reason = event.reason
+            container.clock_from = self._now
+            self._review(container.pool)
+
+    def _worker_ready(self, event: ev.WorkerReady) -> None:
+        container = self._containers.get(event.container_id)
+        if container is None:
+            pool = self._pools.get(event.function_id)
+            if pool is None:
+                reason = "its Function is not known here"
+                self._out.append(ev.StopContainer(event.container_id, False, reason))
+                return
+            container = pool.add(event.container_id, event.version_key, self._now)
+            self._containers[event.container_id] = container
+        elif container.state == "starting":
+            pool = container.pool
+            taken = self._now - container.clock_from
+            pool.start_seconds += (max(taken, 0.001) - pool.start_seconds) * 0.3
+        else:
+            return
+        if pool.removed is not None or event.version_key != pool.policy.version_key:
+            pool.set_state(container, "ready", self._now)
+            self._drain(container, pool.removed or "a new version was deployed")
+            return
+        container.slots = 1 if pool.policy.single_use else max(1, event.slots)
+        container.pending_reason = ""
+        pool.failures = pool.strikes = 0
+        pool.not_before = 0.0
+        pool.stall_from = self._now
+        pool.set_credit(container)
+        pool.set_state(container, "ready", self._now)
+        self._review(pool)
+
+    def _worker_init_failed(self, event: ev.WorkerInitFailed) -> None:
+        container = self._containers.get(event.container_id)
+        if container is None:
+            return
+        pool = container.pool
+        if container.state == "starting":
+            self._to_stopping(container, self._now + GRACE_SECONDS)
+            if container.version_key == pool.policy.version_key:
+                self._back_off(pool)
+                if not pool.counts["ready"]:
+                    self._fail_queue(pool, ev.INIT_FAILURE, event.payload)
+        self._review(pool)
+
+    def _worker_draining(self, event: ev.WorkerDraining) -> None:
+        container = self._containers.get(event.container_id)
+        if container is not None and container.state in ("starting", "ready"):
+            container.pool.set_state(container, "draining", self._now)
+            container.deadline = FOREVER
+            self._review(container.pool)
+
+    def _container_gone(self, event: ev.WorkerLost | ev.ContainerFailed) -> None:
+        container = self._containers.pop(event.container_id, None)
+        if container is None:
+            return
+        pool = container.pool
+        was = container.state
+        for _, item in container.running():
+            item.losses += 1
+            self._losses += item.call is not None
+            if item.losses > MAX_LOSSES:
+                text = f"the input's container was lost {item.losses} times, the last time: {event.reason}"
+                self._finish(item, ev.INTERNAL, text.encode())
+        items = pool.take_leases(container)
+        pool.discard(container)
+        self._requeue(pool, items)
+        if was == "starting" and container.version_key == pool.policy.version_key:
+            self._start_failed(pool, event.reason)
+        self._review(pool)
+
+    def _start_failed(self, pool: Pool, reason: str) -> None:
+        self._back_off(pool)
+        pool.strikes += 1
+        if pool.strikes >= MAX_STRIKES and not pool.counts["ready"]:
+            text = f"{pool.strikes} containers in a row ended before they were ready, the last: {reason}"
+            self._fail_queue(pool, ev.INTERNAL, text.encode())
+
+    def _back_off(self, pool: Pool) -> None:
+        pool.failures += 1
+        tries = pool.strikes if pool.queue else pool.failures - 1
+        pool.not_before = self._now + min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(tries, 10))
+
+    def _drain(self, container: Container, reason: str) -> None:
+        container.pool.set_state(container, "draining", self._now)
+        container.deadline = FOREVER
+        self._out.append(ev.DrainContainer(container.container_id, reason))
+
+    def _retire(self, container: Container, reason: str) -> None:
+        """End a container that is not wanted any more; a running input is let finish."""
+        if container.state == "starting":
+            self._to_stopping(container, self._now + EXIT_SECONDS)
+            self._out.append(ev.StopContainer(container.container_id, False, reason))
+        elif container.state == "ready":
+            self._drain(container, reason)
+
+    def _force_stop(self, container: Container, reason: str) -> None:
+        items = container.pool.take_leases(container)
+        self._to_stopping(container, self._now + EXIT_SECONDS)
+        self._out.append(ev.StopContainer(container.container_id, True, reason))
+        self._requeue(container.pool, items)
+
+    def _to_stopping(self, container: Container, deadline: float) -> None:
+        container.pool.set_state(container, "stopping", self._now)
+        container.deadline = deadline
+        container.pending_reason = ""
+
+    # ---- the review of one pool: after all but the hot events, and when its time has come
+
+    def _review(self, pool: Pool) -> None:
+        now = self._now
+        if pool.delayed and pool.delayed[0][0] <= now:
+            if not pool.queue:
+                pool.stall_from = now
+            while pool.delayed and pool.delayed[0][0] <= now:
+                pool.queue.append(heappop(pool.delayed)[2])
+        wake = pool.delayed[0][0] if pool.delayed else FOREVER
+        for container in list(pool.containers.values()):
+            wake = min(wake, self._check(pool, container))
+        self._next_lease = pool.feed(self._next_lease, self._out)
+        if pool.removed is not None:
+            if not pool.containers and not pool.requested:
+                self._pools.pop(pool.function_id, None)
+                pool.wake_at = FOREVER
+                return
+        else:
+            wake = min(wake, self._scale(pool))
+        if pool.leased:
+            wake = min(wake, now + CHECK_SECONDS)
+        if wake < FOREVER:
+            wake = max(wake, now + 0.001)
+            if wake != pool.wake_at:
+                pool.wake_at = FOREVER
+                self._arm(pool, wake)
+
+    def _check(self, pool: Pool, container: Container) -> float:
+        """Hold one container to its time limits; gives when to look again."""
+        now = self._now
+        policy = pool.policy
+        state = container.state
+        if state == "starting":
+            if container.pending_reason:
+                idle = not (pool.queue or pool.delayed or pool.leased)
+                if idle and pool.counts["ready"] + pool.starting > policy.min_containers:
+                    self._retire(container, "not needed any more")
+                    return container.deadline
+                return FOREVER
+            limit = policy.startup_timeout if policy.startup_timeout is not None else policy.timeout
+            end = container.clock_from + limit + GRACE_SECONDS
+            if now >= end:
+                reason = f"not ready after {limit:g} s: raise startup_timeout if it needs longer"
+                self._force_stop(container, reason)
+                self._start_failed(pool, reason)
+                return container.deadline
+            return end
+        if state == "stopping":
+            if now >= container.deadline:
+                container.deadline = now + EXIT_SECONDS
+                self._out.append(ev.StopContainer(container.container_id, True, "it did not end in time"))
+            return container.deadline
+        if container.leases:
+            container.deadline = FOREVER
+            return self._check_inputs(pool, container)
+        if state == "draining":
+            if container.deadline == FOREVER:
+                container.deadline = now + EXIT_SECONDS
+            if now >= container.deadline:
+                self._force_stop(container, "it did not end after its drain")
+            return container.deadline
+        return FOREVER
+
+    def _check_inputs(self, pool: Pool, container: Container) -> float:
+        now = self._now
+        limit = pool.policy.timeout + GRACE_SECONDS
+        seen: dict[int, float] = {}
+        stuck: list[Input] = []
+        for lease, item in container.running():
+            since = seen[lease] = container.running_since.get(lease, now)
+            if now - since >= limit:
+                stuck.append(item)
+        container.running_since = seen
+        if not stuck:
+            return min(min(seen.values()) + limit, now + min(CHECK_SECONDS, limit / 4))
+        text = f"the input ran longer than its timeout of {pool.policy.timeout:g} s and its worker is silent"
+        retries = pool.policy.retries
+        for item in stuck:
+            if item.call is not None and retries is not None and item.attempts < retries.max_retries:
+                item.attempts += 1
+                self._retries += 1
+            else:
+                self._finish(item, ev.TIMEOUT, text.encode())
+        self._force_stop(container, text)
+        return container.deadline
+
+    def _scale(self, pool: Pool) -> float:
+        """Start and drain containers; gives when to look again."""
+        now = self._now
+        queued = len(pool.queue)
+        if now < pool.not_before:
+            return pool.not_before
+        stalled = bool(queued) and now - pool.stall_from >= STALL_SECONDS
+        load = Load(
+            queued=queued,
+            leased=pool.leased,
+            ready=pool.counts["ready"],
+            busy=pool.busy,
+            starting=pool.starting,
+            winding_down=pool.counts["draining"] + pool.counts["stopping"],
+            average=pool.average,
+            start_seconds=pool.start_seconds,
+            stalled=stalled,
+            blocked=self._blocked(pool) if stalled else 0,
+        )
+        count = self._autoscaler.to_start(pool.policy, load)
+        if count:
+            version = pool.policy.version_key
+            pool.requested[version] = pool.requested.get(version, 0) + count
+            self._out.append(ev.StartContainers(pool.function_id, version, count))
+        if stalled:
+            pool.stall_from = now
+        wake = now + STALL_SECONDS if queued else FOREVER
+        if load.ready > load.busy and not queued:
+            wake = min(wake, self._scale_in(pool, load))
+        return wake
+
+    def _scale_in(self, pool: Pool, load: Load) -> float:
+        now = self._now
+        idle = sorted((c.idle_since, c.container_id) for c in pool.free.values() if not c.leases)
+        at_once = self._autoscaler.over_ceiling(pool.policy, load)
+        allowed = self._autoscaler.to_drain(pool.policy, load)
+        for since, container_id in idle:
+            if at_once > 0:
+                self._drain(pool.containers[container_id], "more containers than max_containers")
+                at_once -= 1
+            elif allowed <= 0:
+                break
+            elif now - since >= pool.policy.scaledown_window:
+                self._drain(pool.containers[container_id], "idle for its scaledown window")
+            else:
+                return since + pool.policy.scaledown_window
+            allowed -= 1
+        return FOREVER
+
+    def _blocked(self, pool: Pool) -> int:
+        """How many busy containers wait for calls that were made inside them."""
+        return sum(
+            1
+            for c in pool.containers.values()
+            if c.leases and any(self._calls[x].pending for x in self._owners.get(c.container_id, ()))
+        )

@@ -1,0 +1,113 @@
+"""How many containers a Function should have: a pure function of its policy and its load.
+
+A container is worth starting only when the queue will outlive the start. So the work at hand
+(outstanding inputs times their average duration) decides, not the number of inputs: ten thousand
+inputs of a microsecond start nothing, ten of a minute start ten.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from modal_nomad.dispatcher._events import FunctionPolicy
+
+STALL_SECONDS = 0.05
+"""A queue that waits this long without any output anywhere is stalled: its containers run something long,
+or wait for a child call that stands in this very queue."""
+
+FIRST_BURST = 4
+"""Containers started for a burst of inputs whose duration nobody knows yet; stalls then double them."""
+
+BLOCKED_FACTOR = 16
+"""Containers that wait for child calls may be replaced up to this multiple of the default ceiling."""
+
+
+@dataclass(slots=True)
+class Load:
+    """What the autoscaler looks at.
+
+    Attributes:
+        queued: inputs not leased to any container.
+        leased: inputs leased to ready containers.
+        ready: routable containers; ``busy`` of them hold inputs.
+        starting: containers asked for and not ready yet.
+        winding_down: containers that drain or stop.
+        average: seconds one input takes, None until known.
+        start_seconds: seconds a container takes to be ready.
+        stalled: the queue waited STALL_SECONDS without an output.
+        blocked: busy containers that wait for calls they made.
+    """
+
+    queued: int
+    leased: int
+    ready: int
+    busy: int
+    starting: int
+    winding_down: int
+    average: float | None
+    start_seconds: float
+    stalled: bool = False
+    blocked: int = 0
+
+
+class Autoscaler:
+    """Decides starts and drains.
+
+    Args:
+        default_max_containers: the ceiling of Functions that name none. Containers blocked on child
+            calls do not count against it, else a Function that calls itself could wait for ever.
+    """
+
+    __slots__ = ("default_max_containers",)
+
+    def __init__(self, default_max_containers: int) -> None:
+        if default_max_containers < 1:
+            raise ValueError("default_max_containers must be at least 1")
+        self.default_max_containers = default_max_containers
+
+    def ceiling(self, policy: FunctionPolicy, blocked: int = 0) -> int:
+        """The most containers the Function may have."""
+        if policy.max_containers is not None:
+            return policy.max_containers
+        default = max(self.default_max_containers, policy.min_containers)
+        return min(default + blocked, default * BLOCKED_FACTOR)
+
+    def to_start(self, policy: FunctionPolicy, load: Load) -> int:
+        """How many containers to start now."""
+        alive = load.ready + load.starting
+        wanted = policy.min_containers
+        if load.queued or load.leased:
+            wanted = max(wanted, self._for_demand(policy, load, alive) + policy.buffer_containers)
+        room = self.ceiling(policy, load.blocked) - alive
+        if policy.max_containers is not None:
+            # A ceiling the user named holds for containers that are on their way out, too.
+            room -= load.winding_down
+        return max(0, min(wanted - alive, room))
+
+    def to_drain(self, policy: FunctionPolicy, load: Load) -> int:
+        """How many of the containers idle beyond their window may drain now."""
+        active = load.queued or load.leased
+        keep = max(policy.min_containers, load.busy + (policy.buffer_containers if active else 0))
+        return max(0, load.ready - keep)
+
+    def over_ceiling(self, policy: FunctionPolicy, load: Load) -> int:
+        """How many idle containers to drain at once, because there are more than may be."""
+        return max(0, load.ready + load.starting - self.ceiling(policy, load.blocked))
+
+    def _for_demand(self, policy: FunctionPolicy, load: Load, alive: int) -> int:
+        slots = 1 if policy.single_use else policy.max_concurrent_inputs
+        outstanding = load.queued + load.leased
+        needed = -(-outstanding // slots)
+        if policy.single_use:
+            return needed
+        if load.average is None:
+            wanted = min(needed, FIRST_BURST)
+        else:
+            work = outstanding * load.average
+            if not load.queued or (alive and work <= alive * slots * load.start_seconds):
+                wanted = load.busy
+            else:
+                wanted = max(1, min(needed, int(work / (slots * load.start_seconds)) + 1))
+        if load.stalled and load.queued and load.starting < max(1, load.ready):
+            wanted = max(wanted, alive + min(max(1, load.ready), -(-load.queued // slots)))
+        return wanted
