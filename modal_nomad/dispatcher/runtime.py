@@ -1,0 +1,148 @@
+"""The runtime that containers get: one content-addressed zip, built from this installation.
+
+It holds what the container imports and nothing else: the public API, ``wire``, ``worker``,
+``render`` and pure-Python cloudpickle. Equal sources give equal bytes, so a dispatcher that restarts
+invalidates nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+import io
+import os
+import shutil
+import stat
+import tempfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+START_SCRIPT = "_start_worker.py"
+MAX_UNPACKED = 4 << 30
+"""Bytes a bundle may unpack to: a small zip can hold a disk full of zeros."""
+
+_PACKAGES = ("wire", "worker", "render")
+_EPOCH = (1980, 1, 1, 0, 0, 0)
+_MODAL = '''"""``import modal`` in a container is this package's API."""
+
+import sys
+
+import modal_nomad
+from modal_nomad import _alias
+
+_alias.install()
+sys.modules[__name__] = modal_nomad
+'''
+
+
+class BundleError(Exception):
+    """A zip was refused; the text says why."""
+
+
+def build() -> tuple[str, bytes]:
+    """Return the runtime zip: its SHA-256 and its bytes."""
+    data = pack(dict(_contents()))
+    return hashlib.sha256(data).hexdigest(), data
+
+
+@functools.cache
+def runtime() -> tuple[str, bytes]:
+    """Return ``build()``, built once per process."""
+    return build()
+
+
+def pack(files: dict[str, bytes]) -> bytes:
+    """Return a zip of files by relative path whose bytes depend on nothing but these files."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+        for name in sorted(files):
+            entry = zipfile.ZipInfo(name, _EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            # Unix, whatever built it: the attributes below are mode bits.
+            entry.create_system = 3
+            entry.external_attr = (stat.S_IFREG | 0o644) << 16
+            archive.writestr(entry, files[name])
+    return buffer.getvalue()
+
+
+def _contents() -> Iterator[tuple[str, bytes]]:
+    package = Path(__file__).resolve().parent.parent
+    for source in package.glob("*.py"):
+        yield f"{package.name}/{source.name}", source.read_bytes()
+    for name in _PACKAGES:
+        for source in (package / name).rglob("*.py"):
+            yield f"{package.name}/{source.relative_to(package).as_posix()}", source.read_bytes()
+    yield START_SCRIPT, (package / "worker" / START_SCRIPT).read_bytes()
+    yield "modal/__init__.py", _MODAL.encode()
+    found = importlib.util.find_spec("cloudpickle")
+    if found is None or not found.submodule_search_locations:
+        raise BundleError("cloudpickle is not installed beside modal_nomad: pip install cloudpickle")
+    for location in found.submodule_search_locations:
+        for source in Path(location).rglob("*.py"):
+            yield f"cloudpickle/{source.relative_to(location).as_posix()}", source.read_bytes()
+
+
+def unpack(data: bytes, directory: str | os.PathLike[str], *, max_size: int = MAX_UNPACKED) -> Path:
+    """Unpack a zip so that ``directory`` holds all of it, or does not exist.
+
+    One that is already there is left alone: its name is its content's. Several processes may unpack the
+    same zip at once. Blocks: call it on a thread.
+
+    Raises:
+        BundleError: no zip, damaged, or an entry that would stand outside ``directory``.
+    """
+    target = Path(directory)
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    try:
+        try:
+            with zipfile.ZipFile(io.BytesIO(data)) as archive:
+                _extract(archive, scratch, max_size)
+        except (zipfile.BadZipFile, EOFError, NotImplementedError, RuntimeError, zipfile.LargeZipFile) as exc:
+            raise BundleError(f"the bundle is no readable zip ({exc}): publish it again") from exc
+        os.chmod(scratch, 0o755)
+        try:
+            os.rename(scratch, target)
+        except OSError:
+            # Another process was faster; what it unpacked is the same.
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return target
+
+
+def _extract(archive: zipfile.ZipFile, directory: Path, max_size: int) -> None:
+    left = max_size
+    for entry in archive.infolist():
+        path = _safe(entry, directory)
+        if entry.is_dir():
+            path.mkdir(parents=True, exist_ok=True)
+            continue
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with archive.open(entry) as source, open(path, "wb") as out:
+            # Counted while reading: the size an entry declares is its author's word only.
+            while chunk := source.read(1 << 20):
+                left -= len(chunk)
+                if left < 0:
+                    raise BundleError(
+                        f"the bundle unpacks to more than {max_size} bytes: leave large files out"
+                    )
+                out.write(chunk)
+        os.chmod(path, 0o755 if (entry.external_attr >> 16) & 0o111 else 0o644)
+
+
+def _safe(entry: zipfile.ZipInfo, directory: Path) -> Path:
+    kind = stat.S_IFMT(entry.external_attr >> 16)
+    parts = PurePosixPath(entry.filename).parts
+    if kind not in (0, stat.S_IFREG, stat.S_IFDIR):
+        raise BundleError(f"bundle entry {entry.filename!r} is no plain file: links cannot be shipped")
+    if not parts or entry.filename.startswith("/") or ".." in parts or "\\" in entry.filename:
+        raise BundleError(
+            f"bundle entry {entry.filename!r} would stand outside its directory: publish it again"
+        )
+    return directory.joinpath(*parts)

@@ -1,0 +1,237 @@
+"""The contract of a store: what is promised to survive a dispatcher's end.
+
+A writing method returns after its rows are on the disk; many callers share one commit. Nothing here
+blocks the event loop.
+"""
+
+from __future__ import annotations
+
+import abc
+import hashlib
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class StoreError(Exception):
+    """The store cannot be used; the text is one line that names the remedy."""
+
+
+def hash_secret(secret: str) -> str:
+    """Return what is stored of a token's secret.
+
+    A plain SHA-256 is enough, and fast: secrets are drawn by us with full entropy, never chosen.
+    """
+    return hashlib.sha256(secret.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class AppRecord:
+    """An App. ``state`` is ``ephemeral``, ``detached``, ``deployed`` or ``stopped``."""
+
+    app_id: str
+    name: str | None
+    description: str
+    environment: str
+    state: str
+    version: int
+    created_at: float
+    stopped_at: float | None = None
+
+
+@dataclass(frozen=True)
+class VersionRecord:
+    """One publication of an App."""
+
+    app_id: str
+    version: int
+    deployed_at: float
+    client: str = ""
+    deployed_by: str = ""
+    tag: str = ""
+
+
+@dataclass(frozen=True)
+class FunctionRecord:
+    """A Function as last published: its specification and its rendered job."""
+
+    function_id: str
+    app_id: str
+    name: str
+    environment: str
+    version: int
+    spec: Mapping[str, Any]
+    job: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CallRecord:
+    """A durable call. ``num_inputs`` is None while its caller may still add inputs."""
+
+    call_id: str
+    function_id: str
+    kind: str
+    created_at: float
+    num_inputs: int | None = None
+    expires_at: float | None = None
+
+
+@dataclass(frozen=True)
+class StoredInput:
+    """An input not yet answered; ``losses`` counts the containers lost under it."""
+
+    index: int
+    payload: bytes
+    flags: int = 0
+    losses: int = 0
+
+
+@dataclass(frozen=True)
+class StoredOutput:
+    """The answer to one input; ``status`` as on the wire."""
+
+    index: int
+    status: int
+    payload: bytes
+    flags: int = 0
+
+
+@dataclass(frozen=True)
+class PendingCall:
+    """A call with a page of its unanswered inputs; a large call comes in several pages, in order."""
+
+    call: CallRecord
+    inputs: Sequence[StoredInput]
+
+
+@dataclass(frozen=True)
+class TokenRecord:
+    """A caller's token; the secret is kept hashed. No ``environments`` means all of them."""
+
+    token_id: str
+    secret_hash: str
+    environments: tuple[str, ...] = ()
+    label: str = ""
+    created_at: float = 0.0
+
+
+class Store(abc.ABC):
+    """Durable state. All methods raise StoreError when the medium fails them."""
+
+    @abc.abstractmethod
+    async def open(self) -> None:
+        """Open, create or migrate. Raises StoreError for what is corrupt, newer or in use."""
+
+    @abc.abstractmethod
+    async def close(self) -> None:
+        """Finish what was accepted, then release everything. Closing twice is no error."""
+
+    # Apps and Functions
+
+    @abc.abstractmethod
+    async def publish(
+        self, app: AppRecord, version: VersionRecord | None, functions: Sequence[FunctionRecord]
+    ) -> None:
+        """Write an App, its new version and its whole set of Functions, at once; others are dropped."""
+
+    @abc.abstractmethod
+    async def set_app_state(self, app_id: str, state: str, stopped_at: float | None = None) -> None:
+        """Change an App's state."""
+
+    @abc.abstractmethod
+    async def app(self, app_id: str) -> AppRecord | None:
+        """Return an App by id."""
+
+    @abc.abstractmethod
+    async def apps(self, environment: str | None = None) -> list[AppRecord]:
+        """Return the Apps of an environment, or all of them, newest first."""
+
+    @abc.abstractmethod
+    async def apps_named(self, name: str, environment: str) -> list[AppRecord]:
+        """Return the Apps that bear a name, or that description, newest first."""
+
+    @abc.abstractmethod
+    async def versions(self, app_id: str) -> list[VersionRecord]:
+        """Return an App's versions, newest first."""
+
+    @abc.abstractmethod
+    async def functions(self, app_id: str | None = None) -> list[FunctionRecord]:
+        """Return an App's Functions by name, or those of every App that is not stopped."""
+
+    @abc.abstractmethod
+    async def function(self, function_id: str) -> FunctionRecord | None:
+        """Return a Function by id."""
+
+    @abc.abstractmethod
+    async def function_ids(self, app_name: str, environment: str) -> dict[str, str]:
+        """Return name to id of every Function ever deployed under an App's name."""
+
+    # Durable calls
+
+    @abc.abstractmethod
+    async def add_inputs(
+        self,
+        call_id: str,
+        function_id: str,
+        inputs: Sequence[StoredInput],
+        *,
+        kind: str = "spawn",
+        num_inputs: int | None = None,
+        expires_at: float | None = None,
+    ) -> None:
+        """Accept inputs of a call, making the call on its first ones.
+
+        The same input twice, or one already answered, changes nothing: callers re-send.
+        ``num_inputs`` says that the call is complete, and with how many inputs.
+        """
+
+    @abc.abstractmethod
+    async def add_outputs(
+        self, call_id: str, outputs: Sequence[StoredOutput], *, expires_at: float | None = None
+    ) -> None:
+        """Keep answers; the first answer to an input stands. Unknown calls are ignored.
+
+        ``expires_at`` puts off the call's expiry.
+        """
+
+    @abc.abstractmethod
+    async def set_losses(self, call_id: str, losses: Mapping[int, int]) -> None:
+        """Record how many containers were lost under inputs, by index."""
+
+    @abc.abstractmethod
+    async def call(self, call_id: str) -> CallRecord | None:
+        """Return a call."""
+
+    @abc.abstractmethod
+    def load_pending(self) -> AsyncIterator[PendingCall]:
+        """Yield every call that has unanswered inputs, oldest first, with these inputs by index."""
+
+    @abc.abstractmethod
+    async def outputs(self, call_id: str, indexes: Sequence[int] | None = None) -> list[StoredOutput]:
+        """Return a call's answers by index, all or those asked for; what has none is absent."""
+
+    @abc.abstractmethod
+    async def delete_call(self, call_id: str) -> None:
+        """Forget a call with its inputs and outputs."""
+
+    @abc.abstractmethod
+    async def expire(self, now: float) -> list[str]:
+        """Forget the calls whose time has passed and return their ids."""
+
+    # Tokens
+
+    @abc.abstractmethod
+    async def add_token(self, token: TokenRecord) -> None:
+        """Keep a token, replacing one of the same id."""
+
+    @abc.abstractmethod
+    async def token(self, token_id: str) -> TokenRecord | None:
+        """Return a token."""
+
+    @abc.abstractmethod
+    async def tokens(self) -> list[TokenRecord]:
+        """Return every token, oldest first."""
+
+    @abc.abstractmethod
+    async def remove_token(self, token_id: str) -> None:
+        """Revoke a token; an unknown one is no error."""

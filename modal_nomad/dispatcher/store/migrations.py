@@ -1,0 +1,95 @@
+"""The schema, as steps. A step that was released is never edited: a new one follows it.
+
+Step n takes a store from schema n-1 to n; SQLite's ``user_version`` says where a file stands.
+"""
+
+from __future__ import annotations
+
+APPLICATION_ID = 0x6D6E6D64
+"""Marks a file as ours, so that another program's database is never migrated."""
+
+_INITIAL = """
+CREATE TABLE apps (
+    app_id TEXT PRIMARY KEY,
+    name TEXT,
+    description TEXT NOT NULL,
+    environment TEXT NOT NULL,
+    state TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    created_at REAL NOT NULL,
+    stopped_at REAL
+) WITHOUT ROWID;
+CREATE INDEX apps_by_name ON apps (environment, name);
+CREATE UNIQUE INDEX apps_deployed ON apps (environment, name) WHERE state = 'deployed';
+
+CREATE TABLE app_versions (
+    app_id TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    deployed_at REAL NOT NULL,
+    client TEXT NOT NULL,
+    deployed_by TEXT NOT NULL,
+    tag TEXT NOT NULL,
+    PRIMARY KEY (app_id, version)
+) WITHOUT ROWID;
+
+CREATE TABLE functions (
+    function_id TEXT PRIMARY KEY,
+    app_id TEXT NOT NULL,
+    name TEXT NOT NULL,
+    environment TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    spec TEXT NOT NULL,
+    job TEXT NOT NULL
+);
+CREATE UNIQUE INDEX functions_by_app ON functions (app_id, name);
+
+-- Outlives the functions themselves: one removed and brought back keeps its id.
+CREATE TABLE function_ids (
+    environment TEXT NOT NULL,
+    app_name TEXT NOT NULL,
+    name TEXT NOT NULL,
+    function_id TEXT NOT NULL,
+    PRIMARY KEY (environment, app_name, name)
+) WITHOUT ROWID;
+
+CREATE TABLE calls (
+    key INTEGER PRIMARY KEY,
+    call_id TEXT NOT NULL UNIQUE,
+    function_id TEXT NOT NULL,
+    kind TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    num_inputs INTEGER,
+    expires_at REAL
+);
+CREATE INDEX calls_by_expiry ON calls (expires_at) WHERE expires_at IS NOT NULL;
+
+-- Holds unanswered inputs only: answering one moves it to outputs.
+CREATE TABLE inputs (
+    call INTEGER NOT NULL,
+    idx INTEGER NOT NULL,
+    payload BLOB NOT NULL,
+    flags INTEGER NOT NULL,
+    losses INTEGER NOT NULL,
+    PRIMARY KEY (call, idx)
+) WITHOUT ROWID;
+
+CREATE TABLE outputs (
+    call INTEGER NOT NULL,
+    idx INTEGER NOT NULL,
+    status INTEGER NOT NULL,
+    payload BLOB NOT NULL,
+    flags INTEGER NOT NULL,
+    PRIMARY KEY (call, idx)
+) WITHOUT ROWID;
+
+CREATE TABLE tokens (
+    token_id TEXT PRIMARY KEY,
+    secret_hash TEXT NOT NULL,
+    environments TEXT NOT NULL,
+    label TEXT NOT NULL,
+    created_at REAL NOT NULL
+) WITHOUT ROWID;
+"""
+
+STEPS: tuple[str, ...] = (_INITIAL,)
+VERSION = len(STEPS)
