@@ -1,0 +1,118 @@
+"""Find the user's function: prepare the process as its specification says, import, unwrap."""
+
+import os
+import sys
+from typing import Any, Callable, Optional
+
+from ..exception import InvalidError, NotFoundError
+from ..wire.spec import FunctionSpec
+
+FetchBlob = Callable[[str], bytes]
+
+
+def place_files(spec: FunctionSpec, fetch: FetchBlob) -> None:
+    """Put the image's files in place. To be called while the process has one thread."""
+    if spec.image.files:
+        from .files import import_roots, place
+
+        place(spec.image.files, fetch)
+        sys.path.extend(root for root in import_roots(spec.image.files) if root not in sys.path)
+
+
+def prepare(spec: FunctionSpec, code_dir: Optional[str], runtime_dir: Optional[str]) -> None:
+    """Set environment variables, working directory and ``sys.path`` before user code is imported."""
+    os.environ.update(spec.image.env)
+    os.environ.update(spec.env)
+    if spec.image.workdir:
+        _enter(spec.image.workdir)
+    if runtime_dir and runtime_dir not in sys.path:
+        sys.path.append(runtime_dir)
+    if code_dir:
+        while code_dir in sys.path:
+            sys.path.remove(code_dir)
+        sys.path.insert(0, code_dir)
+    from .._alias import install
+
+    install()
+
+
+def _enter(directory: str) -> None:
+    try:
+        os.makedirs(directory, exist_ok=True)
+        os.chdir(directory)
+    except OSError as error:
+        raise InvalidError(
+            f"the image's workdir {directory!r} cannot be used here: {error.strerror}; "
+            "choose one that the container's user may write"
+        ) from error
+
+
+def load_function(spec: FunctionSpec, code_dir: Optional[str], fetch: FetchBlob) -> Callable[..., Any]:
+    """Import or unpickle the function that ``spec`` names.
+
+    Raises:
+        InvalidError: the specification names nothing that can be called.
+        NotFoundError: the module has no such function.
+        BaseException: whatever the user's module raises when it is imported.
+    """
+    if spec.is_generator:
+        raise InvalidError(
+            f"{spec.name} is a generator function, which this version cannot run; return a list"
+        )
+    found: Any
+    if spec.serialized:
+        if not spec.function_blob:
+            raise InvalidError(
+                f"the serialized function {spec.name} came without its pickle; deploy it again"
+            )
+        from ..wire.serialization import loads
+
+        found = loads(fetch(spec.function_blob))
+    else:
+        found = _import(spec.module, spec.file, code_dir)
+        for part in spec.qualname.split("."):
+            if part == "<locals>":
+                raise InvalidError(
+                    f"{spec.qualname} stands inside a function; move it to the top of its module or use "
+                    "serialized=True"
+                )
+            try:
+                found = getattr(found, part)
+            except AttributeError:
+                raise NotFoundError(
+                    f"module {spec.module} has no {spec.qualname}; define it at the top level, "
+                    "not under a condition that is false in the container"
+                ) from None
+    raw = getattr(found, "get_raw_f", None)
+    if raw is not None:
+        found = raw()
+    if not callable(found):
+        raise InvalidError(f"{spec.qualname or spec.name} is a {type(found).__name__}, not a function")
+    function: Callable[..., Any] = found
+    return function
+
+
+def _import(name: str, file: Optional[str], code_dir: Optional[str]) -> Any:
+    import importlib
+
+    path = os.path.join(code_dir, file) if file and code_dir else None
+    if path is None or "." in name or os.path.basename(path) == "__init__.py" or not os.path.exists(path):
+        return importlib.import_module(name)
+    # A script may bear the name of a module that is imported already, or have no .py at all: its
+    # file decides, not the search path.
+    loaded = sys.modules.get(name)
+    if loaded is not None and getattr(loaded, "__file__", None) == path:
+        return loaded
+    from importlib.machinery import SourceFileLoader
+    from importlib.util import module_from_spec, spec_from_loader
+
+    module_spec = spec_from_loader(name, SourceFileLoader(name, path))
+    assert module_spec is not None and module_spec.loader is not None
+    module = module_from_spec(module_spec)
+    sys.modules[name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except BaseException:
+        sys.modules.pop(name, None)
+        raise
+    return module

@@ -1,0 +1,197 @@
+"""Running async functions: all inputs on one event loop, which lives as long as the container."""
+
+import asyncio
+import signal
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+
+from .._execution_context import current_work
+from ..wire import frames
+from ..wire.serialization import dumps, loads
+from ._outbox import MAX_BYTES, Outbox, Values, Work, stopped
+from ._pool import FLUSH_DURING, GIVE_BACK_AFTER, STUCK_AFTER
+
+
+class _Running:
+    __slots__ = ("pending", "started", "task")
+
+    def __init__(self) -> None:
+        self.task: Optional[asyncio.Task[None]] = None
+        self.started = monotonic()
+        self.pending: Optional[Tuple[int, float]] = None
+
+
+class LoopPool:
+    """Inputs as tasks of one loop on the main thread; the interface is that of ``_pool.Pool``."""
+
+    def __init__(
+        self,
+        function: Callable[..., Any],
+        queue: "Deque[Work]",
+        values: Values,
+        new_outbox: Callable[[], Outbox],
+        slots: int,
+        timeout: float,
+        give_back: Callable[[List[Any]], None],
+        request_drain: Callable[[], None],
+    ) -> None:
+        self.function = function
+        self.queue = queue
+        self.values = values
+        self.outbox = new_outbox()
+        self.slots = slots
+        self.timeout = timeout
+        self.give_back = give_back
+        self.request_drain = request_drain
+        self.stopping = False
+        self.abandoned = False
+        self.active: Dict[Any, _Running] = {}
+        self._loop = asyncio.new_event_loop()
+        self._ended = self._loop.create_future()
+        self._flushing = False
+        self._size = 0
+
+    def run(self) -> None:
+        """Run inputs until ``stop``; on the main thread."""
+        loop = self._loop
+        asyncio.set_event_loop(loop)
+        loop.call_soon(self._start)
+        try:
+            loop.run_until_complete(self._ended)
+            self.outbox.flush()
+        except KeyboardInterrupt:
+            self.request_drain()
+            self.give_back(self.running())
+            self.abandoned = True
+        finally:
+            left = asyncio.all_tasks(loop)
+            for task in left:
+                task.cancel()
+            # A second interruption must still find the way out.
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            asyncio.set_event_loop(None)
+            loop.close()
+
+    def stop(self) -> None:
+        """End when nothing is being run. Safe in a signal handler."""
+        self.stopping = True
+        self._call(self._start)
+
+    def wake(self, count: int) -> None:
+        """Tell that inputs were queued."""
+        self._call(self._start)
+
+    def running(self) -> List[Any]:
+        """Return the leases that are being run."""
+        return list(self.active)
+
+    def unsent(self) -> List[Any]:
+        """Return the leases whose outputs have not been sent."""
+        return self.outbox.leases()
+
+    def flush(self) -> None:
+        """Send all waiting outputs that nobody is sending."""
+        self.outbox.try_flush()
+
+    def cancel(self, lease: Any) -> bool:
+        """Cancel the task of an input; False when it is not being run."""
+        running = self.active.get(lease)
+        if running is None:
+            return False
+        self._interrupt(running, frames.TERMINATED)
+        return True
+
+    def pending_status(self, lease: Any) -> int:
+        """Return why an input was cancelled: TIMEOUT or TERMINATED."""
+        running = self.active.get(lease)
+        return running.pending[0] if running is not None and running.pending is not None else frames.TIMEOUT
+
+    def tick(self, now: float) -> Tuple[float, bool, Any]:
+        """Enforce times; returns what ``Pool.tick`` returns."""
+        wait = 3600.0
+        active = list(self.active.items())
+        all_long = len(active) >= self.slots
+        stuck = None
+        for lease, running in active:
+            elapsed = now - running.started
+            if elapsed < GIVE_BACK_AFTER:
+                all_long = False
+            if running.pending is not None:
+                wait = min(wait, max(0.0, running.pending[1] + STUCK_AFTER - now))
+                if now > running.pending[1] + STUCK_AFTER:
+                    stuck = lease
+            elif elapsed >= self.timeout:
+                self._interrupt(running, frames.TIMEOUT)
+            else:
+                wait = min(wait, self.timeout - elapsed)
+        if self.outbox.items or self.queue:
+            wait = min(wait, FLUSH_DURING)
+        return wait, all_long, stuck
+
+    def _call(self, action: Callable[[], None]) -> None:
+        # RuntimeError: the loop has ended, and nothing is left that could be told.
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(action)
+
+    def _interrupt(self, running: _Running, status: int) -> None:
+        if running.pending is None and running.task is not None:
+            running.pending = (status, monotonic())
+            self._call(lambda task=running.task: task.cancel())  # type: ignore[misc]
+
+    def _start(self) -> None:
+        while len(self.active) < self.slots:
+            try:
+                work = self.queue.popleft()
+            except IndexError:
+                break
+            self.active[work[0]] = running = _Running()
+            running.task = self._loop.create_task(self._one(work, running))
+        if self.stopping and not self.active and not self.queue and not self._ended.done():
+            self._ended.set_result(None)
+
+    async def _one(self, work: Work, running: _Running) -> None:
+        lease, _, _, flags, data = work
+        current_work.set(work)
+        try:
+            if flags:
+                data = await self._loop.run_in_executor(None, self.values.fetch, data)
+            args, kwargs = loads(data)
+            result = self.function(*args, **kwargs)
+            if hasattr(result, "__await__"):
+                result = await result
+            data = dumps(result)
+            if len(data) <= frames.INLINE_LIMIT:
+                output = (lease, frames.SUCCESS, 0, data)
+            else:
+                output = await self._loop.run_in_executor(
+                    None, self.values.output, lease, frames.SUCCESS, data
+                )
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            if self.abandoned:
+                raise
+            output = self.values.failure(lease, error) if running.pending is None else stopped(lease, 0, 0)
+        if running.pending is not None:
+            output = stopped(lease, running.pending[0], self.timeout)
+        outbox = self.outbox
+        outbox.items.append(output)
+        outbox.seconds += monotonic() - running.started
+        self.active.pop(lease, None)
+        self._size += len(output[3])
+        if self._size >= MAX_BYTES:
+            self._flush()
+        elif not self._flushing:
+            # All that ends in this turn of the loop shares one frame.
+            self._flushing = True
+            self._loop.call_soon(self._flush)
+        if self.queue or self.stopping:
+            self._start()
+
+    def _flush(self) -> None:
+        self._flushing = False
+        self._size = 0
+        self.outbox.flush()

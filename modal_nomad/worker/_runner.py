@@ -1,0 +1,289 @@
+"""A container's life: connect, import, run inputs, drain. The reader thread lives here."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from collections import deque
+from typing import Any, Callable, Deque, Dict, List, Optional
+
+from ..wire import frames
+from ..wire.spec import FunctionSpec
+from ._capture import Capture
+from ._loader import load_function, place_files, prepare
+from ._outbox import Outbox, Values, Work, pack, stopped
+from ._session import HEARTBEAT, Gone, Refused, Session, Settings
+
+EXIT_FAILED = 1
+EXIT_STUCK = 124
+# A cancellation that meets its input between the queue and the lane is tried again this long.
+_CANCEL_WITHIN = 0.05
+
+
+class Runner:
+    """One container. ``run`` is called once, on the main thread, and returns the exit code."""
+
+    def __init__(self, settings: Settings, version: str) -> None:
+        self._settings = settings
+        self._session = Session(settings, version)
+        self._values = Values(
+            lambda name: settings.blobs().get(name),
+            lambda data: settings.blobs().put(data),
+        )
+        self._queue: Deque[Work] = deque()
+        self._pool: Any = None
+        self._capture: Optional[Capture] = None
+        self._draining = False
+        self._closing = False
+        self._signals = 0
+        self._to_cancel: Dict[Any, float] = {}
+        self._spec: Optional[FunctionSpec] = None
+
+    def run(self) -> int:
+        """Live the container's life."""
+        try:
+            welcome = self._session.connect()
+        except (Refused, Gone) as error:
+            sys.stderr.write(f"modal-nomad worker: {error}\n")
+            return EXIT_FAILED
+        self._spec = spec = FunctionSpec.from_dict(welcome["spec"])
+        try:
+            place_files(spec, self._values.fetch_name)
+        except Exception as error:
+            self._init_failed(error)
+            self._session.close()
+            return EXIT_FAILED
+        self._capture = Capture(self._session.send_log)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+        reader = threading.Thread(target=self._read, name="modal-reader", daemon=True)
+        reader.start()
+        code = 0
+        try:
+            function = self._load(spec)
+            if function is None:
+                code = EXIT_FAILED
+            else:
+                self._serve(spec, function)
+        except KeyboardInterrupt:
+            self._draining = True
+        return self._finish(code)
+
+    def _load(self, spec: FunctionSpec) -> Optional[Callable[..., Any]]:
+        settings = self._settings
+        try:
+            prepare(spec, settings.code_dir, settings.runtime_dir)
+            return load_function(spec, settings.code_dir, self._values.fetch_name)
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            self._init_failed(error)
+            return None
+
+    def _init_failed(self, error: BaseException) -> None:
+        import traceback
+
+        # The same words in the container's log, where an operator looks first.
+        traceback.print_exception(type(error), error, error.__traceback__)
+        self._sync()
+        self._session.send({"t": "init_failed"}, [pack(error)])
+
+    def _serve(self, spec: FunctionSpec, function: Callable[..., Any]) -> None:
+        kind: Any
+        if spec.is_async:
+            from ._loop_pool import LoopPool as kind
+        else:
+            from ._pool import Pool as kind
+        pool = kind(
+            function,
+            self._queue,
+            self._values,
+            lambda: Outbox(self._session, self._sync),
+            spec.max_concurrent_inputs,
+            spec.timeout,
+            self._give_back,
+            self.request_drain,
+        )
+        self._pool = pool
+        if self._draining:
+            pool.stop()
+        self._session.ready(spec.max_concurrent_inputs)
+        pool.run()
+
+    def _finish(self, code: int) -> int:
+        self._draining = True
+        self._give_back_queued()
+        session = self._session
+        # The last outputs may wait for a reconnect; the reader ends the process when there is none.
+        while session.unsent_leases():
+            time.sleep(0.02)
+        import atexit
+
+        try:
+            atexit._run_exitfuncs()
+        except BaseException as error:
+            sys.stderr.write(f"modal-nomad worker: an exit handler failed: {error!r}\n")
+        if self._capture is not None:
+            self._capture.close()
+        self._closing = True
+        if code == 0:
+            session.send({"t": "bye"})
+        session.close()
+        return code
+
+    def _sync(self) -> None:
+        if self._capture is not None:
+            self._capture.sync()
+
+    # -- drain ---------------------------------------------------------------------------------
+
+    def request_drain(self) -> None:
+        """End when what is being run has ended. Safe in a signal handler."""
+        self._draining = True
+        if self._pool is not None:
+            self._pool.stop()
+
+    def _on_signal(self, number: int, frame: Any) -> None:
+        self._signals += 1
+        pool = self._pool
+        if pool is None:
+            raise KeyboardInterrupt
+        self.request_drain()
+        if self._signals > 1:
+            pool.abandoned = True
+            raise KeyboardInterrupt
+
+    def _give_back(self, leases: List[Any]) -> None:
+        if leases:
+            self._session.send({"t": "back", "x": leases})
+
+    def _give_back_queued(self) -> None:
+        self._give_back([work[0] for work in self._take_queued()])
+
+    def _take_queued(self) -> List[Work]:
+        taken: List[Work] = []
+        try:
+            while True:
+                taken.append(self._queue.popleft())
+        except IndexError:
+            return taken
+
+    # -- the reader thread ---------------------------------------------------------------------
+
+    def _read(self) -> None:
+        try:
+            self._read_until_closed()
+        except Refused as error:
+            self._die(EXIT_FAILED, f"refused: {error}")
+        except Gone as error:
+            self._die(EXIT_FAILED, str(error))
+        except BaseException:
+            import traceback
+
+            self._die(EXIT_FAILED, f"the worker itself failed:\n{traceback.format_exc()}")
+
+    def _read_until_closed(self) -> None:
+        session = self._session
+        beat_at = time.monotonic() + HEARTBEAT
+        while not self._closing:
+            now = time.monotonic()
+            if now >= beat_at:
+                session.send({"t": "hb"})
+                beat_at = now + HEARTBEAT
+            wait = min(beat_at - now, self._tick(now))
+            try:
+                data = session.receive(wait)
+                if data is not None:
+                    self._handle(*frames.decode(data))
+            except (OSError, frames.FrameError):
+                if self._closing:
+                    return
+                # Queued inputs are not in the next hello, so the dispatcher gives them to others.
+                self._take_queued()
+                session.connect(self._held)
+
+    def _held(self) -> List[Any]:
+        pool = self._pool
+        if pool is None:
+            return self._session.unsent_leases()
+        # In the order in which a lease moves on, so none slips through between the looks.
+        held = pool.running() + pool.unsent() + self._session.unsent_leases()
+        return list(dict.fromkeys(held))
+
+    def _tick(self, now: float) -> float:
+        pool = self._pool
+        if pool is None:
+            return HEARTBEAT
+        wait: float
+        wait, all_long, stuck = pool.tick(now)
+        if stuck is not None:
+            self._end_stuck(stuck)
+        if self._queue and (all_long or self._draining):
+            self._give_back_queued()
+        if self._to_cancel:
+            for lease, until in list(self._to_cancel.items()):
+                if pool.cancel(lease) or now > until:
+                    del self._to_cancel[lease]
+            wait = min(wait, 0.005)
+        return wait
+
+    def _handle(self, header: Dict[str, Any], payloads: List[bytes]) -> None:
+        kind = header["t"]
+        if kind == "run":
+            leases = header["x"]
+            if self._draining or self._pool is None:
+                self._give_back(leases)
+                return
+            flags = header.get("f") or [0] * len(leases)
+            works = zip(leases, header["c"], header["n"], flags, payloads)  # noqa: B905 (not on 3.9)
+            self._queue.extend(works)
+            self._pool.wake(len(leases))
+        elif kind == "cancel":
+            self._cancel(header["x"])
+        elif kind == "drain":
+            self._draining = True
+            self._give_back_queued()
+            self.request_drain()
+
+    def _cancel(self, leases: List[Any]) -> None:
+        wanted = set(leases)
+        keep = []
+        outbox = Outbox(self._session, self._sync)
+        for work in self._take_queued():
+            if work[0] in wanted:
+                wanted.discard(work[0])
+                outbox.items.append(stopped(work[0], frames.TERMINATED, 0))
+            else:
+                keep.append(work)
+        outbox.flush(sync_logs=False)
+        if self._pool is None:
+            return
+        if keep:
+            self._queue.extend(keep)
+            self._pool.wake(len(keep))
+        until = time.monotonic() + _CANCEL_WITHIN
+        for lease in wanted:
+            if not self._pool.cancel(lease):
+                self._to_cancel[lease] = until
+
+    def _end_stuck(self, lease: Any) -> None:
+        pool = self._pool
+        timeout = self._spec.timeout if self._spec is not None else 0.0
+        outbox = Outbox(self._session, lambda: None)
+        outbox.items.append(stopped(lease, pool.pending_status(lease), timeout))
+        pool.flush()
+        outbox.flush(sync_logs=False)
+        others = [x for x in pool.running() if x != lease]
+        self._give_back(others + [work[0] for work in self._take_queued()])
+        self._die(EXIT_STUCK, "user code did not end after its timeout or cancellation; the container ends")
+
+    def _die(self, code: int, text: str) -> None:
+        capture = self._capture
+        line = f"modal-nomad worker: {text}\n".encode("utf-8", "replace")
+        if capture is not None:
+            capture.drain()
+            os.write(capture.original_stderr, line)
+            self._session.send_log(2, line)
+        self._session.close()
+        os._exit(code)

@@ -1,0 +1,90 @@
+"""Starts a container: the first thing a node runs, by its bare ``python3``, from the runtime bundle.
+
+Until the right interpreter runs this, only the standard library is safe to use, and this file must
+parse on any Python 3 so that an old one can be named in words.
+"""
+
+import json
+import os
+import sys
+
+MINIMUM = (3, 9)
+_BUILT = "_MODAL_ENVIRONMENT_PYTHON"
+
+
+def _paths():
+    # type: () -> tuple[str | None, str]
+    here = os.path.dirname(os.path.abspath(__file__))
+    runtime = os.path.abspath(os.environ.get("MODAL_RUNTIME_DIR") or here)
+    code = os.environ.get("MODAL_CODE_DIR")
+    return (os.path.abspath(code) if code else None), runtime
+
+
+def _arrange_path(with_code):
+    # type: (bool) -> None
+    """Put the user's code first and our runtime last: whatever the image has wins over ours."""
+    code, runtime = _paths()
+    here = os.path.dirname(os.path.abspath(__file__))
+    rest = [p for p in sys.path if p and os.path.abspath(p) not in (here, code, runtime)]
+    sys.path[:] = ([code] if code and with_code else []) + rest + [runtime]
+
+
+def _environments_dir():
+    # type: () -> str
+    named = os.environ.get("MODAL_ENVIRONMENTS_DIR")
+    if named:
+        return named
+    shared = "/var/cache"
+    if os.access(shared, os.W_OK):
+        base = shared
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return os.path.join(base, "modal-nomad", "environments")
+
+
+def _enter_image():
+    # type: () -> None
+    """Continue in the image's own interpreter when that is not the one running."""
+    if os.environ.get(_BUILT):
+        return
+    image = json.loads(os.environ.get("MODAL_IMAGE") or "{}")
+    from modal_nomad.worker.environment import interpreter_command
+
+    command = interpreter_command(image, _environments_dir(), log=_say)
+    os.environ[_BUILT] = command[0]
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(command[0], [*command, os.path.abspath(__file__), *sys.argv[1:]])
+
+
+def _say(line):
+    # type: (str) -> None
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
+
+
+def start():
+    # type: () -> int
+    if sys.version_info < MINIMUM:
+        _say(
+            "modal-nomad containers need Python 3.9 or newer, and %s is %d.%d: install a newer python3 "
+            "on this node, or name one in the dispatcher's settings"
+            % (sys.executable, sys.version_info[0], sys.version_info[1])
+        )
+        return 1
+    # The user's modules come in only once the image's interpreter runs: they may be anything.
+    _arrange_path(with_code=bool(os.environ.get(_BUILT)))
+    try:
+        _enter_image()
+    except Exception as exc:
+        _say("cannot set up the container's Python environment: %s" % exc)
+        return 1
+    # Not for the user's own subprocesses.
+    os.environ.pop(_BUILT, None)
+    from modal_nomad.worker import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(start())
