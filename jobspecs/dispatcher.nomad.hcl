@@ -1,0 +1,170 @@
+# The modal_nomad dispatcher as a Nomad service job.
+#
+#   nomad job run -var package=modal-nomad jobspecs/dispatcher.nomad.hcl
+#
+# A node needs python3 (3.10 or newer, with venv) and the raw_exec driver. With ACLs on, give the job's
+# own workload identity a policy that may submit, dispatch and read jobs and allocations:
+#
+#   nomad acl policy apply -namespace default -job modal-dispatcher modal-dispatcher policy.hcl
+
+variable "package" {
+  type        = string
+  default     = "modal-nomad"
+  description = "What pip installs: a requirement, a path on the node or a URL."
+}
+
+variable "datacenters" {
+  type    = list(string)
+  default = ["*"]
+}
+
+variable "namespace" {
+  type    = string
+  default = "default"
+}
+
+variable "node_pool" {
+  type    = string
+  default = "default"
+}
+
+variable "driver" {
+  type        = string
+  default     = "raw_exec"
+  description = "raw_exec, or exec where the chroot has python3."
+}
+
+variable "python" {
+  type        = string
+  default     = "python3"
+  description = "The node's interpreter."
+}
+
+variable "port" {
+  type        = number
+  default     = 8520
+  description = "Static port that clients and containers dial."
+}
+
+variable "data_dir" {
+  type        = string
+  default     = "/var/lib/modal-nomad"
+  description = "Folder on the node for the store and the blobs; it outlives the allocation."
+}
+
+variable "server_url" {
+  type        = string
+  default     = ""
+  description = "Address that containers dial; empty is this allocation's own address and port."
+}
+
+variable "nomad_addr" {
+  type        = string
+  default     = ""
+  description = "Nomad's address; empty is the task API's Unix socket, which needs no TLS set-up."
+}
+
+variable "cpu" {
+  type    = number
+  default = 500
+}
+
+variable "memory" {
+  type    = number
+  default = 512
+}
+
+job "modal-dispatcher" {
+  type        = "service"
+  namespace   = var.namespace
+  datacenters = var.datacenters
+  node_pool   = var.node_pool
+
+  group "dispatcher" {
+    count = 1
+
+    # Two dispatchers on one store would both lease its inputs: the old one goes first.
+    update {
+      max_parallel     = 1
+      canary           = 0
+      min_healthy_time = "3s"
+      healthy_deadline = "5m"
+    }
+
+    network {
+      port "api" {
+        static = var.port
+      }
+    }
+
+    service {
+      name     = "modal-dispatcher"
+      port     = "api"
+      provider = "nomad"
+
+      check {
+        type     = "http"
+        path     = "/healthz"
+        interval = "5s"
+        timeout  = "2s"
+      }
+    }
+
+    task "dispatcher" {
+      driver       = var.driver
+      kill_signal  = "SIGTERM"
+      kill_timeout = "20s"
+
+      config {
+        command = "/bin/sh"
+        args    = ["${NOMAD_TASK_DIR}/start.sh"]
+      }
+
+      # NOMAD_TOKEN for the task API; rights come from the policy attached to this job.
+      identity {
+        env  = true
+        file = true
+      }
+
+      env {
+        PACKAGE = var.package
+        PYTHON  = var.python
+      }
+
+      template {
+        destination = "local/start.sh"
+        perms       = "755"
+        data        = <<-EOT
+          set -eu
+          venv="$NOMAD_TASK_DIR/venv"
+          if [ ! -f "$venv/ready" ]; then
+            "$PYTHON" -m venv --clear "$venv"
+            "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$PACKAGE"
+            touch "$venv/ready"
+          fi
+          exec "$venv/bin/modal-nomad" dispatcher --config "$NOMAD_TASK_DIR/dispatcher.toml"
+        EOT
+      }
+
+      template {
+        destination = "local/dispatcher.toml"
+        data        = <<-EOT
+          engine = "nomad"
+          listen = "{{ env "NOMAD_ADDR_api" }}"
+          server_url = "${var.server_url != "" ? var.server_url : "http://{{ env \"NOMAD_ADDR_api\" }}"}"
+          data_dir = "${var.data_dir}"
+
+          [nomad]
+          address = "${var.nomad_addr != "" ? var.nomad_addr : "unix://{{ env \"NOMAD_SECRETS_DIR\" }}/api.sock"}"
+          token_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_token"
+          namespace = "${var.namespace}"
+        EOT
+      }
+
+      resources {
+        cpu    = var.cpu
+        memory = var.memory
+      }
+    }
+  }
+}

@@ -1,0 +1,134 @@
+"""What Nomad says of an allocation or an evaluation, as the engine's events: pure functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from modal_nomad.engines.base import ContainerEvent, ContainerState
+
+_CHILD = re.compile(r"^(?P<parent>.+)/dispatch-(?P<container>ta-[A-Za-z0-9]+)-\d+-[0-9a-f]{8}$")
+CHILD_FILTER = "/dispatch-ta-"
+_STATES = {
+    "pending": ContainerState.PENDING,
+    "running": ContainerState.RUNNING,
+    "complete": ContainerState.COMPLETE,
+    "failed": ContainerState.FAILED,
+    "lost": ContainerState.LOST,
+    # The node does not answer: its containers' sockets are gone, whatever became of the processes.
+    "unknown": ContainerState.LOST,
+}
+_UNITS = {"memory": ("MemoryMB", "MiB of memory"), "cpu": ("CPU", "MHz of CPU"), "cores": ("Cores", "cores")}
+_START_FAILURES = (
+    "Driver Failure",
+    "Setup Failure",
+    "Failed Artifact Download",
+    "Failed Validation",
+    "Failed Restarting",
+    "Template",
+)
+
+
+def container_of(job_id: str) -> str | None:
+    """Return the container id that a child job's id carries, or None when it is none of ours."""
+    match = _CHILD.match(job_id)
+    return match["container"] if match else None
+
+
+def allocation_event(container_id: str, allocation: Mapping[str, Any]) -> ContainerEvent:
+    """Return what an allocation (or its list stub) says of its container."""
+    state = _STATES.get(str(allocation.get("ClientStatus")), ContainerState.PENDING)
+    tasks = allocation.get("TaskStates") or {}
+    events = [event for task in tasks.values() for event in task.get("Events") or []]
+    code, reason = _ending(events) if state.ended else (None, "")
+    if state is ContainerState.LOST:
+        reason = reason or "its node does not answer"
+    elif state is ContainerState.FAILED:
+        reason = reason or str(allocation.get("ClientDescription") or "failed")
+    elif state is ContainerState.PENDING and events:
+        reason = str(events[-1].get("DisplayMessage") or "")
+    return ContainerEvent(
+        container_id=container_id,
+        state=state,
+        reason=reason,
+        exit_code=code,
+        allocation_id=str(allocation.get("ID", "")),
+        node=str(allocation.get("NodeName", "")),
+    )
+
+
+def task_of(allocation: Mapping[str, Any]) -> str:
+    """Return the name of an allocation's task, empty before it has a state."""
+    return next(iter(allocation.get("TaskStates") or {}), "")
+
+
+def _ending(events: list[Mapping[str, Any]]) -> tuple[int | None, str]:
+    stopped = any(event.get("Type") in ("Killing", "Killed") for event in events)
+    for event in reversed(events):
+        kind = event.get("Type")
+        if kind == "Terminated":
+            details = event.get("Details") or {}
+            code = int(event.get("ExitCode") or details.get("exit_code") or 0)
+            signal = int(event.get("Signal") or details.get("signal") or 0)
+            # Drivers that start through a helper report a signal as 128 + its number.
+            signal = signal or (code - 128 if 128 < code <= 192 else 0)
+            if details.get("oom_killed") == "true":
+                return code, "out of memory: ask for more with memory="
+            if stopped:
+                # Drivers say -1 when the task was torn down before they could read its code.
+                return (code if code >= 0 else None), "stopped"
+            if signal:
+                return code or 128 + signal, f"killed by signal {signal}"
+            return code, f"exit code {code}" if code else ""
+        if kind in _START_FAILURES:
+            return None, str(event.get("DisplayMessage") or kind)
+    return None, "stopped before it started" if stopped else ""
+
+
+def placement_words(metrics: Mapping[str, Any]) -> str:
+    """Say in words why Nomad placed nothing, from the metrics of one task group."""
+    parts: list[str] = []
+    available = metrics.get("NodesAvailable") or {}
+    empty = sorted(name for name, count in available.items() if not count)
+    if empty and len(empty) == len(available):
+        parts.append(f"no ready node in datacenter {', '.join(empty)}")
+    for constraint, count in sorted((metrics.get("ConstraintFiltered") or {}).items()):
+        parts.append(f"{_nodes(count)} excluded by {_constraint(constraint)}")
+    for name, count in sorted((metrics.get("ClassFiltered") or {}).items()):
+        if not metrics.get("ConstraintFiltered"):
+            parts.append(f"{_nodes(count)} of class {name} excluded")
+    asked = [ask for ask in (metrics.get("ResourcesExhausted") or {}).values() if ask]
+    for dimension, count in sorted((metrics.get("DimensionExhausted") or {}).items()):
+        parts.append(_exhausted(dimension, count, asked))
+    for quota in metrics.get("QuotaExhausted") or []:
+        parts.append(f"quota exhausted: {quota}")
+    if not parts:
+        pool = metrics.get("NodePool")
+        place = f" in node pool {pool}" if pool else ""
+        parts.append(f"no node{place} is eligible" if not metrics.get("NodesEvaluated") else "no node fits")
+    return "; ".join(parts)
+
+
+def evaluation_words(evaluation: Mapping[str, Any]) -> str:
+    """Say why an evaluation placed nothing; empty when it placed everything."""
+    failed = evaluation.get("FailedTGAllocs") or {}
+    return "; ".join(placement_words(metrics) for metrics in failed.values())
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
+def _constraint(text: str) -> str:
+    if text == "missing drivers":
+        return "a missing task driver: enable it in the client's plugin configuration"
+    return f"the constraint {text}"
+
+
+def _exhausted(dimension: str, count: int, asked: list[Mapping[str, Any]]) -> str:
+    field, unit = _UNITS.get(dimension, ("", ""))
+    amount = sum(int(ask.get(field) or 0) for ask in asked) if field else 0
+    if amount:
+        return f"no node has {amount} {unit} free ({_nodes(count)} exhausted)"
+    return f"{dimension} exhausted on {_nodes(count)}"

@@ -1,0 +1,487 @@
+"""The embedded engine: the same rendered Nomad jobs, run as processes of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import pathlib
+import shutil
+import signal
+import sys
+import tempfile
+import time
+import weakref
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from modal_nomad.engines._local_container import LocalContainer, Watch, describe_end, pick_cpus
+from modal_nomad.engines._local_diff import diff_jobs
+from modal_nomad.engines._local_files import (
+    Unpack,
+    forget_old,
+    log_start,
+    open_log,
+    read_at,
+    size_of,
+    stats_between,
+    trim_logs,
+    unpack_zip,
+    usage_of,
+)
+from modal_nomad.engines._local_ground import BlobFiles, Build, Ground, Prepared
+from modal_nomad.engines._local_job import (
+    TaskPlan,
+    base_environment,
+    faults_of,
+    interpolate,
+    parse,
+    variables_of,
+)
+from modal_nomad.engines._warm import Spawn, WarmInterpreter, WarmKey
+from modal_nomad.engines.base import (
+    ContainerEvent,
+    ContainerRequest,
+    ContainerState,
+    ContainerStats,
+    Engine,
+    EngineError,
+    ExecResult,
+    Job,
+    PlanResult,
+)
+from modal_nomad.wire.spec import ImageSpec
+
+_CHUNK = 1 << 16
+_FOLLOW_INTERVAL = 0.05
+_TRIM_INTERVAL = 1.0
+_KEPT_ENDED = 500
+_KEPT_IDLE_INTERPRETERS = 8
+
+
+class LocalEngine(Engine):
+    """Containers as processes, workers forked from a warm interpreter per environment.
+
+    Args:
+        home: the daemon's directory; ``containers/``, ``code/``, ``runtime/`` and ``logs/`` are made in it.
+        blobs: gives the files of bundles.
+        environments: builds (or finds) the environment of an image with packages and returns the path
+            of its Python; runs in a thread; its exceptions become the container's reason.
+        unpack: lays the bytes of a zip out so that the directory is whole or not there; runs in a thread.
+        max_log_bytes: how much of each log is kept.
+    """
+
+    name = "local"
+
+    def __init__(
+        self,
+        home: pathlib.Path,
+        blobs: BlobFiles,
+        *,
+        environments: Build | None = None,
+        unpack: Unpack = unpack_zip,
+        max_log_bytes: int = 16 << 20,
+    ) -> None:
+        self._home = home.absolute()
+        self._ground = Ground(self._home, blobs, environments, unpack)
+        self._max_log_bytes = max_log_bytes
+        self._base = base_environment()
+        self._jobs: dict[tuple[str, str], tuple[Job, TaskPlan]] = {}
+        self._containers: dict[str, LocalContainer] = {}
+        self._commands: dict[str, asyncio.Future[int]] = {}
+        self._warm: dict[WarmKey, WarmInterpreter] = {}
+        self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
+        self._numbers = itertools.count()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._leaving: set[asyncio.Task[Any]] = set()
+        self._node = os.uname().nodename
+        self._closed = False
+
+    async def start(self) -> None:
+        """Make the directories and clear what an earlier daemon's containers left behind."""
+
+        def prepare() -> None:
+            shutil.rmtree(self._home / "containers", ignore_errors=True)
+            for name in ("containers", "code", "runtime", "logs"):
+                (self._home / name).mkdir(mode=0o700, parents=True, exist_ok=True)
+            forget_old(self._home / "logs", 2 * _KEPT_ENDED)
+
+        await asyncio.to_thread(prepare)
+        self._background(self._trim_logs())
+
+    async def close(self) -> None:
+        """End every container at once, then the warm interpreters, then the watchers."""
+        self._closed = True
+        for task in list(self._tasks):
+            task.cancel()
+        warm = list(self._warm.values())
+        self._warm.clear()
+        for container in self._live():
+            if container.preparing is not None:
+                container.preparing.cancel()
+            self._end(container, ContainerState.COMPLETE, "the engine was closed", None)
+        await asyncio.gather(*(x.close() for x in warm), *self._leaving)
+        for future in self._commands.values():
+            if not future.done():
+                future.set_exception(EngineError("the engine was closed; connect again"))
+        for watch in list(self._watches):
+            watch.put(None)
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def validate(self, job: Job, *, token: str | None = None) -> list[str]:
+        faults = faults_of(job)
+        if not faults:
+            image = parse(job).image
+            if image is not None and image.layers and not self._ground.builds:
+                faults.append("this engine builds no image environments; use an image without packages")
+        return faults
+
+    async def plan(self, job: Job, *, token: str | None = None) -> PlanResult:
+        known = self._jobs.get(_key(job))
+        diff = diff_jobs(known[0] if known else None, job)
+        faults = await self.validate(job)
+        group = str(((job.get("TaskGroups") or [{}])[0] or {}).get("Name") or "")
+        return PlanResult(diff["Type"] != "None", diff, failures={group: "; ".join(faults)} if faults else {})
+
+    async def submit(self, job: Job, *, token: str | None = None) -> None:
+        faults = await self.validate(job)
+        if faults:
+            raise EngineError("; ".join(faults))
+        plan = parse(job)
+        self._jobs[_key(job)] = (job, plan)
+        if plan.is_worker:
+            # What fails here fails again, and is told, when the first container starts.
+            self._background(self._prepare(plan))
+
+    async def prewarm(self, runtime_sha: str, image: ImageSpec | None = None) -> None:
+        """Start the warm interpreter of an image (default: none) and wait until it has imported."""
+        key = await self._ground.interpreter(runtime_sha, image)
+        await self._interpreter(key).ready.wait()
+
+    async def stop(self, job_id: str, *, namespace: str = "default", token: str | None = None) -> None:
+        self._jobs.pop((namespace, job_id), None)
+        for container in self._live():
+            if (container.plan.namespace, container.plan.job_id) == (namespace, job_id):
+                await self.stop_container(container.request.container_id)
+
+    async def start_container(self, request: ContainerRequest) -> None:
+        if self._closed:
+            raise EngineError("the engine was closed; connect again")
+        if request.container_id in self._containers:
+            return
+        known = self._jobs.get((request.namespace, request.job_id))
+        if known is None:
+            raise EngineError(f"job {request.job_id!r} is not registered here; publish its app again")
+        plan = known[1]
+        container = LocalContainer(
+            request,
+            plan,
+            self._home / "containers" / request.container_id,
+            ContainerEvent(request.container_id, ContainerState.PENDING),
+        )
+        self._containers[request.container_id] = container
+        ready = self._ground.prepared(plan)
+        if ready is not None:
+            self._publish(container, ContainerState.PENDING, "starting")
+            self._launch(container, ready)
+            return
+        building = plan.image is not None and plan.image.layers
+        reason = "building the image environment" if building else "unpacking the code"
+        self._publish(container, ContainerState.PENDING, reason)
+        container.preparing = self._background(self._prepare_and_launch(container))
+
+    async def stop_container(self, container_id: str, *, force: bool = False) -> None:
+        container = self._containers.get(container_id)
+        if container is None or container.event.state.ended:
+            return
+        warm = container.warm
+        if warm is None:
+            if container.preparing is not None:
+                container.preparing.cancel()
+            self._end(container, ContainerState.COMPLETE, "stopped", None)
+            return
+        first = not container.stopping
+        container.stopping = True
+        if force:
+            warm.kill(container_id, signal.SIGKILL, group=True)
+        elif first:
+            warm.kill(container_id, signal.SIGTERM, group=False)
+            container.killer = asyncio.get_running_loop().call_later(
+                container.plan.kill_timeout,
+                lambda: warm.kill(container_id, signal.SIGKILL, group=True),
+            )
+
+    def watch(self) -> AsyncIterator[ContainerEvent]:
+        watch = Watch()
+        if self._closed:
+            watch.put(None)
+        self._watches.add(watch)
+        return watch
+
+    async def containers(self) -> Sequence[ContainerEvent]:
+        return [x.event for x in self._live()]
+
+    def logs(
+        self, container_id: str, *, stream: str = "stdout", follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        path = self._log(container_id, stream)
+        container = self._containers.get(container_id)
+        if container is None and not path.exists():
+            raise KeyError(container_id)
+        return self._read_log(path, container if follow else None)
+
+    async def exec(self, container_id: str, command: Sequence[str], *, stdin: bytes = b"") -> ExecResult:
+        container = self._running(container_id)
+        process_id = f"{container_id}/{next(self._numbers)}"
+        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        with contextlib.ExitStack() as stack:
+            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
+            await asyncio.to_thread(_write_all, files[0], stdin)
+            launcher = self._interpreter(WarmKey(sys.executable, None))
+            self._commands[process_id] = future
+            container.commands.add(process_id)
+            try:
+                spawn = Spawn(process_id, container.env, str(container.directory), argv=list(command))
+                launcher.spawn(spawn, [os.dup(x.fileno()) for x in files])
+                code = await future
+            finally:
+                del self._commands[process_id]
+                container.commands.discard(process_id)
+                if not future.done() or future.cancelled():
+                    launcher.kill(process_id, signal.SIGKILL, group=True)
+            stdout, stderr = [await asyncio.to_thread(_read_all, x) for x in files[1:]]
+        return ExecResult(code, stdout, stderr)
+
+    async def stats(self, container_id: str) -> ContainerStats:
+        container = self._running(container_id)
+        assert container.pid is not None
+        seconds, memory = await asyncio.to_thread(usage_of, container.pid)
+        before, container.sample = container.sample, (time.monotonic(), seconds)
+        return stats_between(before, container.sample, memory)
+
+    def _live(self) -> list[LocalContainer]:
+        return [x for x in self._containers.values() if not x.event.state.ended]
+
+    def _running(self, container_id: str) -> LocalContainer:
+        container = self._containers[container_id]
+        if container.pid is None or container.event.state.ended:
+            raise EngineError(
+                f"container {container_id} is {container.event.state.value}; it has to run for this"
+            )
+        return container
+
+    def _log(self, container_id: str, stream: str) -> pathlib.Path:
+        if stream not in ("stdout", "stderr"):
+            raise EngineError(f"no log stream {stream!r}; it is 'stdout' or 'stderr'")
+        if container_id not in self._containers and "/" in container_id:
+            raise KeyError(container_id)
+        return self._home / "logs" / f"{container_id}.{'out' if stream == 'stdout' else 'err'}"
+
+    def _leave(self, coroutine: Any) -> None:
+        """See an interpreter off; unlike other tasks this one is waited for, never cancelled."""
+        task: asyncio.Task[None] = asyncio.ensure_future(coroutine)
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
+
+    def _background(self, coroutine: Any) -> asyncio.Task[None]:
+        task: asyncio.Task[None] = asyncio.ensure_future(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        # Looked at, or the loop would complain of an exception that the container's end has told.
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    async def _prepare(self, plan: TaskPlan) -> None:
+        self._interpreter((await self._ground.prepare(plan)).key)
+
+    async def _prepare_and_launch(self, container: LocalContainer) -> None:
+        try:
+            self._launch(container, await self._ground.prepare(container.plan))
+        except Exception as exc:
+            if not container.event.state.ended:
+                self._end(container, ContainerState.FAILED, str(exc) or type(exc).__name__, None)
+
+    def _interpreter(self, key: WarmKey) -> WarmInterpreter:
+        warm = self._warm.pop(key, None)
+        if warm is None:
+            if self._closed:
+                raise EngineError("the engine was closed; connect again")
+            warm = WarmInterpreter(key, self._home / "logs" / "warm.log", self._on_event, self._on_lost)
+            idle = [x for x in self._warm.values() if not x.active]
+            for old in idle[: max(0, len(idle) - _KEPT_IDLE_INTERPRETERS)]:
+                del self._warm[old.key]
+                self._leave(old.close())
+        # Last used stands last, so the first idle one is the one to give up.
+        self._warm[key] = warm
+        return warm
+
+    def _launch(self, container: LocalContainer, ready: Prepared) -> None:
+        plan, request, bundles = container.plan, container.request, ready.bundles
+        directory = str(container.directory)
+        try:
+            for name in ("local", "secrets", "alloc"):
+                os.makedirs(f"{directory}/{name}", mode=0o700, exist_ok=True)
+            for name, path in bundles.items():
+                os.symlink(path, f"{directory}/local/{name}")
+            variables = variables_of(plan, request.container_id, container.allocation_id, directory)
+            env = {**self._base, **variables}
+            env.update({k: interpolate(v, variables) for k, v in plan.env.items()})
+            env.update(request.env)
+            if "MODAL_WORKER_TOKEN" in request.env:
+                # There is no workload identity here, so no file of one.
+                env.pop("MODAL_WORKER_TOKEN_FILE", None)
+            code = bundles.get("code")
+            if "runtime" in bundles:
+                env["MODAL_RUNTIME_DIR"] = str(bundles["runtime"])
+            if code is not None:
+                env["MODAL_CODE_DIR"] = str(code)
+            container.env = env
+            container.cpus = pick_cpus(plan.cores, self._live())
+            args = [interpolate(x, variables) for x in plan.args]
+            spawn = Spawn(
+                request.container_id,
+                env,
+                directory,
+                path=[str(code)] if code else [],
+                program=args[-1] if args else "",
+                memory=plan.memory,
+                cpus=container.cpus,
+            )
+            if not plan.is_worker:
+                command = interpolate(plan.command, variables)
+                found = shutil.which(command, path=env.get("PATH")) or shutil.which(f"{directory}/{command}")
+                if found is None:
+                    raise EngineError(
+                        f"no command {command!r} on this machine; install it or name its full path"
+                    )
+                spawn = replace(spawn, argv=[found, *args])
+            warm = self._interpreter(ready.key)
+            fds = [open_log(self._log(request.container_id, x)) for x in ("stdout", "stderr")]
+            container.warm = warm
+            warm.spawn(spawn, fds)
+        except (OSError, EngineError) as exc:
+            self._end(container, ContainerState.FAILED, str(exc), None)
+
+    def _on_event(self, message: Mapping[str, Any]) -> None:
+        kind, process_id = message["t"], message["id"]
+        command = self._commands.get(process_id)
+        if command is not None:
+            if kind == "exit" and not command.done():
+                number = message["signal"]
+                command.set_result(message["code"] if number is None else 128 + number)
+            elif kind == "failed" and not command.done():
+                command.set_exception(EngineError(message["error"]))
+            return
+        container = self._containers.get(process_id)
+        if container is None or container.event.state.ended:
+            return
+        if kind == "started":
+            container.pid = message["pid"]
+            container.sample = (time.monotonic(), 0.0)
+            self._publish(container, ContainerState.RUNNING, "")
+        elif kind == "failed":
+            self._end(container, ContainerState.FAILED, message["error"], None)
+        else:
+            end = describe_end(
+                container.plan, message["code"], message["signal"], stopping=container.stopping
+            )
+            self._end(container, *end)
+
+    def _on_lost(self, warm: WarmInterpreter, reason: str) -> None:
+        if self._warm.get(warm.key) is warm:
+            del self._warm[warm.key]
+        self._leave(warm.wait())
+        for process_id in list(warm.active):
+            command = self._commands.get(process_id)
+            if command is not None and not command.done():
+                command.set_exception(EngineError(f"{reason}; run the command again"))
+            container = self._containers.get(process_id)
+            if container is None or container.event.state.ended:
+                continue
+            if container.pid is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(container.pid, signal.SIGKILL)
+            state = ContainerState.FAILED if warm.broken else ContainerState.LOST
+            self._end(container, state, reason, None)
+
+    def _publish(
+        self, container: LocalContainer, state: ContainerState, reason: str, exit_code: int | None = None
+    ) -> None:
+        container.event = ContainerEvent(
+            container.request.container_id, state, reason, exit_code, container.allocation_id, self._node
+        )
+        for watch in list(self._watches):
+            watch.put(container.event)
+
+    def _end(
+        self, container: LocalContainer, state: ContainerState, reason: str, exit_code: int | None
+    ) -> None:
+        if container.killer is not None:
+            container.killer.cancel()
+        launcher = self._warm.get(WarmKey(sys.executable, None))
+        for process_id in container.commands:
+            if launcher is not None:
+                launcher.kill(process_id, signal.SIGKILL, group=True)
+        container.cpus = ()
+        self._publish(container, state, reason, exit_code)
+        container.ended.set()
+        if self._closed:
+            shutil.rmtree(container.directory, ignore_errors=True)
+        else:
+            self._background(asyncio.to_thread(shutil.rmtree, container.directory, True))
+        self._forget()
+
+    def _forget(self) -> None:
+        if len(self._containers) <= 2 * _KEPT_ENDED:
+            return
+        ended = [x for x in self._containers.values() if x.event.state.ended]
+        for container in ended[:-_KEPT_ENDED]:
+            container_id = container.request.container_id
+            for stream in ("stdout", "stderr"):
+                self._log(container_id, stream).unlink(missing_ok=True)
+            del self._containers[container_id]
+
+    async def _trim_logs(self) -> None:
+        while True:
+            await asyncio.sleep(_TRIM_INTERVAL)
+            paths = [
+                self._log(x.request.container_id, stream)
+                for x in self._live()
+                if x.pid is not None
+                for stream in ("stdout", "stderr")
+            ]
+            if paths:
+                await asyncio.to_thread(trim_logs, paths, self._max_log_bytes)
+
+    async def _read_log(self, path: pathlib.Path, container: LocalContainer | None) -> AsyncIterator[bytes]:
+        offset = log_start(path, self._max_log_bytes)
+        while True:
+            # Asked before reading: what was written until then is still read below.
+            ended = container is None or container.ended.is_set()
+            while data := await asyncio.to_thread(read_at, path, offset, _CHUNK):
+                offset += len(data)
+                yield data
+            if ended:
+                return
+            if size_of(path) < offset:
+                offset = 0
+            assert container is not None
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(container.ended.wait(), _FOLLOW_INTERVAL)
+
+
+def _key(job: Job) -> tuple[str, str]:
+    return str(job.get("Namespace") or "default"), str(job.get("ID"))
+
+
+def _write_all(file: Any, data: bytes) -> None:
+    file.write(data)
+    file.seek(0)
+
+
+def _read_all(file: Any) -> bytes:
+    file.seek(0)
+    data: bytes = file.read()
+    return data

@@ -1,0 +1,475 @@
+"""The Nomad engine: a container is a child of the Function's parameterized batch job.
+
+The child's id carries the container's id, so any dispatcher reads from Nomad alone which container an
+allocation is. The event stream is resumed by index; after every reconnect Nomad is listed once, for
+its event buffer is short and forgets.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import logging
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from modal_nomad.engines._nomad_words import (
+    CHILD_FILTER,
+    allocation_event,
+    container_of,
+    evaluation_words,
+    placement_words,
+    task_of,
+)
+from modal_nomad.engines.base import (
+    ContainerEvent,
+    ContainerRequest,
+    ContainerState,
+    ContainerStats,
+    Engine,
+    EngineDenied,
+    EngineError,
+    EngineUnavailable,
+    ExecResult,
+    Job,
+    PlanResult,
+)
+from modal_nomad.hashicorp.nomad import (
+    NomadClient,
+    NomadDenied,
+    NomadError,
+    NomadNotFound,
+    NomadSettings,
+    NomadUnavailable,
+)
+
+_log = logging.getLogger(__name__)
+_TOPICS = ("Allocation:*", "Evaluation:*", "Job:*")
+_ENDED_KEPT = 10_000
+_CONTAINER_META = "modal_container"
+
+
+@dataclass
+class _Container:
+    """What is known of one container."""
+
+    event: ContainerEvent
+    namespace: str
+    child: str = ""
+    task: str = ""
+    index: int = 0
+    dispatched: asyncio.Event = field(default_factory=asyncio.Event)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@contextlib.contextmanager
+def _engine_errors() -> Iterator[None]:
+    try:
+        yield
+    except NomadDenied as error:
+        raise EngineDenied(str(error)) from error
+    except NomadUnavailable as error:
+        raise EngineUnavailable(str(error)) from error
+    except NomadError as error:
+        raise EngineError(str(error)) from error
+
+
+class NomadEngine(Engine):
+    """Containers as allocations of a Nomad cluster.
+
+    Args:
+        settings: how to reach Nomad.
+        namespace: the namespace watched, ``*`` for all that the token may see.
+    """
+
+    name = "nomad"
+
+    def __init__(self, settings: NomadSettings, *, namespace: str = "*") -> None:
+        self.client = NomadClient(settings)
+        self._namespace = namespace
+        self._containers: OrderedDict[str, _Container] = OrderedDict()
+        self._queues: set[asyncio.Queue[ContainerEvent | None]] = set()
+        self._watcher: asyncio.Task[None] | None = None
+        self._lost: set[asyncio.Task[None]] = set()
+        self._index = 1
+
+    async def start(self) -> None:
+        with _engine_errors():
+            await self.client.leader()
+            await self._relist()
+        self._watcher = asyncio.create_task(self._watch_forever(), name="nomad events")
+
+    async def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._watcher
+        for queue in self._queues:
+            queue.put_nowait(None)
+        for container in self._containers.values():
+            container.changed.set()
+        await self.client.close()
+
+    # -- jobs
+
+    async def validate(self, job: Job, *, token: str | None = None) -> list[str]:
+        try:
+            answer = await self.client.validate(job, token=token)
+        except NomadError as error:
+            if error.status == 400:
+                return [str(error)]
+            with _engine_errors():
+                raise
+        faults = [str(fault) for fault in answer.get("ValidationErrors") or []]
+        return faults or ([str(answer["Error"])] if answer.get("Error") else [])
+
+    async def plan(self, job: Job, *, token: str | None = None) -> PlanResult:
+        with _engine_errors():
+            answer = await self.client.plan(job, token=token)
+            failures = answer.get("FailedTGAllocs") or {}
+            if job.get("ParameterizedJob"):
+                # Nomad places nothing for a parameterized job; its plain twin shows what a child would meet.
+                twin = copy.deepcopy(dict(job))
+                del twin["ParameterizedJob"]
+                twin["ID"] = twin["Name"] = f"{job['ID']}-plan"
+                failures = (await self.client.plan(twin, token=token)).get("FailedTGAllocs") or {}
+        diff = answer.get("Diff") or {}
+        return PlanResult(
+            changes=diff.get("Type", "None") != "None",
+            diff=diff,
+            warnings=str(answer.get("Warnings") or ""),
+            failures={group: placement_words(metrics) for group, metrics in failures.items()},
+        )
+
+    async def submit(self, job: Job, *, token: str | None = None) -> None:
+        with _engine_errors():
+            await self.client.register(job, token=token)
+
+    async def stop(self, job_id: str, *, namespace: str = "default", token: str | None = None) -> None:
+        with _engine_errors():
+            # The parent first: from then on Nomad refuses to dispatch, so the list below is complete.
+            await self._deregister(job_id, namespace, token)
+            children = await self.client.jobs(namespace=namespace, prefix=f"{job_id}/dispatch-")
+            alive = [str(child["ID"]) for child in children if child.get("Status") != "dead"]
+            await asyncio.gather(*(self._deregister(child, namespace, token) for child in alive))
+
+    async def _deregister(self, job_id: str, namespace: str, token: str | None = None) -> None:
+        with contextlib.suppress(NomadNotFound):
+            await self.client.deregister(job_id, namespace=namespace, token=token)
+
+    # -- containers
+
+    async def start_container(self, request: ContainerRequest) -> None:
+        known = self._containers.get(request.container_id)
+        if known is not None:
+            return
+        pending = ContainerEvent(request.container_id, ContainerState.PENDING)
+        container = _Container(pending, request.namespace)
+        self._containers[request.container_id] = container
+        try:
+            with _engine_errors():
+                container.child = await self.client.dispatch(
+                    request.job_id,
+                    namespace=request.namespace,
+                    meta={_CONTAINER_META: request.container_id},
+                    key=request.container_id,
+                )
+        except BaseException:
+            if not container.child:
+                self._containers.pop(request.container_id, None)
+            raise
+        finally:
+            container.dispatched.set()
+        if container.index == 0:
+            self._tell(container.event)
+
+    async def stop_container(self, container_id: str, *, force: bool = False) -> None:
+        container = self._containers.get(container_id)
+        if container is None or container.event.state.ended:
+            return
+        if not container.child:
+            await container.dispatched.wait()
+        if not container.child:
+            return
+        with _engine_errors():
+            if force and container.event.state is ContainerState.RUNNING:
+                with contextlib.suppress(NomadNotFound):
+                    await self._kill(container)
+            await self._deregister(container.child, container.namespace)
+
+    async def _kill(self, container: _Container) -> None:
+        try:
+            await self.client.signal(
+                container.event.allocation_id, "SIGKILL", task=await self._task(container)
+            )
+        except NomadError as error:
+            # It ended by itself between the look and the signal.
+            if "not running" not in str(error).lower():
+                raise
+
+    def watch(self) -> AsyncIterator[ContainerEvent]:
+        queue: asyncio.Queue[ContainerEvent | None] = asyncio.Queue()
+        # Registered now, not at the first step: what happens in between belongs to the caller.
+        self._queues.add(queue)
+        return self._drain(queue)
+
+    async def _drain(self, queue: asyncio.Queue[ContainerEvent | None]) -> AsyncIterator[ContainerEvent]:
+        try:
+            while (event := await queue.get()) is not None:
+                yield event
+        finally:
+            self._queues.discard(queue)
+
+    async def containers(self) -> Sequence[ContainerEvent]:
+        return [c.event for c in self._containers.values() if not c.event.state.ended]
+
+    # -- looking inside
+
+    async def logs(
+        self, container_id: str, *, stream: str = "stdout", follow: bool = False
+    ) -> AsyncIterator[bytes]:
+        container = self._known(container_id)
+        if follow:
+            await self._until(container, lambda e: e.state.ended or e.state is ContainerState.RUNNING)
+        if not container.event.allocation_id:
+            return
+        with _engine_errors():
+            task = await self._task(container)
+            allocation = container.event.allocation_id
+            position: dict[str, int] = {}
+            with contextlib.suppress(NomadNotFound):
+                frames = self.client.log_frames(
+                    allocation, task, stream, follow=follow and not container.event.state.ended
+                )
+                async for file, data in self._while_alive(container, frames):
+                    position[file] = position.get(file, 0) + len(data)
+                    yield data
+            if not follow:
+                return
+            # A followed log never ends by itself, and its last bytes may be behind the end's news.
+            async for rest in self._rest_of_log(allocation, f"{task}.{stream}.", position):
+                yield rest
+
+    async def _rest_of_log(
+        self, allocation: str, prefix: str, position: Mapping[str, int]
+    ) -> AsyncIterator[bytes]:
+        read = max((_file_number(file) for file in position), default=0)
+        at = {_file_number(file): offset for file, offset in position.items()}
+        try:
+            sizes = await self.client.list_files(allocation, "alloc/logs")
+        except NomadNotFound:
+            return
+        numbers = sorted(_file_number(name) for name in sizes if name.startswith(prefix))
+        for number in numbers:
+            offset = at.get(number, 0)
+            if number >= read and sizes[f"{prefix}{number}"] > offset:
+                with contextlib.suppress(NomadNotFound):
+                    yield await self.client.read_file(allocation, f"alloc/logs/{prefix}{number}", offset)
+
+    async def _while_alive(
+        self, container: _Container, frames: AsyncIterator[tuple[str, bytes]]
+    ) -> AsyncIterator[tuple[str, bytes]]:
+        ended = asyncio.create_task(self._until(container, lambda e: e.state.ended))
+        already = container.event.state.ended
+        step: asyncio.Task[tuple[str, bytes] | None] | None = None
+        try:
+            while True:
+                step = asyncio.create_task(_next(frames))
+                await asyncio.wait([step] if already else [step, ended], return_when="FIRST_COMPLETED")
+                if not step.done():
+                    return
+                frame = step.result()
+                if frame is None:
+                    return
+                yield frame
+        finally:
+            for task in (step, ended):
+                if task is not None and not task.done():
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
+            close = getattr(frames, "aclose", None)
+            if close is not None:
+                await close()
+
+    async def exec(self, container_id: str, command: Sequence[str], *, stdin: bytes = b"") -> ExecResult:
+        container = self._running(container_id)
+        with _engine_errors():
+            code, out, err = await self.client.exec(
+                container.event.allocation_id, await self._task(container), command, stdin=stdin
+            )
+        return ExecResult(code, out, err)
+
+    async def stats(self, container_id: str) -> ContainerStats:
+        container = self._running(container_id)
+        with _engine_errors():
+            usage = (await self.client.stats(container.event.allocation_id)).get("ResourceUsage") or {}
+        cpu, memory = usage.get("CpuStats") or {}, usage.get("MemoryStats") or {}
+        return ContainerStats(
+            cpu=float(cpu.get("Percent") or 0) / 100,
+            memory=max(int(memory.get("RSS") or 0), int(memory.get("Usage") or 0)),
+        )
+
+    def _known(self, container_id: str) -> _Container:
+        container = self._containers.get(container_id)
+        if container is None:
+            raise KeyError(container_id)
+        return container
+
+    def _running(self, container_id: str) -> _Container:
+        container = self._known(container_id)
+        if container.event.state is not ContainerState.RUNNING:
+            state = container.event.state.value
+            raise EngineError(f"container {container_id} is {state}, not running: wait until it runs")
+        return container
+
+    async def _task(self, container: _Container) -> str:
+        if not container.task:
+            container.task = task_of(await self.client.allocation(container.event.allocation_id))
+        return container.task
+
+    async def _until(self, container: _Container, true_of: Any) -> None:
+        while not true_of(container.event) and self._watcher is not None and not self._watcher.done():
+            container.changed.clear()
+            await container.changed.wait()
+
+    # -- the event stream
+
+    async def _watch_forever(self) -> None:
+        delay = 0.1
+        while True:
+            try:
+                async with self.client.events(
+                    _TOPICS, namespace=self._namespace, index=self._index
+                ) as batches:
+                    await self._relist()
+                    delay = 0.1
+                    async for batch in batches:
+                        for event in batch["Events"]:
+                            self._take(event)
+                        self._index = max(self._index, int(batch["Index"]))
+            except NomadError as error:
+                _log.warning("event stream: %s; again in %.1f s", error, delay)
+            except Exception:
+                _log.exception("event stream: unexpected; again in %.1f s", delay)
+            await asyncio.sleep(delay)
+            delay = min(delay * 2, 5.0)
+
+    def _take(self, event: Mapping[str, Any]) -> None:
+        payload = event.get("Payload") or {}
+        if event["Topic"] == "Allocation":
+            self._take_allocation(payload["Allocation"])
+        elif event["Topic"] == "Evaluation":
+            evaluation = payload["Evaluation"]
+            words = evaluation_words(evaluation)
+            container = self._of(str(evaluation["JobID"]), str(evaluation.get("Namespace", "default")))
+            if container is not None and words and not container.event.allocation_id:
+                self._change(container, replace(container.event, reason=words))
+        elif str(event.get("Type", "")).endswith("Deregistered"):
+            job = payload.get("Job") or {}
+            container = self._of(str(event["Key"]), str(job.get("Namespace", "default")))
+            if container is not None and not container.event.allocation_id:
+                self._change(
+                    container,
+                    replace(
+                        container.event, state=ContainerState.FAILED, reason="stopped before it was placed"
+                    ),
+                )
+
+    def _take_allocation(self, allocation: Mapping[str, Any]) -> None:
+        container = self._of(str(allocation["JobID"]), str(allocation.get("Namespace", "default")))
+        if container is None or container.event.state.ended:
+            return
+        index = int(allocation.get("ModifyIndex") or 0)
+        if index < container.index:
+            return
+        container.index = index
+        container.task = container.task or task_of(allocation)
+        event = allocation_event(container.event.container_id, allocation)
+        self._change(container, event)
+        if event.state is ContainerState.LOST:
+            # Should its node come back, this container's work has long been given to another.
+            task = asyncio.create_task(self._forget_child(container))
+            self._lost.add(task)
+            task.add_done_callback(self._lost.discard)
+
+    async def _forget_child(self, container: _Container) -> None:
+        try:
+            await self._deregister(container.child, container.namespace)
+        except NomadError as error:
+            _log.warning("lost container %s: %s", container.event.container_id, error)
+
+    def _of(self, job_id: str, namespace: str) -> _Container | None:
+        container_id = container_of(job_id)
+        if container_id is None:
+            return None
+        container = self._containers.get(container_id)
+        if container is None:
+            event = ContainerEvent(container_id, ContainerState.PENDING)
+            container = self._containers[container_id] = _Container(event, namespace)
+            container.dispatched.set()
+        container.child = job_id
+        return container
+
+    def _change(self, container: _Container, event: ContainerEvent) -> None:
+        if event == container.event:
+            return
+        container.event = event
+        container.changed.set()
+        if event.state.ended:
+            self._containers.move_to_end(event.container_id)
+            self._trim()
+        self._tell(event)
+
+    def _trim(self) -> None:
+        surplus = len(self._containers) - _ENDED_KEPT
+        if surplus > 0:
+            ended = [key for key, c in self._containers.items() if c.event.state.ended]
+            for key in ended[:surplus]:
+                del self._containers[key]
+
+    def _tell(self, event: ContainerEvent) -> None:
+        for queue in self._queues:
+            queue.put_nowait(event)
+
+    async def _relist(self) -> None:
+        before = {key for key, c in self._containers.items() if c.child and not c.event.state.ended}
+        jobs = await self.client.jobs(namespace=self._namespace, filter=f'ID contains "{CHILD_FILTER}"')
+        allocations = await self.client.allocations(
+            namespace=self._namespace, filter=f'JobID contains "{CHILD_FILTER}"'
+        )
+        placed = {str(allocation["JobID"]) for allocation in allocations}
+        for job in jobs:
+            if job["ID"] in placed or job.get("Status") == "dead":
+                continue
+            container = self._of(str(job["ID"]), str(job.get("Namespace", "default")))
+            if container is not None:
+                await self._take_pending(container)
+        for allocation in sorted(allocations, key=lambda a: int(a["CreateIndex"])):
+            self._take_allocation(allocation)
+        seen = {container_of(str(job["ID"])) for job in jobs if job.get("Status") != "dead"}
+        seen.update(container_of(job_id) for job_id in placed)
+        for key in before - seen:
+            container = self._containers[key]
+            lost = replace(container.event, state=ContainerState.LOST, reason="Nomad knows it no more")
+            self._change(container, lost)
+
+    async def _take_pending(self, container: _Container) -> None:
+        evaluations = await self.client.evaluations(container.child, namespace=container.namespace)
+        newest = max(evaluations, key=lambda e: int(e["ModifyIndex"]), default={})
+        reason = evaluation_words(newest) or container.event.reason
+        self._change(container, replace(container.event, reason=reason))
+
+
+async def _next(frames: AsyncIterator[tuple[str, bytes]]) -> tuple[str, bytes] | None:
+    async for frame in frames:
+        return frame
+    return None
+
+
+def _file_number(file: str) -> int:
+    tail = file.rpartition(".")[2]
+    return int(tail) if tail.isdigit() else 0

@@ -1,0 +1,118 @@
+"""Function → parameterized batch job: one child job, one allocation, one container."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from modal_nomad.render.names import job_id
+from modal_nomad.render.resources import disk_and_logs, task_resources
+from modal_nomad.render.settings import RenderSettings
+from modal_nomad.wire.spec import FunctionSpec, canonical_json
+
+CONTAINER_META = "modal_container"
+TASK_NAME = "container"
+IDENTITY_NAME = "modal"
+AUDIENCE = "modal-nomad"
+_SECOND = 1_000_000_000
+
+
+def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, Any]:
+    """Return the Nomad job of a Function: the object that stands under ``"Job"``.
+
+    Args:
+        spec: what to run.
+        settings: what the cluster decides.
+    """
+    disk, logs = disk_and_logs(spec, settings)
+    name = job_id(
+        spec.app,
+        spec.name,
+        environment=settings.environment,
+        namespace=settings.namespace,
+        suffix=settings.app_suffix,
+    )
+    task = {
+        "Name": TASK_NAME,
+        "Driver": settings.driver,
+        "Config": {
+            "command": settings.python,
+            # -I and -S: nothing of the node's own Python packages or of the user's shell leaks in.
+            "args": ["-I", "-S", "${NOMAD_TASK_DIR}/runtime/_start_worker.py"],
+        },
+        "Env": _environment(spec, settings),
+        "Artifacts": _artifacts(spec, settings),
+        "Identities": [{"Name": IDENTITY_NAME, "Audience": [AUDIENCE], "File": True}],
+        "Resources": task_resources(spec, settings),
+        "LogConfig": logs,
+        "KillSignal": "SIGTERM",
+        "KillTimeout": int(settings.kill_timeout * _SECOND),
+    }
+    group = {
+        "Name": TASK_NAME,
+        "Count": 1,
+        "Tasks": [task],
+        "EphemeralDisk": disk,
+        # The dispatcher starts the next container; a copy restarted by Nomad would carry a used id.
+        "RestartPolicy": {"Attempts": 0, "Mode": "fail"},
+        "ReschedulePolicy": {"Attempts": 0, "Unlimited": False},
+        "Disconnect": {"Replace": False},
+    }
+    return {
+        "ID": name,
+        "Name": name,
+        "Type": "batch",
+        "Namespace": settings.namespace,
+        "NodePool": settings.node_pool,
+        "Datacenters": list(spec.region or settings.datacenters),
+        "Priority": settings.priority,
+        "ParameterizedJob": {"Payload": "forbidden", "MetaRequired": [CONTAINER_META]},
+        "Meta": {
+            "modal_app": spec.app,
+            "modal_function": spec.name,
+            "modal_version": spec.version_key[:12],
+            "modal_environment": settings.environment,
+            "modal_deployer": settings.deployer,
+            "modal_image": _image(spec),
+        },
+        "TaskGroups": [group],
+    }
+
+
+def _image(spec: FunctionSpec) -> str:
+    layers = [dataclasses.asdict(layer) for layer in spec.image.layers]
+    return canonical_json({"python": spec.image.python, "layers": layers}).decode()
+
+
+def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]:
+    ours = {
+        "MODAL_IS_REMOTE": "1",
+        "MODAL_SERVER_URL": settings.server_url,
+        "MODAL_TASK_ID": f"${{NOMAD_META_{CONTAINER_META}}}",
+        "MODAL_ENVIRONMENT": settings.environment,
+        "MODAL_WORKER_TOKEN_FILE": f"${{NOMAD_SECRETS_DIR}}/nomad_{IDENTITY_NAME}.jwt",
+        "MODAL_RUNTIME_DIR": "${NOMAD_TASK_DIR}/runtime",
+    }
+    if spec.code_bundle:
+        ours["MODAL_CODE_DIR"] = "${NOMAD_TASK_DIR}/code"
+    if spec.image.layers:
+        ours["MODAL_IMAGE"] = _image(spec)
+    if spec.image.workdir:
+        # Not the driver's work_dir: that one must exist on the node before the task starts.
+        ours["MODAL_WORKDIR"] = spec.image.workdir
+    return {**spec.image.env, **spec.env, **ours}
+
+
+def _artifacts(spec: FunctionSpec, settings: RenderSettings) -> list[dict[str, Any]]:
+    wanted = [(settings.runtime_sha, "local/runtime")]
+    if spec.code_bundle:
+        wanted.append((spec.code_bundle, "local/code"))
+    return [
+        {
+            "GetterSource": f"{settings.server_url.rstrip('/')}/artifacts/{sha}.zip",
+            "GetterOptions": {"checksum": f"sha256:{sha}"},
+            "GetterMode": "dir",
+            "RelativeDest": destination,
+        }
+        for sha, destination in wanted
+    ]

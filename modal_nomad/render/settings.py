@@ -1,0 +1,72 @@
+"""What a cluster decides about every job rendered for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+DRIVERS = ("raw_exec", "exec")
+
+
+@dataclass(frozen=True)
+class RenderSettings:
+    """The cluster's side of a rendered job; the dispatcher hands it to clients as a JSON object.
+
+    Attributes:
+        server_url: address that containers dial and fetch artifacts from.
+        runtime_sha: SHA-256 of the zip with the worker.
+        driver: Nomad task driver, ``raw_exec`` or ``exec``.
+        datacenters: where jobs may run when a Function names no region.
+        namespace: Nomad namespace.
+        node_pool: Nomad node pool.
+        python: interpreter on the node that starts the worker.
+        app_suffix: makes the jobs of an ephemeral App unique; empty for deployed ones.
+        deployer: who deploys, for the job's meta.
+        environment: the Modal environment.
+        priority: Nomad job priority.
+        core_mhz: how many of Nomad's MHz one core of ``cpu=`` is.
+        default_cpu: MHz when a Function asks for none.
+        default_memory: MiB when a Function asks for none.
+        kill_timeout: seconds between SIGTERM and SIGKILL.
+        ephemeral_disk: MiB when a Function asks for none.
+        log_files: rotated log files kept per stream.
+        log_file_size: MiB of one log file.
+    """
+
+    server_url: str
+    runtime_sha: str
+    driver: str = "raw_exec"
+    datacenters: tuple[str, ...] = ("*",)
+    namespace: str = "default"
+    node_pool: str = "default"
+    python: str = "python3"
+    app_suffix: str = ""
+    deployer: str = ""
+    environment: str = "main"
+    priority: int = 50
+    core_mhz: int = 1000
+    default_cpu: int = 100
+    default_memory: int = 256
+    kill_timeout: float = 30.0
+    ephemeral_disk: int = 300
+    log_files: int = 5
+    log_file_size: int = 10
+
+    def __post_init__(self) -> None:
+        if self.driver not in DRIVERS:
+            raise ValueError(f"driver {self.driver!r} is not supported: use one of {', '.join(DRIVERS)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the JSON object of these settings."""
+        return {**dataclasses.asdict(self), "datacenters": list(self.datacenters)}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> RenderSettings:
+        """Read the JSON object of settings; unknown fields are ignored, so a newer server is understood."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        known = {k: v for k, v in data.items() if k in names}
+        if "datacenters" in known:
+            known["datacenters"] = tuple(known["datacenters"])
+        return cls(**known)
