@@ -1,0 +1,114 @@
+"""Who is calling: callers by token, workers by what only their container can hold."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from modal_nomad.dispatcher.store import Store
+from modal_nomad.dispatcher.store.base import hash_secret
+from modal_nomad.exception import AuthError
+
+_CACHE_SECONDS = 30.0
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who a connection is.
+
+    Attributes:
+        name: for histories and logs.
+        token: the Nomad token to act under, or None.
+        container: the container it runs in; empty for callers outside.
+    """
+
+    name: str
+    token: str | None = None
+    container: str = ""
+
+
+class WorkerTokens:
+    """Tokens of local containers: a MAC over the container's id under a key of this home."""
+
+    def __init__(self, home: Path) -> None:
+        path = home / "worker.key"
+        if not path.exists():
+            temporary = home / f"worker.key.{secrets.token_hex(4)}"
+            temporary.touch(mode=0o600)
+            temporary.write_bytes(secrets.token_bytes(32))
+            temporary.replace(path)
+        self._key = path.read_bytes()
+
+    def mint(self, container_id: str) -> str:
+        """Return the token of a container."""
+        return f"{container_id}.{hmac.new(self._key, container_id.encode(), hashlib.sha256).hexdigest()}"
+
+    def check(self, token: str) -> str | None:
+        """Return the container's id that a token proves, or None."""
+        container_id, _, _ = token.partition(".")
+        if container_id.startswith("ta-") and hmac.compare_digest(
+            token.encode(), self.mint(container_id).encode()
+        ):
+            return container_id
+        return None
+
+
+class Authenticator:
+    """Checks bearer tokens.
+
+    Args:
+        mode: ``none``, ``token`` or ``nomad``.
+        store: where issued tokens are.
+        workers: local containers' tokens.
+        identify: asks Nomad who holds an ACL token (returns a name) or workload identity (returns
+            ``container:<id>``); raises AuthError. None where the engine is local.
+    """
+
+    def __init__(
+        self,
+        mode: str,
+        store: Store,
+        workers: WorkerTokens,
+        identify: Callable[[str], Awaitable[str]] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._mode = mode
+        self._store = store
+        self._workers = workers
+        self._identify = identify
+        self._clock = clock
+        self._cache: dict[str, tuple[float, Identity]] = {}
+
+    async def check(self, token: str) -> Identity:
+        """Return who holds a token. Raises AuthError."""
+        cached = self._cache.get(token)
+        if cached is not None and cached[0] > self._clock():
+            return cached[1]
+        identity = await self._check(token)
+        if len(self._cache) > 10_000:
+            self._cache.clear()
+        self._cache[token] = (self._clock() + _CACHE_SECONDS, identity)
+        return identity
+
+    async def _check(self, token: str) -> Identity:
+        container = self._workers.check(token) if token.startswith("ta-") else None
+        if container is not None:
+            return Identity(container, container=container)
+        is_jwt = token.count(".") == 2 and token.startswith("ey")
+        if self._identify is not None and token and (is_jwt or self._mode == "nomad"):
+            name = await self._identify(token)
+            if name.startswith("container:"):
+                return Identity(name, container=name.partition(":")[2])
+            return Identity(name, token=token)
+        if self._mode == "none":
+            return Identity("anonymous", token=token or None)
+        token_id, _, secret = token.partition(":")
+        record = await self._store.token(token_id) if secret else None
+        if record is None or not hmac.compare_digest(record.secret_hash, hash_secret(secret)):
+            raise AuthError("the token is unknown: set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET to a valid one")
+        return Identity(record.label or token_id)

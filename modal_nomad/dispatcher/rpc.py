@@ -1,0 +1,194 @@
+"""The requests that clients make: one coroutine per method, JSON in, JSON out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, TypeAlias
+
+from modal_nomad.dispatcher.core import Dispatcher
+from modal_nomad.dispatcher.sessions import ClientSession
+from modal_nomad.exception import InvalidError, NotFoundError
+
+Answer: TypeAlias = "tuple[Any, list[bytes]]"
+Method = Callable[[Dispatcher, ClientSession, Mapping[str, Any]], Awaitable[Answer]]
+
+_METHODS: dict[str, Method] = {}
+
+
+def _method(name: str) -> Callable[[Method], Method]:
+    def register(function: Method) -> Method:
+        _METHODS[name] = function
+        return function
+
+    return register
+
+
+def find(name: Any) -> Method:
+    """Return a method by name. Raises InvalidError."""
+    method = _METHODS.get(name) if isinstance(name, str) else None
+    if method is None:
+        raise InvalidError(
+            f"this dispatcher has no request {name!r}; its version may be older than the client's"
+        )
+    return method
+
+
+def _text(args: Mapping[str, Any], name: str) -> str:
+    value = args.get(name)
+    if not isinstance(value, str) or not value:
+        raise InvalidError(f"the request needs {name} as a string")
+    return value
+
+
+def _optional(args: Mapping[str, Any], name: str) -> str | None:
+    value = args.get(name)
+    if value is not None and not isinstance(value, str):
+        raise InvalidError(f"{name} must be a string")
+    return value or None
+
+
+@_method("blob.missing")
+async def _blob_missing(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    hashes = args.get("hashes")
+    if not isinstance(hashes, list) or not all(isinstance(x, str) for x in hashes):
+        raise InvalidError("the request needs hashes as a list of strings")
+    return {"missing": await server.blobs.missing(hashes)}, []
+
+
+@_method("app.publish")
+async def _publish(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    return await server.publish(dict(args), session), []
+
+
+@_method("app.plan")
+async def _plan(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    entries = args.get("functions")
+    if not isinstance(entries, list) or not all(
+        isinstance(x, dict) and isinstance(x.get("job"), dict) for x in entries
+    ):
+        raise InvalidError("the request needs functions, each with its job")
+    token = session.identity.token
+    plans = await asyncio.gather(*(server.engine.plan(x["job"], token=token) for x in entries))
+    return {
+        "plans": [
+            {
+                "job_id": entry["job"].get("ID", ""),
+                "changes": plan.changes,
+                "diff": plan.diff,
+                "warnings": plan.warnings,
+                "failures": dict(plan.failures),
+            }
+            for entry, plan in zip(entries, plans, strict=True)
+        ]
+    }, []
+
+
+@_method("app.stop")
+async def _stop(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    await server.stop_app(_text(args, "app_id"), session.identity.token)
+    return {}, []
+
+
+@_method("app.resolve")
+async def _resolve(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    return await server.apps.resolve(_text(args, "app"), _optional(args, "environment")), []
+
+
+@_method("app.list")
+async def _list(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    return await server.apps.list(_optional(args, "environment")), []
+
+
+@_method("app.history")
+async def _history(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    return await server.apps.history(_text(args, "app"), _optional(args, "environment")), []
+
+
+@_method("app.lookup")
+async def _lookup(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    create = bool(args.get("create_if_missing"))
+    return await server.apps.lookup(_text(args, "name"), _optional(args, "environment"), create), []
+
+
+@_method("app.subscribe")
+async def _subscribe(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    server.hub.follow(_text(args, "app_id"), session.send, backlog=bool(args.get("backlog")))
+    return {}, []
+
+
+@_method("function.lookup")
+async def _function_lookup(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    app, name = _text(args, "app"), _text(args, "name")
+    if app.startswith("ap-"):
+        # A container asks for a Function of its own App, which may be ephemeral.
+        for state in server.functions.values():
+            if state.app_id == app and state.name == name:
+                found = {"function_id": state.function_id, "is_generator": state.spec.is_generator}
+                return {**found, "spec": state.spec_dict}, []
+        raise NotFoundError(f"app {app} has no function {name!r}")
+    return await server.apps.function_lookup(app, name, _optional(args, "environment")), []
+
+
+@_method("call.get")
+async def _call_get(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    index, timeout = args.get("index", 0), args.get("timeout")
+    if not isinstance(index, int) or not (timeout is None or isinstance(timeout, (int, float))):
+        raise InvalidError("index must be a whole number and timeout a number of seconds or null")
+    output = await server.result(_text(args, "call_id"), index, timeout)
+    if output is None:
+        return {"done": False}, []
+    return {"done": True, "status": output.status, "flags": output.flags}, [output.payload]
+
+
+@_method("call.cancel")
+async def _call_cancel(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    from modal_nomad.dispatcher._events import CallCancelled
+
+    server.handle(CallCancelled(_text(args, "call_id"), bool(args.get("terminate_containers"))))
+    return {}, []
+
+
+@_method("server.status")
+async def _status(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    from modal_nomad import __version__
+
+    stats = server.calls.stats()
+    busy = {c.container_id: c for c in server.calls.containers()}
+    names = {a["app_id"]: a["name"] or a["description"] for a in (await server.apps.list(None))["apps"]}
+    now = server._now()
+    containers = []
+    for info in server.containers.values():
+        view = busy.get(info.container_id)
+        containers.append(
+            {
+                "container_id": info.container_id,
+                "app": names.get(info.function.app_id, info.function.app_id),
+                "function": info.function.name,
+                "state": view.state if view else info.state,
+                "since": time.time() - (now - view.since) if view else server.started,
+                "busy": view.busy if view else 0,
+            }
+        )
+    return {
+        "version": __version__,
+        "engine": server.engine.name,
+        "pid": os.getpid(),
+        "uptime": time.time() - server.started,
+        "apps": len({f.app_id for f in server.functions.values()}),
+        "containers": containers,
+        "calls": stats.calls,
+        "backlog": stats.backlog,
+        "store": str(server.settings.home),
+    }, []
+
+
+@_method("server.stop")
+async def _server_stop(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    if not server.settings.embedded:
+        raise InvalidError("only the embedded dispatcher is stopped this way; stop a cluster's with Nomad")
+    asyncio.get_running_loop().call_later(0.05, os.kill, os.getpid(), signal.SIGTERM)
+    return {}, []

@@ -1,0 +1,163 @@
+"""Starting a dispatcher process: configuration in, a listening server out."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import dataclasses
+import fcntl
+import logging
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from aiohttp import web
+
+from modal_nomad.dispatcher import runtime
+from modal_nomad.dispatcher.auth import Authenticator, WorkerTokens
+from modal_nomad.dispatcher.blobs import BlobStore
+from modal_nomad.dispatcher.core import Dispatcher
+from modal_nomad.dispatcher.server import Server
+from modal_nomad.dispatcher.settings import EXAMPLE, Settings, SettingsError
+from modal_nomad.dispatcher.store.base import StoreError
+from modal_nomad.dispatcher.store.sqlite import SqliteStore
+from modal_nomad.engines.base import Engine, EngineError
+from modal_nomad.render import RenderSettings
+from modal_nomad.wire.address import parse_address
+
+logger = logging.getLogger("modal_nomad.dispatcher")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a dispatcher until it is told to stop; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="modal-nomad dispatcher")
+    parser.add_argument("--config", type=Path, help="configuration file (TOML)")
+    parser.add_argument("--home", type=Path, help="run the embedded dispatcher of this directory")
+    parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--print-config", action="store_true", help="print a commented configuration and end")
+    options = parser.parse_args(argv)
+    if options.print_config:
+        sys.stdout.write(EXAMPLE)
+        return 0
+    logging.basicConfig(
+        level=os.environ.get("MODAL_LOGLEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s %(message)s"
+    )
+    try:
+        if options.home is not None:
+            settings = Settings.for_home(options.home.absolute())
+        elif options.config is not None:
+            settings = Settings.load(options.config)
+        else:
+            parser.error("give --config FILE or --home DIR")
+        run(settings, options.ready_fd)
+    except (SettingsError, StoreError, EngineError, OSError) as error:
+        sys.stderr.write(f"modal-nomad dispatcher: {error}\n")
+        return 1
+    return 0
+
+
+def run(settings: Settings, ready_fd: int | None = None) -> None:
+    """Serve until SIGTERM or SIGINT."""
+    try:
+        import uvloop
+    except ImportError:
+        asyncio.run(_serve(settings, ready_fd))
+    else:
+        uvloop.run(_serve(settings, ready_fd))
+
+
+def _lock_file(home: Path) -> BinaryIO:
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    return open(home / "dispatcher.lock", "a+b")
+
+
+async def _serve(settings: Settings, ready_fd: int | None) -> None:
+    home = Path(settings.home)
+    with _lock_file(home) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise SettingsError(
+                f"another dispatcher runs on {home}; stop it, or give this one a home of its own"
+            ) from None
+        async with contextlib.AsyncExitStack() as stack:
+            dispatcher = await _build(settings, home, stack)
+            await _listen(dispatcher[1], settings, stack)
+            logger.info("listening on %s", settings.listen)
+            if ready_fd is not None:
+                os.write(ready_fd, b"1")
+                os.close(ready_fd)
+            stop = asyncio.Event()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                asyncio.get_running_loop().add_signal_handler(number, stop.set)
+            await stop.wait()
+            logger.info("stopping")
+
+
+async def _build(
+    settings: Settings, home: Path, stack: contextlib.AsyncExitStack
+) -> tuple[Dispatcher, Server]:
+    store = SqliteStore(home / "store.db")
+    await store.open()
+    stack.push_async_callback(store.close)
+    blobs = BlobStore(home / "blobs")
+    sha, data = await asyncio.to_thread(runtime.runtime)
+    await blobs.put(data, sha)
+    engine = _engine(settings, home, blobs)
+    await engine.start()
+    stack.push_async_callback(engine.close)
+    workers = WorkerTokens(home)
+    dispatcher = Dispatcher(settings, store, blobs, engine, workers, sha)
+    identify = getattr(engine, "identify", None)
+    authenticator = Authenticator(settings.auth, store, workers, identify)
+    render = RenderSettings.from_dict({**settings.render, "server_url": settings.address, "runtime_sha": sha})
+    await dispatcher.start()
+    stack.push_async_callback(dispatcher.close)
+    if settings.engine == "local":
+        prewarm: Any = getattr(engine, "prewarm", None)
+        dispatcher.background(prewarm(sha))
+    return dispatcher, Server(dispatcher, authenticator, render.to_dict())
+
+
+def _engine(settings: Settings, home: Path, blobs: BlobStore) -> Engine:
+    if settings.engine == "local":
+        from modal_nomad.engines.local import LocalEngine
+        from modal_nomad.worker import environment
+
+        return LocalEngine(
+            home,
+            blobs,
+            unpack=runtime.unpack,
+            environments=lambda image: environment.ensure(image, home / "environments"),
+        )
+    from modal_nomad.engines.nomad import NomadEngine
+    from modal_nomad.hashicorp.nomad import NomadSettings
+
+    unknown = sorted(set(settings.nomad) - {f.name for f in dataclasses.fields(NomadSettings)})
+    if unknown:
+        raise SettingsError(f"[nomad] has no setting {unknown[0]!r}")
+    given = {name: value for name, value in settings.nomad.items() if value}
+    return NomadEngine(dataclasses.replace(NomadSettings.from_env(), **given))
+
+
+async def _listen(server: Server, settings: Settings, stack: contextlib.AsyncExitStack) -> None:
+    runner = web.AppRunner(server.application(), access_log=None, handle_signals=False, shutdown_timeout=2.0)
+    await runner.setup()
+    stack.push_async_callback(runner.cleanup)
+    try:
+        where = parse_address(settings.listen)
+    except ValueError as error:
+        raise SettingsError(f"listen: {error}") from None
+    site: web.BaseSite
+    if where.path:
+        # The lock on the home is ours, so a socket that is left here has no owner.
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(where.path)
+        site = web.UnixSite(runner, where.path)
+    else:
+        site = web.TCPSite(runner, where.host, where.port)
+    await site.start()

@@ -1,0 +1,349 @@
+"""The aiohttp application: sockets at the rim of the dispatcher."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+from aiohttp import WSMsgType, web
+from prometheus_client import CollectorRegistry, generate_latest
+
+from modal_nomad import __version__
+from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher import rpc
+from modal_nomad.dispatcher.auth import Authenticator, Identity
+from modal_nomad.dispatcher.blobs import BlobError, BlobMissing
+from modal_nomad.dispatcher.core import Dispatcher
+from modal_nomad.dispatcher.metrics import DispatcherCollector
+from modal_nomad.dispatcher.sessions import ClientSession, Session, WorkerSession, integers, text
+from modal_nomad.exception import AuthError, Error
+from modal_nomad.wire import frames
+
+logger = logging.getLogger("modal_nomad.dispatcher")
+
+_HELLO_SECONDS = 15.0
+_MAX_CLIENT_ID = 64
+
+
+class Server:
+    """HTTP and WebSocket in front of a dispatcher.
+
+    Args:
+        dispatcher: started.
+        authenticator: checks bearer tokens.
+        render: the settings for rendering jobs, for clients.
+    """
+
+    def __init__(self, dispatcher: Dispatcher, authenticator: Authenticator, render: dict[str, Any]) -> None:
+        self.dispatcher = dispatcher
+        self.authenticator = authenticator
+        self.render = render
+        self._sockets: set[web.WebSocketResponse] = set()
+        self._metrics = CollectorRegistry()
+        self._metrics.register(DispatcherCollector(dispatcher))
+
+    def application(self) -> web.Application:
+        """Return the aiohttp application."""
+        app = web.Application(client_max_size=1 << 20)
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/metrics", self._metrics_page)
+        app.router.add_get("/v1/connect", self._connect)
+        app.router.add_put("/v1/blobs/{sha}", self._put_blob)
+        app.router.add_get("/v1/blobs/{sha}", self._get_blob)
+        app.router.add_get("/artifacts/{sha}.zip", self._artifact)
+        app.on_shutdown.append(self._shutdown)
+        return app
+
+    async def _shutdown(self, app: web.Application) -> None:
+        for socket in list(self._sockets):
+            # Not a clean close: peers are to dial in again, at our successor.
+            if socket._req is not None and socket._req.transport is not None:
+                socket._req.transport.abort()
+
+    async def _healthz(self, request: web.Request) -> web.Response:
+        return web.json_response(
+            {"status": "ok", "version": __version__, "engine": self.dispatcher.engine.name}
+        )
+
+    async def _metrics_page(self, request: web.Request) -> web.Response:
+        return web.Response(body=generate_latest(self._metrics), content_type="text/plain")
+
+    # --- blobs ------------------------------------------------------------------------------------
+
+    async def _identify(self, request: web.Request) -> Identity:
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        try:
+            return await self.authenticator.check(token.strip() if scheme.lower() == "bearer" else "")
+        except AuthError as error:
+            raise web.HTTPUnauthorized(text=str(error)) from None
+
+    async def _put_blob(self, request: web.Request) -> web.Response:
+        await self._identify(request)
+        try:
+            await self.dispatcher.blobs.put_stream(
+                request.content.iter_chunked(1 << 18), request.match_info["sha"]
+            )
+        except BlobError as error:
+            raise web.HTTPBadRequest(text=str(error)) from None
+        return web.Response(status=201)
+
+    async def _get_blob(self, request: web.Request) -> web.StreamResponse:
+        await self._identify(request)
+        return await self._file(request.match_info["sha"])
+
+    async def _artifact(self, request: web.Request) -> web.StreamResponse:
+        # Nomad fetches these without credentials; the hash in the path is what gives access.
+        response = await self._file(request.match_info["sha"])
+        response.headers["Content-Type"] = "application/zip"
+        return response
+
+    async def _file(self, sha: str) -> web.StreamResponse:
+        try:
+            if not await self.dispatcher.blobs.exists(sha):
+                raise web.HTTPNotFound(text=f"there is no blob {sha}")
+            return web.FileResponse(self.dispatcher.blobs.path(sha))
+        except BlobMissing:
+            raise web.HTTPNotFound(text=f"there is no blob {sha}") from None
+        except BlobError as error:
+            raise web.HTTPBadRequest(text=str(error)) from None
+
+    # --- sockets ----------------------------------------------------------------------------------
+
+    async def _connect(self, request: web.Request) -> web.WebSocketResponse:
+        identity = await self._identify(request)
+        socket = web.WebSocketResponse(
+            heartbeat=20.0, max_msg_size=frames.MAX_FRAME_BYTES * 2, compress=False
+        )
+        await socket.prepare(request)
+        self._sockets.add(socket)
+        try:
+            await self._serve(socket, identity)
+        except frames.FrameError as error:
+            logger.info("a peer sent a malformed frame: %s", error)
+            await socket.close(code=1007, message=str(error).encode()[:100])
+        finally:
+            self._sockets.discard(socket)
+        return socket
+
+    async def _serve(self, socket: web.WebSocketResponse, identity: Identity) -> None:
+        try:
+            first = await socket.receive(_HELLO_SECONDS)
+        except asyncio.TimeoutError:
+            await socket.close(code=1008, message=b"no hello came")
+            return
+        if first.type is not WSMsgType.BINARY:
+            await socket.close(code=1003, message=b"the first message must be a hello frame")
+            return
+        hello, _ = frames.decode(first.data)
+        try:
+            refusal = _refusal(hello, identity)
+            if refusal is not None:
+                await socket.send_bytes(frames.encode({"t": "refused", "e": refusal}))
+                await socket.close()
+            elif hello["role"] == "client":
+                await self._serve_client(socket, identity, hello)
+            else:
+                await self._serve_worker(socket, identity, hello)
+        except (ConnectionError, RuntimeError) as error:
+            logger.debug("a peer went away: %s", error)
+
+    # --- clients
+
+    async def _serve_client(
+        self, socket: web.WebSocketResponse, identity: Identity, hello: frames.Header
+    ) -> None:
+        owner = identity.container or text(hello.get("client"))[:_MAX_CLIENT_ID]
+        if identity.container:
+            # Several connections of one container are several owners of calls.
+            owner = f"{identity.container}/{text(hello.get('client'))[:_MAX_CLIENT_ID]}"
+        session = ClientSession(socket, identity, owner)
+        apps = hello.get("apps")
+        self.dispatcher.client_came(
+            session, [a for a in apps if isinstance(a, str)] if isinstance(apps, list) else []
+        )
+        session.send_frame(
+            {
+                "t": "welcome",
+                "v": frames.PROTOCOL_VERSION,
+                "version": __version__,
+                "engine": self.dispatcher.engine.name,
+                "render": self.render,
+            }
+        )
+        try:
+            await self._read(socket, session, self._client_frame)
+        finally:
+            session.abandon()
+            self.dispatcher.client_left(session, cleanly=socket.close_code == 1000)
+
+    async def _read(self, socket: web.WebSocketResponse, session: Session, take: Any) -> None:
+        async for message in socket:
+            if message.type is not WSMsgType.BINARY:
+                if message.type is WSMsgType.TEXT:
+                    raise frames.FrameError("a text message is no frame")
+                return
+            header, payloads = frames.decode(message.data)
+            take(session, header, payloads)
+
+    def _client_frame(self, session: ClientSession, header: frames.Header, payloads: list[bytes]) -> None:
+        kind = header["t"]
+        dispatcher = self.dispatcher
+        if kind == "in":
+            call_id, function_id = text(header.get("c")), text(header.get("f"))
+            items = _inputs(header, payloads)
+            acked = header.get("k")
+            if acked:
+                dispatcher.handle(ev.OutputsAcked(call_id, integers(acked)))
+            if header.get("d"):
+                dispatcher.background(self._durable(session, header, call_id, function_id, items))
+            else:
+                dispatcher.submit(session, call_id, function_id, items)
+        elif kind == "end":
+            calls = header.get("c")
+            if not isinstance(calls, list):
+                raise frames.FrameError("an end frame names no calls")
+            for call_id in calls:
+                dispatcher.end_call(text(call_id))
+        elif kind == "rq":
+            dispatcher.background(self._request(session, header))
+        elif kind != "hb":
+            raise frames.FrameError(f"a client sent a frame of type {kind!r}")
+
+    async def _durable(
+        self,
+        session: ClientSession,
+        header: frames.Header,
+        call_id: str,
+        function_id: str,
+        items: Sequence[ev.SubmittedInput],
+    ) -> None:
+        answer: frames.Header = {"t": "rs", "i": header.get("i", 0), "v": {}}
+        try:
+            await self.dispatcher.submit_durable(call_id, function_id, items)
+        except Exception as error:
+            answer = {"t": "rs", "i": header.get("i", 0), "e": _error(error)}
+        session.send_frame(answer)
+
+    async def _request(self, session: ClientSession, header: frames.Header) -> None:
+        number = header.get("i", 0)
+        try:
+            args = header.get("a")
+            method = rpc.find(header.get("m"))
+            value, payloads = await method(self.dispatcher, session, args if isinstance(args, dict) else {})
+        except Exception as error:
+            session.send_frame({"t": "rs", "i": number, "e": _error(error)})
+        else:
+            session.send_frame({"t": "rs", "i": number, "v": value}, payloads)
+
+    # --- workers
+
+    async def _serve_worker(
+        self, socket: web.WebSocketResponse, identity: Identity, hello: frames.Header
+    ) -> None:
+        container_id = text(hello.get("container"))
+        slots = hello.get("slots", 1)
+        if type(slots) is not int or not 1 <= slots <= 10_000:
+            raise frames.FrameError("a worker's slots are no sensible number")
+        session = WorkerSession(socket, identity, container_id)
+        try:
+            info = self.dispatcher.adopt_worker(session, None)
+        except Error as error:
+            session.send_frame({"t": "refused", "e": _error(error)})
+            await session.close()
+            return
+        function = info.function
+        session.send_frame(
+            {
+                "t": "welcome",
+                "v": frames.PROTOCOL_VERSION,
+                "spec": function.spec_dict,
+                "function_id": function.function_id,
+                "app_id": function.app_id,
+                "environment": function.environment,
+            }
+        )
+
+        def take(peer: WorkerSession, header: frames.Header, payloads: list[bytes]) -> None:
+            kind = header["t"]
+            if kind == "done":
+                self.dispatcher.handle(
+                    ev.OutputsReturned(container_id, _outputs(header, payloads), _seconds(header))
+                )
+            elif kind == "log":
+                stamp = header.get("ts")
+                self.dispatcher.hub.log(
+                    function.app_id,
+                    function.name,
+                    container_id,
+                    2 if header.get("s") == 2 else 1,
+                    stamp if isinstance(stamp, float) else 0.0,
+                    payloads[0] if payloads else b"",
+                )
+            elif kind == "ready":
+                self.dispatcher.worker_ready(info, slots)
+            elif kind == "back":
+                self.dispatcher.handle(ev.InputsGivenBack(container_id, integers(header.get("x"))))
+            elif kind == "init_failed":
+                self.dispatcher.handle(ev.WorkerInitFailed(container_id, payloads[0] if payloads else b""))
+            elif kind == "drain":
+                self.dispatcher.handle(ev.WorkerDraining(container_id))
+            elif kind == "bye":
+                peer.said_bye = True
+            elif kind != "hb":
+                raise frames.FrameError(f"a worker sent a frame of type {kind!r}")
+
+        try:
+            await self._read(socket, session, take)
+        finally:
+            session.abandon()
+            await self.dispatcher.worker_gone(info, session)
+
+
+def _refusal(hello: frames.Header, identity: Identity) -> list[str] | None:
+    if hello["t"] != "hello" or hello.get("role") not in ("client", "worker"):
+        raise frames.FrameError("the first frame is no hello")
+    if hello.get("v") != frames.PROTOCOL_VERSION:
+        return [
+            "VersionError",
+            f"the dispatcher (version {__version__}) speaks protocol {frames.PROTOCOL_VERSION}, the client "
+            f"(version {hello.get('version')}) protocol {hello.get('v')}: install one version on both sides",
+        ]
+    if hello["role"] == "worker" and identity.container != hello.get("container"):
+        return ["AuthError", "the token is not this container's"]
+    return None
+
+
+def _inputs(header: frames.Header, payloads: list[bytes]) -> list[ev.SubmittedInput]:
+    indexes = integers(header.get("x"), len(payloads))
+    flags = header.get("g")
+    flag_list = integers(flags, len(payloads)) if flags is not None else [0] * len(payloads)
+    return list(zip(indexes, payloads, flag_list, strict=True))
+
+
+def _outputs(header: frames.Header, payloads: list[bytes]) -> list[ev.ReturnedOutput]:
+    count = len(payloads)
+    leases = integers(header.get("x"), count)
+    statuses, flags = header.get("s"), header.get("f")
+    status_list = integers(statuses, count) if statuses is not None else [0] * count
+    flag_list = integers(flags, count) if flags is not None else [0] * count
+    return list(zip(leases, status_list, payloads, flag_list, strict=True))
+
+
+def _seconds(header: frames.Header) -> float:
+    value = header.get("d", 0.0)
+    return float(value) if isinstance(value, (int, float)) and value >= 0 else 0.0
+
+
+def _error(error: Exception) -> list[str]:
+    from modal_nomad.engines.base import EngineDenied, EngineError
+
+    if isinstance(error, Error):
+        return [type(error).__name__, str(error)]
+    if isinstance(error, EngineDenied):
+        return ["AuthError", str(error)]
+    if isinstance(error, EngineError):
+        return ["ExecutionError", str(error)]
+    logger.error("a request failed", exc_info=error)
+    return ["InternalFailure", f"{type(error).__name__}: {error}"]

@@ -1,0 +1,139 @@
+"""The dispatcher's configuration: every tunable, with its unit and its reason, in one commented file."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+AUTH_MODES = ("none", "token", "nomad")
+ENGINES = ("local", "nomad")
+
+EXAMPLE = """\
+# The dispatcher's configuration. Every value shown is the default.
+
+# Where it listens. "unix:///path.sock" is possible too.
+listen = "http://127.0.0.1:8520"
+
+# The address that containers dial and fetch artifacts from; empty means `listen`. On a cluster it must
+# be reachable from every node, so give the host's address here.
+advertise = ""
+
+# Where state lives: store.db, blobs/, logs/.
+home = "/var/lib/modal-nomad"
+
+# "nomad" runs containers as Nomad jobs, "local" as processes of this machine.
+engine = "nomad"
+
+# Who may call: "nomad" checks the caller's token with Nomad, "token" knows tokens made here,
+# "none" lets everybody in (for a development agent on loopback only).
+auth = "nomad"
+
+# Seconds that a client may be gone before its ephemeral Apps are stopped and its calls cancelled.
+client_grace = 10.0
+
+# Days that the results of spawned calls are kept.
+result_days = 7.0
+
+# Containers of one Function when it names no max_containers; 0 means by the engine: the machine's
+# cores (at least 4) locally, 100 on Nomad.
+default_max_containers = 0
+
+[nomad]
+# Nomad's HTTP API; empty means the NOMAD_ADDR of the environment. Inside an allocation the task API
+# socket works: "unix:///secrets/api.sock".
+address = ""
+# The token for dispatching containers; empty means the NOMAD_TOKEN of the environment.
+token = ""
+
+[render]
+# How Functions become jobs; see modal_nomad.render.RenderSettings for all of them.
+driver = "raw_exec"
+namespace = "default"
+node_pool = "default"
+datacenters = ["*"]
+python = "python3"
+"""
+
+
+class SettingsError(Exception):
+    """The configuration cannot be used; the text is one line that names the remedy."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What ``EXAMPLE`` explains, read and checked."""
+
+    listen: str = "http://127.0.0.1:8520"
+    advertise: str = ""
+    home: str = "/var/lib/modal-nomad"
+    engine: str = "nomad"
+    auth: str = "nomad"
+    client_grace: float = 10.0
+    result_days: float = 7.0
+    default_max_containers: int = 0
+    nomad: Mapping[str, Any] = field(default_factory=dict)
+    render: Mapping[str, Any] = field(default_factory=dict)
+    embedded: bool = False
+
+    def __post_init__(self) -> None:
+        if self.engine not in ENGINES:
+            raise SettingsError(f"engine is {self.engine!r}: use one of {', '.join(ENGINES)}")
+        if self.auth not in AUTH_MODES:
+            raise SettingsError(f"auth is {self.auth!r}: use one of {', '.join(AUTH_MODES)}")
+        if self.client_grace < 0 or self.result_days <= 0:
+            raise SettingsError("client_grace must not be negative and result_days must be above 0")
+
+    @property
+    def address(self) -> str:
+        """The address that others reach it by."""
+        return self.advertise or self.listen
+
+    @classmethod
+    def for_home(cls, home: Path) -> Settings:
+        """Return the embedded daemon's settings: a Unix socket whose directory is the permission."""
+        return cls(
+            listen=f"unix://{home / 'daemon.sock'}",
+            home=str(home),
+            engine="local",
+            auth="none",
+            embedded=True,
+        )
+
+    @classmethod
+    def load(cls, path: Path) -> Settings:
+        """Read a TOML file.
+
+        Raises:
+            SettingsError: naming the file and the fault.
+        """
+        try:
+            data = tomllib.loads(path.read_text())
+        except OSError as error:
+            raise SettingsError(
+                f"cannot read {path}: {error.strerror}; `--print-config` prints an example"
+            ) from error
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{path} is not TOML: {error}") from error
+        fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "embedded"}
+        unknown = sorted(set(data) - set(fields))
+        if unknown:
+            raise SettingsError(
+                f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(fields))}"
+            )
+        defaults = cls()
+        for name, value in data.items():
+            expected = type(getattr(defaults, name))
+            if expected is float and type(value) is int:
+                data[name] = float(value)
+            elif not isinstance(value, expected):
+                raise SettingsError(f"{path}: {name} is {value!r}; it must be a {expected.__name__}")
+        return cls(**data)
