@@ -1,0 +1,91 @@
+"""Modal's Python API on your own Nomad, and on a laptop with nothing installed.
+
+Example:
+    >>> import modal_nomad as modal
+    >>> app = modal.App("example")
+    >>> @app.function()
+    ... def square(x: int) -> int:
+    ...     return x * x
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from . import config
+    from ._execution_context import current_function_call_id, current_input_id, is_local
+    from ._output import enable_output
+    from .app import App
+    from .client import Client
+    from .exception import Error
+    from .file_pattern_matcher import FilePatternMatcher
+    from .functions import Function, FunctionCall, gather
+    from .image import Image
+    from .retries import Retries
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "App",
+    "Client",
+    "Error",
+    "FilePatternMatcher",
+    "Function",
+    "FunctionCall",
+    "Image",
+    "Retries",
+    "config",
+    "current_function_call_id",
+    "current_input_id",
+    "enable_output",
+    "gather",
+    "is_local",
+]
+
+# Where each name is; loaded when first asked for, so that a container pays for what it uses.
+_PLACES = {
+    "App": "app",
+    "Client": "client",
+    "Error": "exception",
+    "FilePatternMatcher": "file_pattern_matcher",
+    "Function": "functions",
+    "FunctionCall": "functions",
+    "Image": "image",
+    "Retries": "retries",
+    "current_function_call_id": "_execution_context",
+    "current_input_id": "_execution_context",
+    "enable_output": "_output",
+    "gather": "functions",
+    "is_local": "_execution_context",
+}
+_SUBMODULES = frozenset(
+    {
+        "app",
+        "client",
+        "config",
+        "exception",
+        "file_pattern_matcher",
+        "functions",
+        "image",
+        "retries",
+        "runner",
+    }
+)
+
+
+def __getattr__(name: str) -> Any:
+    from importlib import import_module
+
+    if name in _PLACES:
+        value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+    elif name in _SUBMODULES:
+        value = import_module(f"{__name__}.{name}")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,342 @@
+"""Blocking and async faces of one coroutine.
+
+A body is written once, as ``async def``. It runs in the *caller's* thread in both faces, so user code
+(iterators, ``__reduce__``, entry points) never runs on the library's loop; the only thing it awaits is
+``io(coroutine)``, which runs network I/O on the library's one background loop. The blocking face steps
+the body and waits for each such result; the ``.aio`` face awaits it on the caller's own loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import threading
+import types
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
+
+if TYPE_CHECKING:
+    from typing import Concatenate, ParamSpec, Protocol
+
+    P = ParamSpec("P")
+    T = TypeVar("T")
+    T_co = TypeVar("T_co", covariant=True)
+    S = TypeVar("S")
+    S_contra = TypeVar("S_contra", contravariant=True)
+
+    class _Blocking(Protocol[P, T_co]):
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
+        def aio(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T_co]: ...
+
+    class _BlockingGen(Protocol[P, T_co]):
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[T_co]: ...
+        def aio(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T_co]: ...
+
+    class _BlockingContext(Protocol[P, T]):
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> DualContext[T]: ...
+        def aio(self, *args: P.args, **kwargs: P.kwargs) -> DualContext[T]: ...
+
+    class _Method(Protocol[S_contra, P, T_co]):
+        @overload
+        def __get__(self, instance: None, owner: Any) -> _Blocking[Concatenate[S_contra, P], T_co]: ...
+        @overload
+        def __get__(self, instance: S_contra, owner: Any) -> _Blocking[P, T_co]: ...
+        def __call__(self, instance: S_contra, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
+
+    class _GenMethod(Protocol[S_contra, P, T_co]):
+        @overload
+        def __get__(self, instance: None, owner: Any) -> _BlockingGen[Concatenate[S_contra, P], T_co]: ...
+        @overload
+        def __get__(self, instance: S_contra, owner: Any) -> _BlockingGen[P, T_co]: ...
+
+    class _ContextMethod(Protocol[S_contra, P, T]):
+        @overload
+        def __get__(self, instance: None, owner: Any) -> _BlockingContext[Concatenate[S_contra, P], T]: ...
+        @overload
+        def __get__(self, instance: S_contra, owner: Any) -> _BlockingContext[P, T]: ...
+else:
+    T = TypeVar("T")
+
+
+class _Library:
+    """The background loop of this process; made on first use, anew after a fork."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._pid = 0
+
+    def loop(self) -> asyncio.AbstractEventLoop:
+        if self._loop is not None and self._pid == os.getpid():
+            return self._loop
+        with self._lock:
+            if self._loop is None or self._pid != os.getpid():
+                loop = asyncio.new_event_loop()
+                threading.Thread(target=self._run, args=(loop,), name="modal-nomad-io", daemon=True).start()
+                self._loop, self._pid = loop, os.getpid()
+            return self._loop
+
+    @staticmethod
+    def _run(loop: asyncio.AbstractEventLoop) -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_forever()
+
+
+_library = _Library()
+
+
+def library_loop() -> asyncio.AbstractEventLoop:
+    """Return the library's background loop, starting its thread when there is none."""
+    return _library.loop()
+
+
+class io(Generic[T]):
+    """Awaitable that runs a coroutine, or waits for a Future of another thread, off the caller's loop."""
+
+    __slots__ = ("_work",)
+
+    def __init__(self, work: Coroutine[Any, Any, T] | Future[T]) -> None:
+        self._work = work
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        work = self._work
+        future = work if isinstance(work, Future) else submit(work)
+        return cast(T, (yield _Wait(future)))
+
+
+class _Wait:
+    __slots__ = ("future",)
+
+    def __init__(self, future: Future[Any]) -> None:
+        self.future = future
+
+
+def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
+    """Start a coroutine on the library's loop from any other thread."""
+    loop = _library.loop()
+    if threading.current_thread().name == "modal-nomad-io":
+        coroutine.close()
+        raise RuntimeError("a blocking call was made on modal_nomad's own loop; use the .aio form")
+    return asyncio.run_coroutine_threadsafe(coroutine, loop)
+
+
+def _wait(future: Future[Any]) -> Any:
+    try:
+        return future.result()
+    except BaseException:
+        # Ctrl-C while waiting: the I/O must not go on behind the user's back.
+        if not future.done():
+            future.cancel()
+        raise
+
+
+class _Driving(threading.local):
+    """Whether this thread is inside a step of a body: a twin awaited there leaves waiting to that driver."""
+
+    active = False
+
+
+_driving = _Driving()
+
+
+def _step(advance: Callable[[Any], Any], argument: Any) -> Any:
+    outer = _driving.active
+    _driving.active = True
+    try:
+        return advance(argument)
+    finally:
+        _driving.active = outer
+
+
+def run_blocking(coroutine: Any) -> Any:
+    """Step a body in this thread, waiting for each I/O it asks for."""
+    send, throw = coroutine.send, coroutine.throw
+    try:
+        step = _step(send, None)
+        while True:
+            if type(step) is not _Wait:
+                raise RuntimeError("a blocking call cannot await an asyncio object; use the .aio form")
+            try:
+                value = _wait(step.future)
+            except BaseException as error:
+                step = _step(throw, error)
+            else:
+                step = _step(send, value)
+    except StopIteration as stop:
+        return stop.value
+
+
+@types.coroutine
+def run_async(coroutine: Any) -> Generator[Any, Any, Any]:
+    """Step a body on the caller's loop, translating each I/O into an asyncio future of that loop."""
+    value: Any = None
+    error: BaseException | None = None
+    while True:
+        try:
+            step = _step(coroutine.send, value) if error is None else _step(coroutine.throw, error)
+        except StopIteration as stop:
+            return stop.value
+        value = error = None
+        try:
+            if type(step) is _Wait and not _driving.active:
+                value = yield from asyncio.wrap_future(step.future).__await__()
+            else:
+                value = yield step
+        except BaseException as failure:
+            error = failure
+
+
+class _Face:
+    """A descriptor with ``__call__`` (blocking) and ``aio``; bound like any function."""
+
+    __slots__ = ("__dict__", "_function", "_instance")
+
+    def __init__(self, function: Callable[..., Any], instance: Any = None) -> None:
+        self._function = function
+        self._instance = instance
+        functools.update_wrapper(cast(Any, self), function)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        if instance is None:
+            return self
+        bound = object.__new__(type(self))
+        bound._function = types.MethodType(self._function, instance)
+        bound._instance = instance
+        return bound
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__.strip('_')} {self._function!r}>"
+
+
+class _BlockingFace(_Face):
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return run_blocking(self._function(*args, **kwargs))
+
+    def aio(self, *args: Any, **kwargs: Any) -> Any:
+        return _awaitable(self._function(*args, **kwargs))
+
+
+async def _awaitable(coroutine: Any) -> Any:
+    return await run_async(coroutine)
+
+
+class _GenFace(_Face):
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _iterate(self._function(*args, **kwargs))
+
+    def aio(self, *args: Any, **kwargs: Any) -> Any:
+        return _aiterate(self._function(*args, **kwargs))
+
+
+def _iterate(body: Any) -> Iterator[Any]:
+    try:
+        while True:
+            try:
+                item = run_blocking(body.__anext__())
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        run_blocking(body.aclose())
+
+
+async def _aiterate(body: Any) -> AsyncIterator[Any]:
+    try:
+        while True:
+            try:
+                item = await run_async(body.__anext__())
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        await run_async(body.aclose())
+
+
+class DualContext(Generic[T]):
+    """A context manager for both ``with`` and ``async with``."""
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+
+    def __enter__(self) -> T:
+        return cast(T, run_blocking(self._enter()))
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        return bool(run_blocking(self._exit(kind, error)))
+
+    async def __aenter__(self) -> T:
+        return cast(T, await run_async(self._enter()))
+
+    async def __aexit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        return bool(await run_async(self._exit(kind, error)))
+
+    async def _enter(self) -> Any:
+        return await self._body.__anext__()
+
+    async def _exit(self, kind: Any, error: BaseException | None) -> bool:
+        if kind is None:
+            try:
+                await self._body.__anext__()
+            except StopAsyncIteration:
+                return False
+            raise RuntimeError("the context body yielded twice")
+        value = error if error is not None else kind()
+        try:
+            await self._body.athrow(value)
+        except StopAsyncIteration:
+            return True
+        except BaseException as failure:
+            if failure is value:
+                return False
+            raise
+        raise RuntimeError("the context body yielded twice")
+
+
+class _ContextFace(_Face):
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return DualContext(self._function(*args, **kwargs))
+
+    aio = __call__
+
+
+if TYPE_CHECKING:
+
+    def blocking(function: Callable[Concatenate[S, P], Coroutine[Any, Any, T]]) -> _Method[S, P, T]: ...
+    def blocking_function(function: Callable[P, Coroutine[Any, Any, T]]) -> _Blocking[P, T]: ...
+    def blocking_gen(function: Callable[Concatenate[S, P], AsyncIterator[T]]) -> _GenMethod[S, P, T]: ...
+    def blocking_context(
+        function: Callable[Concatenate[S, P], AsyncIterator[T]],
+    ) -> _ContextMethod[S, P, T]: ...
+    def blocking_function_context(
+        function: Callable[P, AsyncIterator[T]],
+    ) -> _BlockingContext[P, T]: ...
+
+else:
+
+    def blocking(function):
+        """Give an ``async def`` method a blocking face and an ``.aio`` twin."""
+        return _BlockingFace(function)
+
+    def blocking_gen(function):
+        """Give an async generator method a plain-iterator face and an ``.aio`` twin."""
+        return _GenFace(function)
+
+    def blocking_context(function):
+        """Make an async generator method that yields once a context manager for both worlds."""
+        return _ContextFace(function)
+
+    blocking_function = blocking
+    blocking_function_context = blocking_context
+
+
+def resolve(awaitable: Awaitable[T]) -> T:
+    """Run a body to its end from blocking code."""
+    return cast(T, run_blocking(awaitable))

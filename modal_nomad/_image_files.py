@@ -1,0 +1,144 @@
+"""Local files that an Image asks for: found lazily, when it is published."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import posixpath
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from .exception import InvalidError, ModuleNotMountable
+from .wire.spec import MountedFile
+
+# Where Python sources of an Image lie in a container; on the import path of every Function.
+SOURCE_ROOT = "/root"
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """A wish for local files, as one ``add_local_…`` step states it.
+
+    Attributes:
+        kind: ``file``, ``dir`` or ``python``.
+        source: a local path, or the name of a module.
+        remote: an absolute path in the container.
+        ignore: says of a path relative to the directory whether to leave it out.
+    """
+
+    kind: str
+    source: str
+    remote: str
+    ignore: Callable[[Path], bool] | None = None
+
+    def found(self) -> Iterator[tuple[str, Path]]:
+        """Yield each file's path in the container and its path here.
+
+        Raises:
+            FileNotFoundError: when the local path does not exist.
+            ModuleNotMountable: when there is no such module here.
+        """
+        if self.kind == "python":
+            yield from self._python_source()
+            return
+        path = Path(self.source).expanduser()
+        if self.kind == "file":
+            if not path.is_file():
+                raise FileNotFoundError(f"add_local_file: there is no file {path}")
+            yield self.remote, path
+            return
+        if not path.is_dir():
+            raise FileNotFoundError(f"add_local_dir: there is no directory {path}")
+        yield from walk(path, self.remote, self.ignore)
+
+    def _python_source(self) -> Iterator[tuple[str, Path]]:
+        try:
+            spec = importlib.util.find_spec(self.source)
+        except (ImportError, ValueError):
+            spec = None
+        if spec is None:
+            raise ModuleNotMountable(
+                f"add_local_python_source: no module {self.source!r} can be imported here"
+            )
+        folder = posixpath.join(self.remote, *self.source.split("."))
+        if spec.submodule_search_locations:
+            for location in spec.submodule_search_locations:
+                yield from walk(Path(location), folder, self.ignore, hidden=False)
+        elif spec.origin and os.path.isfile(spec.origin):
+            origin = Path(spec.origin)
+            yield folder + origin.suffix, origin
+        else:
+            raise ModuleNotMountable(f"add_local_python_source: {self.source!r} has no source file")
+
+
+def walk(
+    root: Path, remote: str, ignore: Callable[[Path], bool] | None, hidden: bool = True
+) -> Iterator[tuple[str, Path]]:
+    """Yield the files under a directory, sorted, as (path in the container, path here).
+
+    Args:
+        root: the local directory.
+        remote: where it goes.
+        ignore: says of a path relative to ``root`` whether to leave the file out.
+        hidden: whether dot-prefixed names and compiled Python are kept.
+    """
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(x for x in folders if hidden or not (x.startswith(".") or x == "__pycache__"))
+        for name in sorted(names):
+            if not hidden and (name.startswith(".") or name.endswith(".pyc")):
+                continue
+            path = Path(folder, name)
+            relative = path.relative_to(root)
+            if path.is_file() and (ignore is None or not ignore(relative)):
+                yield posixpath.join(remote, relative.as_posix()), path
+
+
+def mounted(wishes: tuple[LocalFiles, ...]) -> tuple[tuple[MountedFile, ...], dict[str, Path]]:
+    """Hash the files of an Image; a later file wins over an earlier one at the same place.
+
+    Returns:
+        The files in the order of their paths, and where each blob's content is on this machine.
+    """
+    files: dict[str, MountedFile] = {}
+    contents: dict[str, Path] = {}
+    for wish in wishes:
+        for remote, path in wish.found():
+            sha = file_sha256(path)
+            mode = 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
+            files[remote] = MountedFile(remote, sha, mode)
+            contents[sha] = path
+    return tuple(files[remote] for remote in sorted(files)), contents
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for piece in iter(lambda: file.read(1 << 20), b""):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def remote_file_path(local_path: str, remote_path: str) -> str:
+    """Return where a file goes: a trailing slash keeps its local name.
+
+    Raises:
+        InvalidError: when the path is not absolute.
+    """
+    check_remote_path("add_local_file", remote_path)
+    if remote_path.endswith("/"):
+        return posixpath.join(remote_path, os.path.basename(local_path))
+    return posixpath.normpath(remote_path)
+
+
+def check_remote_path(where: str, remote_path: object) -> None:
+    """Refuse a path that is not absolute.
+
+    Raises:
+        InvalidError: naming the path.
+    """
+    if not isinstance(remote_path, str) or not remote_path.startswith("/"):
+        raise InvalidError(f"{where}: the remote path {remote_path!r} must be absolute, as '/assets'")

@@ -1,0 +1,100 @@
+"""One input in, one output back: how a call crosses to a container and its result comes home."""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Any
+
+from . import _execution_context as context
+from . import exception
+from ._bridge import io
+from .wire import frames
+from .wire.connection import Call, Input, Output
+from .wire.ids import new_id
+from .wire.serialization import dumps, loads, unpack_exception
+
+if TYPE_CHECKING:
+    from .client import Client
+
+
+async def encode_input(client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, int]:
+    """Return payload and flags of one input, in the caller's thread."""
+    data = dumps((args, kwargs))
+    if len(data) <= frames.INLINE_LIMIT:
+        return data, 0
+    return (await io(client._put_blob(data))).encode(), frames.FLAG_BLOB
+
+
+async def decode_output(client: Client, status: int, payload: bytes, flags: int) -> Any:
+    """Return the value of an output, or raise what it stands for, in the caller's thread."""
+    if flags & frames.FLAG_BLOB:
+        payload = await io(client._get_blob(payload.decode()))
+    if status == frames.SUCCESS:
+        return loads(payload)
+    raise output_error(status, payload)
+
+
+def output_error(status: int, payload: bytes) -> BaseException:
+    """Return the exception that an unsuccessful output stands for."""
+    if status in (frames.FAILURE, frames.INIT_FAILURE):
+        try:
+            return unpack_exception(payload)
+        except Exception:
+            return exception.RemoteError(payload.decode(errors="replace"))
+    text = payload.decode(errors="replace")
+    if status == frames.TIMEOUT:
+        return exception.FunctionTimeoutError(text or "the input ran longer than its function's timeout")
+    if status == frames.TERMINATED:
+        return exception.RemoteError(text or "the input was cancelled")
+    return exception.RemoteError(text)
+
+
+class Unary:
+    """A call of one input that this process waits for."""
+
+    def __init__(self, client: Client, function_id: str) -> None:
+        self.client = client
+        self.future: Future[Output] = Future()
+        self.call = Call(
+            new_id("fc"), function_id, self._arrived, self._failed, parent=context.current_input_id() or ""
+        )
+
+    def _arrived(self, outputs: list[Output]) -> None:
+        if self.future.set_running_or_notify_cancel():
+            self.future.set_result(outputs[0])
+
+    def _failed(self, error: BaseException) -> None:
+        if not self.future.done() and self.future.set_running_or_notify_cancel():
+            self.future.set_exception(connection_error(error))
+
+
+async def call_remote(client: Client, function_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """Run one input remotely and return its value; a cancelled wait cancels the input."""
+    payload, flags = await encode_input(client, args, kwargs)
+    unary = Unary(client, function_id)
+    client._submit(unary.call, [(0, payload, flags)])
+    try:
+        output = await io(unary.future)
+    finally:
+        client._end(unary.call)
+    return await decode_output(client, *output[1:])
+
+
+async def spawn_call(client: Client, function_id: str, inputs: list[Input]) -> str:
+    """Hand inputs over for good and return the call's id: the store has them then."""
+    call = Call(new_id("fc"), function_id, _ignore, _ignore, parent=context.current_input_id() or "")
+    await io(client._submit_durable(call, inputs))
+    return call.call_id
+
+
+def connection_error(error: BaseException) -> BaseException:
+    """Return the public exception for a connection that failed for good."""
+    if isinstance(error, exception.Error):
+        return error
+    kind = getattr(exception, getattr(error, "kind", ""), exception.ConnectionError)
+    result: BaseException = kind(str(error))
+    return result
+
+
+def _ignore(_: Any) -> None:
+    pass

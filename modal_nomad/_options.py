@@ -1,0 +1,264 @@
+"""The parameters of ``app.function``: old names, checks, and the frozen result."""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .exception import DeprecationError, InvalidError
+from .retries import Retries
+from .wire.spec import RetrySpec
+
+if TYPE_CHECKING:
+    from .image import Image
+
+    CpuRequest = float | tuple[float, float] | None
+    MemoryRequest = int | tuple[int, int] | None
+
+# Every old name that is still taken, and the one to use now.
+ALIASES: Mapping[str, str] = {
+    "keep_warm": "min_containers",
+    "concurrency_limit": "max_containers",
+    "container_idle_timeout": "scaledown_window",
+    "_experimental_buffer_containers": "buffer_containers",
+}
+
+DEFAULT_TIMEOUT_SECONDS = 300.0
+DEFAULT_SCALEDOWN_SECONDS = 60.0
+_LIBRARY_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
+
+
+def warn_deprecated(message: str, category: type[Warning] = DeprecationError) -> None:
+    """Warn about an old form, pointing at the user's line and not at one of the library's."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_LIBRARY_FOLDER):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, category, stacklevel=level)
+
+
+def apply_aliases(where: str, current: Mapping[str, Any], old: Mapping[str, Any]) -> dict[str, Any]:
+    """Move the values of old parameter names to the new ones, each with a warning.
+
+    Args:
+        where: what was called, for the messages, as ``@app.function``.
+        current: parameters by their new names; None means not given.
+        old: parameters by other names.
+
+    Raises:
+        TypeError: for a name that never was a parameter.
+        InvalidError: when old and new name are both given.
+    """
+    result = dict(current)
+    for name, value in old.items():
+        new = ALIASES.get(name)
+        if new is None:
+            raise TypeError(f"{where} has no parameter {name!r}")
+        if value is None:
+            continue
+        if result.get(new) is not None:
+            raise InvalidError(f"{where} got both {name!r} and its newer name {new!r}; keep {new!r}")
+        warn_deprecated(f"{name!r} of {where} is now called {new!r}")
+        result[new] = value
+    return result
+
+
+@dataclass(frozen=True)
+class FunctionOptions:
+    """What was asked of ``app.function``, checked. The fields are as in ``wire.spec.FunctionSpec``."""
+
+    image: Image | None = None
+    env: Mapping[str, str] = field(default_factory=dict)
+    serialized: bool = False
+    cpu: tuple[float | None, float | None] = (None, None)
+    memory: tuple[int | None, int | None] = (None, None)
+    ephemeral_disk: int | None = None
+    retries: RetrySpec | None = None
+    min_containers: int = 0
+    max_containers: int | None = None
+    buffer_containers: int = 0
+    scaledown_window: float = DEFAULT_SCALEDOWN_SECONDS
+    timeout: float = DEFAULT_TIMEOUT_SECONDS
+    startup_timeout: float | None = None
+    name: str | None = None
+    is_generator: bool | None = None
+    region: tuple[str, ...] = ()
+    single_use_containers: bool = False
+    include_source: bool = True
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _count(name: str, value: Any, least: int) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InvalidError(f"{name} is {value!r}; give a whole number of at least {least}")
+    return value
+
+
+def _seconds(name: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if not _is_number(value) or value <= 0:
+        raise InvalidError(f"{name} is {value!r}; give a number of seconds above 0")
+    return float(value)
+
+
+def _request_and_limit(name: str, unit: str, value: Any, whole: bool) -> tuple[Any, Any]:
+    if value is None:
+        return None, None
+    pair = value if isinstance(value, (tuple, list)) else (value, None)
+    if len(pair) != 2:
+        raise InvalidError(f"{name} is {value!r}; give {unit}, or a pair (request, limit)")
+    for part in pair:
+        wrong = not _is_number(part) or part <= 0 or (whole and not isinstance(part, int))
+        if part is not None and wrong:
+            kind = "a whole number" if whole else "a number"
+            raise InvalidError(f"{name} is {value!r}; give {unit} as {kind} above 0")
+    request, limit = pair
+    if request is None:
+        raise InvalidError(f"{name} is {value!r}; the request of (request, limit) must be given")
+    if limit is not None and limit < request:
+        raise InvalidError(f"{name}: the limit {limit} is lower than the request {request}")
+    return (request, limit) if whole else (float(request), None if limit is None else float(limit))
+
+
+def _retry_spec(value: Any) -> RetrySpec | None:
+    if value is None:
+        return None
+    if isinstance(value, Retries):
+        return value._spec
+    if isinstance(value, int) and not isinstance(value, bool):
+        return Retries(max_retries=value, backoff_coefficient=1.0)._spec
+    raise InvalidError(f"retries is {value!r}; give a whole number or modal.Retries(...)")
+
+
+def check_env(where: str, env: Any) -> dict[str, str]:
+    """Return environment variables as plain strings; a value of None drops the name.
+
+    Raises:
+        InvalidError: when a name or a value is no string.
+    """
+    if env is None:
+        return {}
+    if not isinstance(env, Mapping):
+        raise InvalidError(f"{where} is {env!r}; give a dict of strings")
+    for key, value in env.items():
+        if not isinstance(key, str) or not key or "=" in key or "\0" in key:
+            raise InvalidError(f"{where} has the name {key!r}; give a non-empty string without '='")
+        if value is not None and not isinstance(value, str):
+            raise InvalidError(f"{where} has {key}={value!r}; give a string, as str({value!r})")
+    return {key: value for key, value in env.items() if value is not None}
+
+
+def _regions(value: Any) -> tuple[str, ...]:
+    if value is None:
+        return ()
+    found = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Sequence) else (None,)
+    if not all(isinstance(x, str) and x for x in found):
+        raise InvalidError(f"region is {value!r}; give a name or a list of names")
+    return found
+
+
+def _flag(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InvalidError(f"{name} is {value!r}; give True or False")
+    return value
+
+
+def function_options(
+    *,
+    image: Image | None = None,
+    env: Mapping[str, str | None] | None = None,
+    serialized: bool = False,
+    cpu: CpuRequest = None,
+    memory: MemoryRequest = None,
+    ephemeral_disk: int | None = None,
+    retries: int | Retries | None = None,
+    min_containers: int | None = None,
+    max_containers: int | None = None,
+    buffer_containers: int | None = None,
+    scaledown_window: float | None = None,
+    timeout: float | None = None,
+    startup_timeout: float | None = None,
+    name: str | None = None,
+    is_generator: bool | None = None,
+    region: str | Sequence[str] | None = None,
+    max_inputs: int | None = None,
+    single_use_containers: bool = False,
+    include_source: bool | None = None,
+) -> FunctionOptions:
+    """Check the parameters of a Function, by their newer names.
+
+    Raises:
+        InvalidError: naming the parameter, what it was, and what it may be.
+    """
+    from .image import Image
+
+    if image is not None and not isinstance(image, Image):
+        raise InvalidError(f"image is {image!r}; give a modal.Image")
+    if max_inputs is not None:
+        if isinstance(max_inputs, bool) or max_inputs != 1:
+            raise InvalidError(
+                f"max_inputs is {max_inputs!r}; only 1 is possible, as single_use_containers=True"
+            )
+        warn_deprecated("'max_inputs=1' of @app.function is now called 'single_use_containers=True'")
+        single_use_containers = True
+    floor = _count("min_containers", min_containers, 0) or 0
+    ceiling = _count("max_containers", max_containers, 1)
+    if ceiling is not None and floor > ceiling:
+        raise InvalidError(f"min_containers ({floor}) cannot be higher than max_containers ({ceiling})")
+    if name is not None:
+        check_object_name("Function", name)
+    if is_generator is not None:
+        _flag("is_generator", is_generator)
+    return FunctionOptions(
+        image=image,
+        env=check_env("env", env),
+        serialized=_flag("serialized", serialized),
+        cpu=_request_and_limit("cpu", "cores", cpu, whole=False),
+        memory=_request_and_limit("memory", "MiB", memory, whole=True),
+        ephemeral_disk=_count("ephemeral_disk", ephemeral_disk, 1),
+        retries=_retry_spec(retries),
+        min_containers=floor,
+        max_containers=ceiling,
+        buffer_containers=_count("buffer_containers", buffer_containers, 0) or 0,
+        scaledown_window=_seconds("scaledown_window", scaledown_window) or DEFAULT_SCALEDOWN_SECONDS,
+        timeout=_seconds("timeout", timeout) or DEFAULT_TIMEOUT_SECONDS,
+        startup_timeout=_seconds("startup_timeout", startup_timeout),
+        name=name,
+        is_generator=is_generator,
+        region=_regions(region),
+        single_use_containers=_flag("single_use_containers", single_use_containers),
+        include_source=True if include_source is None else _flag("include_source", include_source),
+    )
+
+
+MAX_NAME_LENGTH = 64
+_NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
+
+
+def check_object_name(kind: str, name: Any) -> str:
+    """Return a name that objects of the server may have.
+
+    Raises:
+        InvalidError: when it has other characters, is too long, or looks like an app id.
+    """
+    looks_like_id = isinstance(name, str) and name[:3] == "ap-" and len(name) == 25 and name[3:].isalnum()
+    if (
+        not isinstance(name, str)
+        or not 0 < len(name) <= MAX_NAME_LENGTH
+        or not _NAME_CHARACTERS.issuperset(name)
+        or looks_like_id
+    ):
+        raise InvalidError(
+            f"Invalid {kind} name {name!r}; use at most {MAX_NAME_LENGTH} letters, digits, '-', '_' and '.', "
+            "and nothing of the form of an app id"
+        )
+    return name

@@ -1,0 +1,441 @@
+"""Apps: groups of Functions that run, and are deployed, together."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import sys
+import warnings
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from ._bridge import blocking, blocking_context, blocking_function, io
+from ._entrypoint import LocalEntrypoint, called_without_parentheses
+from ._execution_context import current_input_id
+from ._function_info import FunctionInfo, function_info
+from ._options import (
+    FunctionOptions,
+    apply_aliases,
+    check_object_name,
+    function_options,
+    warn_deprecated,
+)
+from .config import in_container
+from .exception import ClientClosed, ConnectionError, InvalidError
+
+if TYPE_CHECKING:
+    from typing import ParamSpec
+
+    from ._options import CpuRequest, MemoryRequest
+    from .client import Client
+    from .functions import Function
+    from .image import Image
+    from .retries import Retries
+
+    P = ParamSpec("P")
+else:
+    P = TypeVar("P")
+R = TypeVar("R")
+
+_logger = logging.getLogger("modal_nomad")
+
+
+class App:
+    """A group of Functions that are run or deployed together.
+
+    Args:
+        name: the name to deploy under.
+        image: the Image of Functions that do not give one.
+
+    Example:
+        >>> app = App("example")
+        >>> @app.function()
+        ... def square(x: int) -> int:
+        ...     return x * x
+    """
+
+    def __init__(self, name: str | None = None, *, image: Image | None = None) -> None:
+        if name is not None and not isinstance(name, str):
+            raise InvalidError(f"Invalid App name {name!r}: Must be string")
+        self._name = name
+        self._description = name
+        self._image: Image | None = None
+        self.image = image
+        self._functions: dict[str, Function[..., Any]] = {}
+        self._entrypoints: dict[str, LocalEntrypoint[..., Any]] = {}
+        self._app_id: str | None = None
+        self._client: Client | None = None
+        self._running = False
+        self._interactive = False
+
+    def __repr__(self) -> str:
+        return f"App({self._name!r})" if self._name else "App()"
+
+    @property
+    def name(self) -> str | None:
+        """The name given by the user."""
+        return self._name
+
+    @property
+    def is_interactive(self) -> bool:
+        """Whether the App runs interactively now."""
+        return self._interactive
+
+    @property
+    def app_id(self) -> str | None:
+        """The id of the run or deployment; it is kept when a run has ended."""
+        return self._app_id
+
+    @property
+    def description(self) -> str | None:
+        """The name, else what `set_description` said, else the command line's words."""
+        if self._description:
+            return self._description
+        words = [os.path.basename(sys.argv[0]), *sys.argv[1:]] if sys.argv and sys.argv[0] else []
+        return " ".join(words) or None
+
+    def set_description(self, description: str) -> None:
+        """Set the text that lists show for an App without a name."""
+        self._description = description
+
+    @property
+    def image(self) -> Image | None:
+        """The Image of Functions that do not give one."""
+        return self._image
+
+    @image.setter
+    def image(self, value: Image | None) -> None:
+        from .image import Image
+
+        if value is not None and not isinstance(value, Image):
+            raise InvalidError(f"image is {value!r}; give a modal.Image")
+        self._image = value
+
+    @property
+    def registered_functions(self) -> dict[str, Function[..., Any]]:
+        """The App's Functions by their names."""
+        return dict(self._functions)
+
+    @property
+    def registered_classes(self) -> dict[str, Any]:
+        """The App's classes by their names."""
+        return {}
+
+    @property
+    def registered_entrypoints(self) -> dict[str, LocalEntrypoint[..., Any]]:
+        """The App's local entry points by their names."""
+        return dict(self._entrypoints)
+
+    @property
+    def registered_web_endpoints(self) -> list[str]:
+        """The names of Functions that answer web requests, in order of definition."""
+        return []
+
+    @property
+    def indexed_objects(self) -> dict[str, Any]:
+        """All of the App's objects by their names."""
+        return {**self._functions}
+
+    def __getitem__(self, tag: str) -> Any:
+        return self._functions[tag]
+
+    def __contains__(self, tag: object) -> bool:
+        return tag in self._functions
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._functions)
+
+    def __len__(self) -> int:
+        return len(self._functions)
+
+    def __bool__(self) -> bool:
+        # An App without objects is still an App.
+        return True
+
+    @staticmethod
+    @blocking_function
+    async def lookup(
+        name: str,
+        client: Client | None = None,
+        environment_name: str | None = None,
+        create_if_missing: bool = False,
+    ) -> App:
+        """Find a deployed App by its name.
+
+        Args:
+            name: the name.
+            client: the client to use.
+            environment_name: the environment to look in.
+            create_if_missing: make a deployed App without Functions when there is none.
+
+        Raises:
+            NotFoundError: when there is none.
+            InvalidError: when no App can have that name.
+        """
+        from . import runner
+
+        check_object_name("App", name)
+        client = client or await runner._default_client()
+        request = {
+            "name": name,
+            "environment": runner.environment_of(environment_name),
+            "create_if_missing": create_if_missing,
+        }
+        reply = await io(client._request("app.lookup", request))
+        app = App(name)
+        app._app_id, app._client = reply["app_id"], client
+        return app
+
+    @blocking_context
+    async def run(
+        self,
+        client: Client | None = None,
+        show_progress: bool | None = None,
+        detach: bool = False,
+        interactive: bool = False,
+        environment_name: str | None = None,
+    ) -> AsyncIterator[App]:
+        """Run the App: its Functions can be called inside the ``with`` block, and stop at its end.
+
+        Ctrl-C inside ends the block quietly, after the App has stopped.
+
+        Args:
+            client: the client to use.
+            show_progress: accepted for older programs; use ``modal.enable_output()``.
+            detach: let the App go on when the block ends or the client goes away.
+            interactive: connect containers to this terminal; needs ``modal.enable_output()``.
+            environment_name: the environment to run in.
+
+        Raises:
+            InvalidError: when it runs already, or in global scope inside a container.
+        """
+        from . import _output, runner
+
+        self._check_can_run(show_progress)
+        output = _output.current()
+        if interactive and output is None:
+            warnings.warn("interactive=True needs modal.enable_output(); it is off", stacklevel=2)
+            interactive = False
+        self._running = True
+        try:
+            client = client or await runner._default_client()
+            publication = runner.prepare(
+                self,
+                client.server.render,
+                state="detached" if detach else "ephemeral",
+                name=None,
+                environment=runner.environment_of(environment_name),
+            )
+            reply = await io(runner.send(client, publication))
+            self._published(reply, client)
+            self._interactive = interactive
+            try:
+                if output is not None:
+                    for name in self._functions:
+                        output.created("function", name)
+                    output.attach(client, reply["app_id"])
+                with contextlib.suppress(KeyboardInterrupt):
+                    yield self
+            finally:
+                if not detach:
+                    # A client that is gone has taken its ephemeral App along.
+                    with contextlib.suppress(ConnectionError, ClientClosed):
+                        await io(client._request("app.stop", {"app_id": reply["app_id"]}))
+                if output is not None:
+                    output.finished()
+        finally:
+            self._running = self._interactive = False
+            for function in self._functions.values():
+                function._unhydrate()
+
+    def _check_can_run(self, show_progress: bool | None) -> None:
+        if self._running:
+            raise InvalidError("App is already running; leave the first `with app.run()` before a second")
+        if in_container() and current_input_id() is None:
+            raise InvalidError(
+                "Can not run an app in global scope within a container; "
+                'move it under `if __name__ == "__main__":` or `if modal.is_local():`'
+            )
+        if show_progress:
+            raise InvalidError(
+                "show_progress=True is gone; use `with modal.enable_output():` around app.run()"
+            )
+        if show_progress is not None:
+            warn_deprecated("show_progress=False has no effect; output is off without modal.enable_output()")
+
+    @blocking
+    async def deploy(
+        self,
+        *,
+        name: str | None = None,
+        environment_name: str | None = None,
+        client: Client | None = None,
+        tag: str = "",
+    ) -> App:
+        """Deploy the App: it stays until it is stopped, and other programs find it by its name.
+
+        Args:
+            name: the name to deploy under; by default the App's own.
+            environment_name: the environment to deploy to.
+            client: the client to use.
+            tag: a word for the deployment's history, such as a version.
+
+        Raises:
+            InvalidError: when there is no name.
+        """
+        from .runner import deploy_app
+
+        await deploy_app.aio(self, name=name, client=client, environment_name=environment_name, tag=tag)
+        return self
+
+    def _published(self, reply: Mapping[str, Any], client: Client) -> None:
+        self._app_id, self._client = reply["app_id"], client
+        for name, function_id in reply["functions"].items():
+            if name in self._functions:
+                self._functions[name]._hydrate(function_id, client)
+
+    def function(
+        self,
+        *args: Any,
+        image: Image | None = None,
+        env: Mapping[str, str | None] | None = None,
+        serialized: bool = False,
+        cpu: CpuRequest = None,
+        memory: MemoryRequest = None,
+        ephemeral_disk: int | None = None,
+        retries: int | Retries | None = None,
+        min_containers: int | None = None,
+        max_containers: int | None = None,
+        buffer_containers: int | None = None,
+        scaledown_window: float | None = None,
+        timeout: float | None = None,
+        startup_timeout: float | None = None,
+        name: str | None = None,
+        is_generator: bool | None = None,
+        region: str | Sequence[str] | None = None,
+        max_inputs: int | None = None,
+        single_use_containers: bool = False,
+        include_source: bool | None = None,
+        **older_names: Any,
+    ) -> Callable[[Callable[P, R]], Function[P, R]]:
+        """Make a function one that runs in containers.
+
+        Args:
+            image: what its containers have; by default the App's Image, else ``Image.debian_slim()``.
+            env: environment variables.
+            serialized: send the function itself, pickled; for functions outside global scope.
+            cpu: cores, or a pair (request, limit).
+            memory: MiB, or a pair (request, limit).
+            ephemeral_disk: MiB.
+            retries: how often a failed input is run again, or a ``modal.Retries``.
+            min_containers: containers that are kept even when idle.
+            max_containers: the most containers at a time.
+            buffer_containers: extra idle containers while it is in use.
+            scaledown_window: seconds an idle container lives.
+            timeout: seconds one input may run; 300 by default.
+            startup_timeout: seconds a container may take to start; by default ``timeout``.
+            name: its name in the App; by default the function's own.
+            is_generator: whether it yields, where that cannot be seen.
+            region: where to run it.
+            max_inputs: only 1; the older form of ``single_use_containers=True``.
+            single_use_containers: end a container after one input.
+            include_source: whether the code around the function is sent along; True by default.
+
+        Raises:
+            InvalidError: when a parameter is not what it may be.
+        """
+        if args:
+            raise InvalidError(called_without_parentheses("function", args[0]))
+        autoscaler = apply_aliases(
+            "@app.function",
+            {
+                "min_containers": min_containers,
+                "max_containers": max_containers,
+                "buffer_containers": buffer_containers,
+                "scaledown_window": scaledown_window,
+            },
+            older_names,
+        )
+        options = function_options(
+            image=image,
+            env=env,
+            serialized=serialized,
+            cpu=cpu,
+            memory=memory,
+            ephemeral_disk=ephemeral_disk,
+            retries=retries,
+            timeout=timeout,
+            startup_timeout=startup_timeout,
+            name=name,
+            is_generator=is_generator,
+            region=region,
+            max_inputs=max_inputs,
+            single_use_containers=single_use_containers,
+            include_source=include_source,
+            **autoscaler,
+        )
+        return lambda raw_f: self._add_function(raw_f, options)
+
+    def _add_function(self, raw_f: Callable[P, R], options: FunctionOptions) -> Function[P, R]:
+        from .functions import Function
+
+        info = function_info(
+            raw_f, name=options.name, serialized=options.serialized, is_generator=options.is_generator
+        )
+        if info.is_generator and options.retries is not None:
+            raise InvalidError(f"Generator function {info.name} cannot have retries; leave out retries=")
+        check_object_name("Function", info.name)
+        function: Function[P, R] = Function._local(self, raw_f, options, info)
+        old = self._functions.get(info.name)
+        if old is not None and not _same_place(old.info, info):
+            warnings.warn(
+                f"App {self._name!r} has two functions named {info.name!r}, of modules "
+                f"{old.info.raw_f.__module__} and {raw_f.__module__}; the later one counts: give one name=",
+                stacklevel=3,
+            )
+        self._functions[info.name] = function
+        return function
+
+    def local_entrypoint(
+        self, *args: Any, name: str | None = None
+    ) -> Callable[[Callable[P, R]], LocalEntrypoint[P, R]]:
+        """Make a function one that ``modal-nomad run`` starts on this machine; it may be async.
+
+        Its parameters become command line flags.
+
+        Args:
+            name: its name on the command line; by default the function's own.
+
+        Raises:
+            InvalidError: when the App has one of that name already.
+        """
+        if args:
+            raise InvalidError(called_without_parentheses("local_entrypoint", args[0]))
+        if name is not None and not isinstance(name, str):
+            raise InvalidError(f"name is {name!r}; give a string")
+
+        def add(raw_f: Callable[P, R]) -> LocalEntrypoint[P, R]:
+            info = function_info(raw_f, name=name, serialized=True)
+            old = self._entrypoints.get(info.name)
+            if old is not None and not _same_place(old.info, info):
+                raise InvalidError(f"Duplicate local entrypoint name: {info.name}; give one of the two name=")
+            entrypoint = LocalEntrypoint(self, info, raw_f)
+            self._entrypoints[info.name] = entrypoint
+            return entrypoint
+
+        return add
+
+    def include(self, /, other_app: App) -> App:
+        """Take the objects of another App into this one; returns this App."""
+        for name, function in other_app._functions.items():
+            old = self._functions.get(name)
+            if old is not None and old is not function:
+                _logger.warning("Overriding existing function %s with the one of %r", name, other_app)
+            self._functions[name] = function
+        return self
+
+
+def _same_place(one: FunctionInfo, other: FunctionInfo) -> bool:
+    """Say whether two functions are one definition, run again (a notebook's cell, a reload)."""
+    return (one.raw_f.__module__, one.qualname) == (other.raw_f.__module__, other.qualname)

@@ -1,0 +1,265 @@
+"""The client: this process's connection to a dispatcher."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from . import exception
+from ._bridge import blocking, blocking_function, io, library_loop
+from .wire.ids import new_id
+
+if TYPE_CHECKING:
+    from .wire.connection import Call, Connection, Input
+    from .wire.frames import Header
+
+
+@dataclass(frozen=True)
+class ServerInfo:
+    """What the dispatcher said of itself.
+
+    Attributes:
+        version: its version.
+        engine: ``local`` or ``nomad``.
+        render: the settings for rendering jobs.
+        address: its URL.
+    """
+
+    version: str = ""
+    engine: str = ""
+    render: Mapping[str, Any] = field(default_factory=dict)
+    address: str = ""
+
+
+class _Session:
+    """The clients of this process, by server; a forked child starts with none."""
+
+    def __init__(self) -> None:
+        self._pid = 0
+        self._clients: dict[tuple[str, str], Client] = {}
+
+    def clients(self) -> dict[tuple[str, str], Client]:
+        if self._pid != os.getpid():
+            self._pid, self._clients = os.getpid(), {}
+        return self._clients
+
+
+_session = _Session()
+
+
+class Client:
+    """A connection to a dispatcher; ``Client.from_env()`` is what every object uses by default.
+
+    Example:
+        >>> from modal_nomad import Client
+        >>> client = Client.from_env()
+        >>> client.is_closed()
+        False
+    """
+
+    def __init__(self, server_url: str | None, token: str) -> None:
+        self._url = server_url
+        self._token = token
+        self._id = new_id("cl")
+        self._connection: Connection | None = None
+        self._blobs: Any = None
+        self._handlers: dict[str, list[Callable[[Header, bytes], None]]] = {}
+        self.server = ServerInfo()
+
+    def __repr__(self) -> str:
+        return f"Client({self.server.address or self._url or 'embedded'!r})"
+
+    @staticmethod
+    @blocking_function
+    async def from_env() -> Client:
+        """Return the client that the environment and the profile configure, connected.
+
+        With no server configured it is the embedded dispatcher's, which is started when it does not run.
+
+        Raises:
+            AuthError: the server refused the token.
+            ConnectionError: nobody answers.
+            VersionError: the two sides are too far apart.
+        """
+        from .config import config
+
+        token_id, secret = config.get("token_id"), config.get("token_secret")
+        token = f"{token_id}:{secret}" if token_id and secret else (secret or "")
+        token = token or _container_token()
+        return await Client._shared(config.get("server_url"), token)
+
+    @staticmethod
+    @blocking_function
+    async def from_credentials(token_id: str, token_secret: str) -> Client:
+        """Return a client of the configured server under a token of its own."""
+        from .config import config
+
+        return await Client._shared(config.get("server_url"), f"{token_id}:{token_secret}")
+
+    @staticmethod
+    async def _shared(url: str | None, token: str) -> Client:
+        from ._home import home
+
+        clients = _session.clients()
+        key = (url or f"embedded:{home()}", token)
+        client = clients.get(key)
+        if client is None or client.is_closed():
+            client = Client(url, token)
+            await io(client._open())
+            clients[key] = client
+        return client
+
+    def is_closed(self) -> bool:
+        """Tell whether this client can no longer be used."""
+        return self._connection is None or self._connection.closed
+
+    @blocking
+    async def hello(self) -> None:
+        """Ask the server whether it is there. Raises as ``from_env`` does."""
+        await io(self._request("server.status", {}))
+
+    # --- for the other modules of this package ----------------------------------------------------
+
+    async def _open(self) -> None:
+        from . import __version__
+        from .wire.connection import Connection, Refused
+
+        hello = {
+            "t": "hello",
+            "v": 1,
+            "role": "client",
+            "version": __version__,
+            "client": self._id,
+            "container": os.environ.get("MODAL_TASK_ID", "") if os.environ.get("MODAL_IS_REMOTE") else "",
+        }
+        connection = Connection(self._address, hello, on_event=self._event)
+        try:
+            await connection.open()
+        except Refused as error:
+            raise _translate(error) from None
+        except (OSError, asyncio.TimeoutError) as error:
+            raise exception.ConnectionError(
+                f"no dispatcher answers at {self.server.address or self._url}: {error}; "
+                "check MODAL_SERVER_URL, or unset it to run on this machine"
+            ) from None
+        except ValueError as error:
+            raise exception.InvalidError(str(error)) from None
+        self._connection = connection
+        welcome = connection.welcome
+        self.server = ServerInfo(
+            welcome.get("version", ""),
+            welcome.get("engine", ""),
+            welcome.get("render", {}),
+            self.server.address,
+        )
+
+    async def _address(self) -> tuple[str, str]:
+        url = self._url
+        if url is None:
+            from ._daemon import ensure
+            from ._home import home
+
+            url = await asyncio.get_running_loop().run_in_executor(None, ensure, home())
+        if self.server.address != url:
+            from .wire.transport import BlobClient
+
+            self._blobs = BlobClient(url, self._token)
+            self.server = ServerInfo(address=url)
+        return url, self._token
+
+    def _live(self) -> Connection:
+        if self._connection is None or self._connection.closed:
+            raise exception.ClientClosed("this client is closed; make a new one with Client.from_env()")
+        return self._connection
+
+    async def _request(self, method: str, args: Mapping[str, Any]) -> Any:
+        return (await self._request_full(method, args))[0]
+
+    async def _request_full(self, method: str, args: Mapping[str, Any]) -> tuple[Any, list[bytes]]:
+        from .wire.connection import Refused
+
+        try:
+            return await self._live().request(method, args)
+        except Refused as error:
+            raise _translate(error) from None
+        except OSError as error:
+            raise exception.ConnectionError(str(error)) from None
+
+    async def _put_blob(self, data: bytes) -> str:
+        return str(await self._blob_call(self._blobs.put, data))
+
+    async def _get_blob(self, sha: str) -> bytes:
+        try:
+            return bytes(await self._blob_call(self._blobs.get, sha))
+        except KeyError:
+            raise exception.NotFoundError(f"the dispatcher has no blob {sha}") from None
+
+    async def _blob_call(self, function: Callable[[Any], Any], argument: Any) -> Any:
+        loop = asyncio.get_running_loop()
+        delay = 0.05
+        for _ in range(12):
+            try:
+                return await loop.run_in_executor(None, function, argument)
+            except OSError as error:
+                # A restarted dispatcher is back in a moment, and the connection is what starts it again.
+                failure = error
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, 5.0)
+        raise exception.ConnectionError(f"a blob transfer failed: {failure}")
+
+    async def _submit_durable(self, call: Call, inputs: list[Input]) -> None:
+        from .wire.connection import Refused
+
+        try:
+            await self._live().submit_durable(call, inputs)
+        except Refused as error:
+            raise _translate(error) from None
+        except OSError as error:
+            raise exception.ConnectionError(str(error)) from None
+
+    def _submit(self, call: Call, inputs: list[Input]) -> None:
+        """Send inputs; from any thread."""
+        library_loop().call_soon_threadsafe(self._live().submit, call, inputs)
+
+    def _end(self, call: Call) -> None:
+        """Forget a call; from any thread."""
+        if not self.is_closed():
+            library_loop().call_soon_threadsafe(self._live().end, call)
+
+    def _subscribe(self, app_id: str, callback: Callable[[Header, bytes], None]) -> None:
+        """Have an App's log and progress frames passed to ``callback`` on the library's loop."""
+        self._handlers.setdefault(app_id, []).append(callback)
+        self._live().subscribe(app_id, {"logs": True})
+
+    def _unsubscribe(self, app_id: str, callback: Callable[[Header, bytes], None]) -> None:
+        handlers = self._handlers.get(app_id, [])
+        if callback in handlers:
+            handlers.remove(callback)
+
+    def _event(self, header: Header, payloads: list[bytes]) -> None:
+        for handler in list(self._handlers.get(header.get("a", ""), ())):
+            handler(header, payloads[0] if payloads else b"")
+
+    @blocking
+    async def _close(self) -> None:
+        if self._connection is not None:
+            await io(self._connection.close())
+
+
+def _translate(error: Any) -> exception.Error:
+    kind = getattr(exception, error.kind, None)
+    if isinstance(kind, type) and issubclass(kind, exception.Error):
+        return kind(str(error))
+    return exception.RemoteError(f"{error.kind}: {error}")
+
+
+def _container_token() -> str:
+    token = os.environ.get("MODAL_WORKER_TOKEN", "")
+    path = os.environ.get("MODAL_WORKER_TOKEN_FILE")
+    if not token and path:
+        with open(path) as file:
+            token = file.read().strip()
+    return token

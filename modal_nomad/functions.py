@@ -1,0 +1,433 @@
+"""Functions: the units that run remotely."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
+
+from . import exception
+from ._bridge import blocking, blocking_function, blocking_gen, io
+from ._execution_context import is_local
+from ._invocation import call_remote, encode_input, spawn_call
+from .function_call import FunctionCall, gather
+
+if TYPE_CHECKING:
+    from ._function_info import FunctionInfo
+    from ._options import FunctionOptions
+    from .app import App
+    from .client import Client
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+__all__ = ["Function", "FunctionCall", "UserCodeException", "gather"]
+
+
+class UserCodeException(Exception):
+    """What ``map(return_exceptions=True)`` yields for an input that raised.
+
+    Attributes:
+        exc: the exception itself.
+    """
+
+    def __init__(self, exc: BaseException) -> None:
+        super().__init__(exc)
+        self.exc = exc
+
+    def __repr__(self) -> str:
+        return f"UserCodeException({self.exc!r})"
+
+
+class Function(Generic[P, R]):
+    """A function that runs in containers; ``@app.function()`` and ``Function.from_name`` make them."""
+
+    def __init__(self) -> None:
+        raise exception.InvalidError(
+            "Function has no constructor; decorate with @app.function() or use Function.from_name()"
+        )
+
+    _app: App | None
+    _raw_f: Callable[..., Any] | None
+    _info: FunctionInfo | None
+    _options: FunctionOptions | None
+    _function_id: str | None
+    _client: Client | None
+    _where: tuple[str, str, str | None] | None
+    _remote_generator: bool
+
+    @classmethod
+    def _new(cls) -> Function[Any, Any]:
+        function = object.__new__(cls)
+        function._app = function._raw_f = function._info = function._options = None
+        function._function_id = function._client = function._where = None
+        function._remote_generator = False
+        return cast("Function[Any, Any]", function)
+
+    @classmethod
+    def _local(
+        cls, app: App, raw_f: Callable[..., Any], options: FunctionOptions, info: FunctionInfo
+    ) -> Function[Any, Any]:
+        function = cls._new()
+        function._app, function._raw_f, function._options, function._info = app, raw_f, options, info
+        # What tools look at (help(), doctest, CLI flags) is the user's own function's.
+        for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+            with contextlib.suppress(AttributeError, TypeError):
+                setattr(function, name, getattr(raw_f, name))
+        return function
+
+    def __repr__(self) -> str:
+        name = self._info.name if self._info else (self._where or ("?", "?"))[1]
+        return f"Function({name!r}, {self._function_id or 'not hydrated'})"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        raise exception.InvalidError(
+            f"{self!r} is not called directly: use .remote(...) to run it in a container or .local(...) here"
+        )
+
+    def __reduce__(self) -> Any:
+        if self._function_id is None:
+            if self._where is not None:
+                return _named, self._where
+            raise exception.InvalidError(
+                f"{self!r} cannot be passed on before it is hydrated: pass it within `with app.run():`"
+            )
+        return _by_id, (self._function_id, self.is_generator)
+
+    # --- identity ---------------------------------------------------------------------------------
+
+    @property
+    def object_id(self) -> str:
+        """The id ``fu-…``. Raises ExecutionError before the Function is hydrated."""
+        if self._function_id is None:
+            raise exception.ExecutionError(f"{self!r} has no id before it is hydrated")
+        return self._function_id
+
+    @property
+    def is_hydrated(self) -> bool:
+        """Whether the Function knows its id on the server."""
+        return self._function_id is not None
+
+    @property
+    def app(self) -> App:
+        """The App that defines it. Raises ExecutionError for a looked-up Function."""
+        if self._app is None:
+            raise exception.ExecutionError(f"{self!r} was looked up by name and has no App object here")
+        return self._app
+
+    @property
+    def info(self) -> FunctionInfo:
+        """Where it stands. Raises ExecutionError for a looked-up Function."""
+        if self._info is None:
+            raise exception.ExecutionError(f"{self!r} was looked up by name: its source is not known here")
+        return self._info
+
+    @property
+    def tag(self) -> str:
+        """Its name in the App."""
+        return self._info.name if self._info else (self._where or ("", ""))[1]
+
+    @property
+    def is_generator(self) -> bool:
+        """Whether it yields."""
+        return self._info.is_generator if self._info else self._remote_generator
+
+    def get_raw_f(self) -> Callable[P, R]:
+        """Return the user's own function."""
+        return cast("Callable[P, R]", self.info.raw_f)
+
+    @staticmethod
+    def from_name(
+        app_name: str,
+        name: str,
+        namespace: Any = None,
+        environment_name: str | None = None,
+        client: Client | None = None,
+    ) -> Function[..., Any]:
+        """Refer to a Function of a deployed App; nothing is asked of the server until it is used.
+
+        Args:
+            app_name: the App's name.
+            name: the Function's name in it.
+            namespace: ignored; older code passes it.
+            environment_name: the environment, or the configured one.
+            client: the connection, or the configured one.
+        """
+        return _named(app_name, name, environment_name, client)
+
+    @staticmethod
+    @blocking_function
+    async def lookup(
+        app_name: str,
+        name: str,
+        namespace: Any = None,
+        client: Client | None = None,
+        environment_name: str | None = None,
+    ) -> Function[..., Any]:
+        """Deprecated form of ``from_name(...).hydrate()``."""
+        from ._options import warn_deprecated
+
+        warn_deprecated(
+            "Function.lookup is deprecated: use Function.from_name, and .hydrate() to check at once"
+        )
+        function = _named(app_name, name, environment_name, client)
+        await function.hydrate.aio()
+        return function
+
+    @blocking
+    async def hydrate(self, client: Client | None = None) -> Function[P, R]:
+        """Find the Function on the server now and return it.
+
+        Raises:
+            NotFoundError: naming the Function, the App and the environment.
+        """
+        if client is not None:
+            self._client = client
+        await self._target()
+        return self
+
+    def _hydrate(self, function_id: str, client: Client) -> None:
+        self._function_id, self._client = function_id, client
+
+    def _unhydrate(self) -> None:
+        self._function_id = self._client = None
+
+    async def _target(self) -> tuple[Client, str]:
+        if self._function_id is None:
+            await self._resolve()
+        client = self._client
+        if client is None or client.is_closed():
+            from .client import Client
+
+            client = self._client = await Client.from_env.aio()
+        return client, self.object_id
+
+    async def _resolve(self) -> None:
+        from .client import Client
+
+        if self._where is not None:
+            app, name, environment = self._where
+        elif not is_local():
+            # Inside a container a Function of the same App is found through the App that runs it.
+            import os
+
+            app, name, environment = os.environ.get("MODAL_APP_ID", ""), self.tag, None
+        else:
+            raise exception.ExecutionError(
+                f"{self!r} is not hydrated: call it within `with app.run():`, or deploy the App and use "
+                "Function.from_name"
+            )
+        client = self._client or await Client.from_env.aio()
+        if environment is None:
+            from .config import config
+
+            environment = config.get("environment")
+        found = await io(
+            client._request("function.lookup", {"app": app, "name": name, "environment": environment})
+        )
+        self._client, self._function_id = client, found["function_id"]
+        self._remote_generator = found["is_generator"]
+
+    # --- calls ------------------------------------------------------------------------------------
+
+    def _check_plain(self, verb: str) -> None:
+        if self.is_generator:
+            raise exception.InvalidError(
+                f"A generator function cannot be called with `.{verb}(...)`: {self!r}"
+            )
+
+    @blocking
+    async def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function in a container and return its result.
+
+        Raises:
+            BaseException: what the function raised, as itself, with its remote traceback.
+            FunctionTimeoutError: it ran longer than its timeout.
+            RemoteError: its container was lost too often, or the input was cancelled.
+        """
+        self._check_plain("remote")
+        client, function_id = await self._target()
+        return cast(R, await call_remote(client, function_id, args, kwargs))
+
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """Run the function here, in this process."""
+        if self._info is None:
+            raise exception.ExecutionError(
+                f"{self!r} was looked up by name: its code is not here, use .remote(...)"
+            )
+        return cast(R, self._info.raw_f(*args, **kwargs))
+
+    @blocking
+    async def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionCall[R]:
+        """Start the function and return at once, with a handle on the call.
+
+        The input is on the dispatcher's disk when this returns: it will run, whatever is killed.
+        """
+        self._check_plain("spawn")
+        client, function_id = await self._target()
+        payload, flags = await encode_input(client, args, dict(kwargs))
+        return FunctionCall(await spawn_call(client, function_id, [(0, payload, flags)]), client)
+
+    @blocking_gen
+    async def map(
+        self,
+        *input_iterators: Iterable[Any] | AsyncIterable[Any],
+        kwargs: dict[str, Any] | None = None,
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+        wrap_returned_exceptions: bool = True,
+    ) -> AsyncIterator[R]:
+        """Run the function on every input in parallel and yield the results.
+
+        Inputs are drawn as results are taken, so iterators may be endless.
+
+        Args:
+            input_iterators: one per positional argument; the shortest ends it. Async iterables too.
+            kwargs: keyword arguments of every call.
+            order_outputs: results in the order of the inputs; False yields them as they come.
+            return_exceptions: yield exceptions instead of raising the first one.
+            wrap_returned_exceptions: as ``UserCodeException``, else as themselves.
+        """
+        self._check_plain("map")
+        if not input_iterators:
+            raise exception.InvalidError("map() needs at least one iterable of inputs")
+        failed: Callable[[BaseException], Any] | None = None
+        if return_exceptions:
+            failed = UserCodeException if wrap_returned_exceptions else _itself
+        from ._map import is_instant
+
+        async for value in self._outputs(
+            _zip(input_iterators), kwargs or {}, order_outputs, all(map(is_instant, input_iterators)), failed
+        ):
+            yield value
+
+    @blocking_gen
+    async def starmap(
+        self,
+        input_iterator: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
+        *,
+        kwargs: dict[str, Any] | None = None,
+        order_outputs: bool = True,
+        return_exceptions: bool = False,
+        wrap_returned_exceptions: bool = True,
+    ) -> AsyncIterator[R]:
+        """Like ``map``, over one iterable of argument tuples."""
+        self._check_plain("starmap")
+        failed: Callable[[BaseException], Any] | None = None
+        if return_exceptions:
+            failed = UserCodeException if wrap_returned_exceptions else _itself
+        from ._map import is_instant
+
+        async for value in self._outputs(
+            _tuples(input_iterator), kwargs or {}, order_outputs, is_instant(input_iterator), failed
+        ):
+            yield value
+
+    @blocking
+    async def for_each(
+        self,
+        *input_iterators: Iterable[Any] | AsyncIterable[Any],
+        kwargs: dict[str, Any] | None = None,
+        ignore_exceptions: bool = False,
+    ) -> None:
+        """Run the function on every input, wait, and drop the results.
+
+        Args:
+            input_iterators: as for ``map``.
+            kwargs: keyword arguments of every call.
+            ignore_exceptions: go on when an input fails; else the first exception is raised.
+        """
+        self._check_plain("for_each")
+        from ._map import is_instant
+
+        instant = all(map(is_instant, input_iterators))
+        failed = _itself if ignore_exceptions else None
+        async for _ in self._outputs(_zip(input_iterators), kwargs or {}, False, instant, failed):
+            pass
+
+    async def _outputs(
+        self,
+        inputs: Iterable[tuple[Any, ...]] | AsyncIterable[tuple[Any, ...]],
+        kwargs: dict[str, Any],
+        ordered: bool,
+        instant: bool,
+        failed: Callable[[BaseException], Any] | None,
+    ) -> AsyncIterator[Any]:
+        from ._map import map_outputs
+
+        client, function_id = await self._target()
+        body = map_outputs(
+            client,
+            function_id,
+            inputs,
+            kwargs,
+            order_outputs=ordered,
+            instant=instant,
+            failed=failed,
+            progress=self._progress(),
+        )
+        try:
+            async for value in body:
+                yield value
+        finally:
+            await body.aclose()  # type: ignore[attr-defined]
+
+    def _progress(self) -> Callable[[int, int | None], None] | None:
+        if not is_local():
+            return None
+        from . import _output
+
+        output = _output.current()
+        if output is None:
+            return None
+        tag = self.tag
+        return lambda done, total: output.input_progress(tag, done, total)
+
+
+def _itself(error: BaseException) -> BaseException:
+    return error
+
+
+def _named(
+    app_name: str, name: str, environment_name: str | None = None, client: Client | None = None
+) -> Function[Any, Any]:
+    function = Function._new()
+    function._where = (app_name, name, environment_name)
+    function._client = client
+    return function
+
+
+def _by_id(function_id: str, is_generator: bool) -> Function[Any, Any]:
+    function = Function._new()
+    function._function_id = function_id
+    function._remote_generator = is_generator
+    return function
+
+
+def _zip(iterables: tuple[Any, ...]) -> Any:
+    if any(isinstance(x, AsyncIterable) for x in iterables):
+        return _zip_async(iterables)
+    return zip(*iterables, strict=False)
+
+
+async def _zip_async(iterables: tuple[Any, ...]) -> AsyncIterator[tuple[Any, ...]]:
+    iterators = [aiter(x) if isinstance(x, AsyncIterable) else iter(x) for x in iterables]
+    while True:
+        row = []
+        for iterator in iterators:
+            try:
+                row.append(await anext(iterator) if isinstance(iterator, AsyncIterator) else next(iterator))
+            except (StopIteration, StopAsyncIteration):
+                return
+        yield tuple(row)
+
+
+def _tuples(iterable: Any) -> Any:
+    if isinstance(iterable, AsyncIterable):
+        return _tuples_async(iterable)
+    return map(tuple, iterable)
+
+
+async def _tuples_async(iterable: AsyncIterable[Any]) -> AsyncIterator[tuple[Any, ...]]:
+    async for row in iterable:
+        yield tuple(row)

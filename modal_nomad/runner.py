@@ -1,0 +1,296 @@
+"""Publishing an App: from its definition to specifications and Nomad jobs on the server."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import hashlib
+import os
+import secrets
+import warnings
+from collections.abc import Awaitable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import _automount
+from ._bridge import blocking_function, io
+from ._options import FunctionOptions, check_object_name
+from .config import config
+from .exception import InvalidError
+from .image import Image
+from .wire.spec import FunctionSpec, ImageSpec
+
+if TYPE_CHECKING:
+    from .app import App
+    from .client import Client
+    from .functions import Function
+
+RECOMMENDED_PICKLE_BYTES = 256 * 1024
+MAX_PICKLE_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class DeployResult:
+    """What a deployment gave.
+
+    Attributes:
+        app_id: the App's id; the same at every deployment under one name.
+        app_page_url: where to look at the App.
+        app_logs_url: where its logs are.
+        warnings: what the server has to say about it.
+    """
+
+    app_id: str
+    app_page_url: str
+    app_logs_url: str
+    warnings: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Publication:
+    """An App ready to be sent.
+
+    Attributes:
+        args: the arguments of the ``app.publish`` and ``app.plan`` requests.
+        contents: what the server must have before: SHA-256 to bytes, or to the file that holds them.
+    """
+
+    args: Mapping[str, Any]
+    contents: Mapping[str, bytes | Path]
+
+
+def environment_of(environment_name: str | None) -> str | None:
+    """Return the environment to use: the argument, else the configured one; None is the server's."""
+    return environment_name or config["environment"] or None
+
+
+def prepare(
+    app: App,
+    render: Mapping[str, Any],
+    *,
+    state: str,
+    name: str | None,
+    environment: str | None,
+    tag: str = "",
+) -> Publication:
+    """Build every Function's specification and job. Reads local files; talks to no server.
+
+    Args:
+        app: what to publish.
+        render: the server's settings for rendering jobs.
+        state: ``ephemeral``, ``detached`` or ``deployed``.
+        name: the name to deploy under, or None.
+        environment: the environment, or None for the server's.
+        tag: a word for the deployment's history.
+    """
+    from . import __version__
+    from .render import RenderSettings, render_function  # type: ignore[attr-defined, unused-ignore]
+
+    suffix = "" if state == "deployed" else secrets.token_hex(4)
+    extras: dict[str, Any] = {"app_suffix": suffix, "deployer": _deployer()}
+    if environment is not None:
+        extras["environment"] = environment
+    settings = RenderSettings.from_dict({**render, **extras})
+    specs, contents = function_specs(app, name or app.description or "app")
+    args = {
+        "state": state,
+        "name": name,
+        "description": app.description or "",
+        "environment": environment,
+        "tag": tag,
+        "functions": [{"spec": spec.to_dict(), "job": render_function(spec, settings)} for spec in specs],
+        "client_version": __version__,
+        "app_id": None,
+    }
+    return Publication(args, contents)
+
+
+def function_specs(app: App, app_name: str) -> tuple[list[FunctionSpec], dict[str, bytes | Path]]:
+    """Return the specification of every Function of an App, and the contents that they refer to.
+
+    Raises:
+        InvalidError: when a pickled function is too large to travel.
+        FileNotFoundError: when a file that an Image adds is not there.
+    """
+    contents: dict[str, bytes | Path] = {}
+    images: dict[Image, ImageSpec] = {}
+    functions = list(app.registered_functions.values())
+    shipped = [f.info for f in functions if _options(f).include_source]
+    bundle = _automount.bundle(shipped, config["automount"]) if shipped else None
+    if bundle is not None:
+        contents[bundle.sha256] = bundle.data
+    specs = []
+    for function in functions:
+        info, options = function.info, _options(function)
+        image = options.image or app.image or Image.debian_slim()
+        if image not in images:
+            images[image], files = image._resolve(config["force_build"])
+            contents.update(files)
+        code = bundle if options.include_source else None
+        blob = None
+        if info.serialized:
+            data = _pickled(info.name, info.raw_f)
+            blob = hashlib.sha256(data).hexdigest()
+            contents[blob] = data
+        specs.append(
+            FunctionSpec(
+                app=app_name,
+                name=info.name,
+                module=info.module,
+                qualname=info.qualname,
+                file=code.file_of(info.module) if code is not None and info.module else None,
+                serialized=info.serialized,
+                function_blob=blob,
+                code_bundle=code.sha256 if code is not None else None,
+                is_generator=info.is_generator,
+                is_async=info.is_async,
+                image=images[image],
+                env={**options.env, "MODAL_IMAGE_ID": image._image_id},
+                cpu=options.cpu,
+                memory=options.memory,
+                ephemeral_disk=options.ephemeral_disk,
+                timeout=options.timeout,
+                startup_timeout=options.startup_timeout,
+                retries=options.retries,
+                min_containers=options.min_containers,
+                max_containers=options.max_containers,
+                buffer_containers=options.buffer_containers,
+                scaledown_window=options.scaledown_window,
+                single_use_containers=options.single_use_containers,
+                region=options.region,
+            )
+        )
+    return specs, contents
+
+
+async def send(client: Client, publication: Publication) -> dict[str, Any]:
+    """Upload what the server lacks, then publish; runs on the library's loop."""
+    await upload_missing(client, publication.contents)
+    return dict(await client._request("app.publish", dict(publication.args)))
+
+
+async def upload_missing(client: Client, contents: Mapping[str, bytes | Path]) -> int:
+    """Upload the contents that the server does not have; return how many."""
+    if not contents:
+        return 0
+    reply = await client._request("blob.missing", {"hashes": sorted(contents)})
+
+    async def put(sha: str) -> None:
+        content = contents[sha]
+        await client._put_blob(
+            content if isinstance(content, bytes) else await asyncio.to_thread(_read, content)
+        )
+
+    uploads: list[Awaitable[None]] = [put(sha) for sha in reply["missing"]]
+    await asyncio.gather(*uploads)
+    return len(uploads)
+
+
+async def plan(
+    app: App, *, name: str | None = None, client: Client | None = None, environment_name: str | None = None
+) -> list[dict[str, Any]]:
+    """Return what a deployment would change, one entry per Nomad job; changes nothing."""
+    client = client or await _default_client()
+    publication = prepare(
+        app,
+        client.server.render,
+        state="deployed",
+        name=_deploy_name(app, name),
+        environment=environment_of(environment_name),
+    )
+    reply = await io(client._request("app.plan", dict(publication.args)))
+    return list(reply["plans"])
+
+
+plan_app = blocking_function(plan)
+
+
+@blocking_function
+async def deploy_app(
+    app: App,
+    name: str | None = None,
+    namespace: Any = None,
+    client: Client | None = None,
+    environment_name: str | None = None,
+    tag: str = "",
+) -> DeployResult:
+    """Deploy an App: it stays until it is stopped, and other programs find it by its name.
+
+    Args:
+        app: the App.
+        name: the name to deploy under; by default the App's own.
+        namespace: accepted for older programs, of no effect.
+        client: the client to use.
+        environment_name: the environment to deploy to.
+        tag: a word for the deployment's history, such as a version.
+
+    Raises:
+        InvalidError: when neither the App nor ``name`` gives a name.
+    """
+    name = _deploy_name(app, name)
+    client = client or await _default_client()
+    environment = environment_of(environment_name)
+    publication = prepare(
+        app, client.server.render, state="deployed", name=name, environment=environment, tag=tag
+    )
+    reply = await io(send(client, publication))
+    app._published(reply, client)
+    for text in reply.get("warnings", ()):
+        from .exception import ServerWarning
+
+        warnings.warn(text, ServerWarning, stacklevel=2)
+    return DeployResult(
+        app_id=reply["app_id"],
+        app_page_url=reply.get("url", ""),
+        app_logs_url=reply.get("logs_url", ""),
+        warnings=list(reply.get("warnings", ())),
+    )
+
+
+async def _default_client() -> Client:
+    from .client import Client
+
+    return await Client.from_env.aio()
+
+
+def _deploy_name(app: App, name: str | None) -> str:
+    chosen = name or app.name
+    if not chosen:
+        raise InvalidError("This App has no name to deploy under; say App('my-app') or give name=")
+    return check_object_name("App", chosen)
+
+
+def _options(function: Function[..., Any]) -> FunctionOptions:
+    # Only Functions found by name have none, and those are in no App here.
+    assert function._options is not None
+    return function._options
+
+
+def _pickled(name: str, raw_f: Any) -> bytes:
+    from .wire.serialization import dumps
+
+    data = dumps(raw_f)
+    if len(data) > MAX_PICKLE_BYTES:
+        raise InvalidError(
+            f"Function {name} has a pickled size of {len(data) >> 20} MiB; at most {MAX_PICKLE_BYTES >> 20} "
+            "MiB can travel: load large objects inside the function"
+        )
+    if len(data) > RECOMMENDED_PICKLE_BYTES:
+        warnings.warn(
+            f"Function {name} has a pickled size of {len(data) >> 10} KiB, larger than the recommended limit "
+            f"of {RECOMMENDED_PICKLE_BYTES >> 10} KiB; load large objects inside the function",
+            stacklevel=2,
+        )
+    return data
+
+
+def _read(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def _deployer() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):
+        return f"uid-{os.getuid()}"
