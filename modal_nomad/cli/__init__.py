@@ -1,0 +1,7 @@
+"""The ``modal-nomad`` command. Each command group is a module of its own, imported when it is used."""
+
+from __future__ import annotations
+
+from modal_nomad.cli._root import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,51 @@
+"""``modal-nomad dispatcher``: serve one in the foreground."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from modal_nomad.cli._errors import UsageError
+
+app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+
+
+@app.command()
+def dispatcher(
+    config: Annotated[
+        Path | None, typer.Option("--config", help="Configuration file of a cluster's dispatcher.")
+    ] = None,
+    home: Annotated[
+        Path | None, typer.Option("--home", help="Serve embedded, with its state in this directory.")
+    ] = None,
+    print_config: bool = typer.Option(
+        False, "--print-config", help="Print the commented default configuration."
+    ),
+) -> None:
+    """Serve a dispatcher in the foreground until Ctrl-C."""
+    chosen = [
+        flag
+        for flag, given in (("--config", config), ("--home", home), ("--print-config", print_config))
+        if given
+    ]
+    if len(chosen) > 1:
+        raise UsageError(f"{' and '.join(chosen)} exclude each other.")
+    if config is not None and not config.is_file():
+        raise UsageError(
+            f"{config}: no such file. 'modal-nomad dispatcher --print-config' prints one to start from."
+        )
+    from modal_nomad.dispatcher import serve
+
+    if config is not None:
+        argv = ["--config", str(config)]
+    elif print_config:
+        argv = ["--print-config"]
+    else:
+        if home is None:
+            from modal_nomad._home import home as default_home
+
+            home = default_home()
+        argv = ["--home", str(home)]
+    raise typer.Exit(serve.main(argv) or 0)
