@@ -2,6 +2,8 @@
 #
 #   nomad job run -var package=modal-nomad jobspecs/dispatcher.nomad.hcl
 #
+# On a development agent without ACLs add -var auth=none -var data_dir=/tmp/modal-nomad.
+#
 # A node needs python3 (3.10 or newer, with venv) and the raw_exec driver. With ACLs on, give the job's
 # own workload identity a policy that may submit, dispatch and read jobs and allocations:
 #
@@ -58,10 +60,22 @@ variable "server_url" {
   description = "Address that containers dial; empty is this allocation's own address and port."
 }
 
+variable "auth" {
+  type        = string
+  default     = "nomad"
+  description = "Who may call: nomad (ACL tokens; everybody where ACLs are off), token, or none."
+}
+
 variable "nomad_addr" {
   type        = string
   default     = ""
   description = "Nomad's address; empty is the task API's Unix socket, which needs no TLS set-up."
+}
+
+variable "auth" {
+  type        = string
+  default     = "nomad"
+  description = "Who may call: nomad (ACL tokens), token (issued by the dispatcher) or none."
 }
 
 variable "cpu" {
@@ -150,13 +164,16 @@ job "modal-dispatcher" {
         destination = "local/dispatcher.toml"
         data        = <<-EOT
           engine = "nomad"
-          listen = "{{ env "NOMAD_ADDR_api" }}"
-          server_url = "${var.server_url != "" ? var.server_url : "http://{{ env \"NOMAD_ADDR_api\" }}"}"
-          data_dir = "${var.data_dir}"
+          auth = "${var.auth}"
+          home = "${var.data_dir}"
+          listen = "http://{{ env "NOMAD_ADDR_api" }}"
+          advertise = "${var.server_url}"
 
           [nomad]
           address = "${var.nomad_addr != "" ? var.nomad_addr : "unix://{{ env \"NOMAD_SECRETS_DIR\" }}/api.sock"}"
           token_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_token"
+
+          [render]
           namespace = "${var.namespace}"
         EOT
       }

@@ -90,6 +90,11 @@ def function_info(
             f"{qualname or raw_f!r} is not in global scope; move it there or use function(serialized=True)"
         )
     yields = inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
+    main = sys.modules.get("__main__")
+    if not serialized and main is not None and module_file(main) == file:
+        # What the container sends back names the script's classes by this name: they must be the ones
+        # that this process has, not those of a second import that would run the script again.
+        sys.modules.setdefault(module, main)
     tag = str(name or getattr(raw_f, "__name__", "") or getattr(inner, "__name__", "function"))
     return FunctionInfo(
         raw_f=raw_f,

@@ -100,7 +100,7 @@ class Authenticator:
         if container is not None:
             return Identity(container, container=container)
         is_jwt = token.count(".") == 2 and token.startswith("ey")
-        if self._identify is not None and token and (is_jwt or self._mode == "nomad"):
+        if self._identify is not None and (is_jwt or self._mode == "nomad"):
             name = await self._identify(token)
             if name.startswith("container:"):
                 return Identity(name, container=name.partition(":")[2])

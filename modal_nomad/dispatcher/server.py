@@ -77,6 +77,7 @@ class Server:
         try:
             return await self.authenticator.check(token.strip() if scheme.lower() == "bearer" else "")
         except AuthError as error:
+            logger.info("%s was refused: %s", request.remote or "a local peer", error)
             raise web.HTTPUnauthorized(text=str(error)) from None
 
     async def _put_blob(self, request: web.Request) -> web.Response:

@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from modal_nomad.engines._nomad_identity import NomadIdentities
 from modal_nomad.engines._nomad_words import (
     CHILD_FILTER,
     allocation_event,
@@ -89,6 +90,7 @@ class NomadEngine(Engine):
 
     def __init__(self, settings: NomadSettings, *, namespace: str = "*") -> None:
         self.client = NomadClient(settings)
+        self.identify = NomadIdentities(self.client).identify
         self._namespace = namespace
         self._containers: OrderedDict[str, _Container] = OrderedDict()
         self._queues: set[asyncio.Queue[ContainerEvent | None]] = set()

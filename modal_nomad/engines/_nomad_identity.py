@@ -1,0 +1,77 @@
+"""Who holds a token, by Nomad's own word: workload identities by its keys, ACL tokens by asking."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jwt
+
+from modal_nomad.engines._nomad_words import container_of
+from modal_nomad.exception import AuthError
+from modal_nomad.hashicorp.nomad import NomadClient, NomadDenied, NomadError
+
+AUDIENCE = "modal-nomad"
+_KEYS_SECONDS = 300.0
+
+
+class NomadIdentities:
+    """Checks tokens against one Nomad.
+
+    Args:
+        client: the adapter.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, client: NomadClient, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._clock = clock
+        self._keys: dict[str, Any] = {}
+        self._read_at = -_KEYS_SECONDS
+
+    async def identify(self, token: str) -> str:
+        """Return ``container:<id>`` for a worker's identity, else the name of an ACL token.
+
+        Raises:
+            AuthError: Nomad does not vouch for the token.
+        """
+        if token.count(".") == 2 and token.startswith("ey"):
+            return await self._container(token)
+        try:
+            known = await self._client.token_self(token)
+        except NomadDenied:
+            raise AuthError(
+                "Nomad refused the token: set MODAL_TOKEN_SECRET to a valid Nomad ACL token"
+            ) from None
+        except NomadError as error:
+            if "ACL support disabled" in str(error):
+                # Such a Nomad lets everybody do everything, and so do we.
+                return "anonymous"
+            raise AuthError(f"the token cannot be checked now: {error}") from error
+        return str(known.get("Name") or known.get("AccessorID") or "nomad")
+
+    async def _container(self, token: str) -> str:
+        try:
+            key = await self._key(str(jwt.get_unverified_header(token).get("kid")))
+            claims = jwt.decode(token, key, algorithms=["RS256", "EdDSA"], audience=AUDIENCE)
+            # The claims name the parent job; which child it is, only the allocation tells.
+            allocation = await self._client.allocation(str(claims.get("nomad_allocation_id", "")))
+        except (jwt.PyJWTError, NomadError) as error:
+            raise AuthError(f"the workload identity is not valid: {error}") from error
+        job_id = str(allocation.get("JobID", ""))
+        container = container_of(job_id)
+        if container is None:
+            raise AuthError(f"job {job_id!r} is no container of this dispatcher")
+        return f"container:{container}"
+
+    async def _key(self, kid: str) -> Any:
+        age = self._clock() - self._read_at
+        # Unknown keys are looked up at most once a second: anybody can invent one.
+        if age > _KEYS_SECONDS or (kid not in self._keys and age > 1.0):
+            keys = jwt.PyJWKSet.from_dict(await self._client.jwks()).keys
+            self._keys = {str(k.key_id): k.key for k in keys}
+            self._read_at = self._clock()
+        if kid not in self._keys:
+            raise AuthError(f"Nomad has no key {kid!r}")
+        return self._keys[kid]
