@@ -72,12 +72,6 @@ variable "nomad_addr" {
   description = "Nomad's address; empty is the task API's Unix socket, which needs no TLS set-up."
 }
 
-variable "auth" {
-  type        = string
-  default     = "nomad"
-  description = "Who may call: nomad (ACL tokens), token (issued by the dispatcher) or none."
-}
-
 variable "cpu" {
   type    = number
   default = 500
@@ -175,6 +169,10 @@ job "modal-dispatcher" {
 
           [render]
           namespace = "${var.namespace}"
+          node_pool = "${var.node_pool}"
+          datacenters = ${jsonencode(var.datacenters)}
+          driver = "${var.driver}"
+          python = "${var.python}"
         EOT
       }
 

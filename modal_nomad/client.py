@@ -222,7 +222,7 @@ class Client:
 
     def _submit(self, call: Call, inputs: list[Input]) -> None:
         """Send inputs; from any thread."""
-        library_loop().call_soon_threadsafe(self._live().submit, call, inputs)
+        self._live().submit(call, inputs)
 
     def _end(self, call: Call) -> None:
         """Forget a call; from any thread."""

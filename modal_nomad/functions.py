@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import exception
 from ._bridge import blocking, blocking_function, blocking_gen, io
@@ -13,13 +13,19 @@ from ._invocation import call_remote, encode_input, spawn_call
 from .function_call import FunctionCall, gather
 
 if TYPE_CHECKING:
+    from typing import ParamSpec
+
     from ._function_info import FunctionInfo
     from ._options import FunctionOptions
     from .app import App
     from .client import Client
 
-P = ParamSpec("P")
+    P = ParamSpec("P")
+else:
+    # Generic parameters of Python 3.9, which containers may run, are plain type variables.
+    P = TypeVar("P")
 R = TypeVar("R")
+
 
 __all__ = ["Function", "FunctionCall", "UserCodeException", "gather"]
 
@@ -407,16 +413,19 @@ def _by_id(function_id: str, is_generator: bool) -> Function[Any, Any]:
 def _zip(iterables: tuple[Any, ...]) -> Any:
     if any(isinstance(x, AsyncIterable) for x in iterables):
         return _zip_async(iterables)
-    return zip(*iterables, strict=False)
+    return zip(*iterables)  # noqa: B905 - the shortest ends it, and Python 3.9 has no `strict`
 
 
 async def _zip_async(iterables: tuple[Any, ...]) -> AsyncIterator[tuple[Any, ...]]:
-    iterators = [aiter(x) if isinstance(x, AsyncIterable) else iter(x) for x in iterables]
+    iterators = [x.__aiter__() if isinstance(x, AsyncIterable) else iter(x) for x in iterables]
     while True:
         row = []
         for iterator in iterators:
             try:
-                row.append(await anext(iterator) if isinstance(iterator, AsyncIterator) else next(iterator))
+                if isinstance(iterator, AsyncIterator):
+                    row.append(await iterator.__anext__())
+                else:
+                    row.append(next(iterator))
             except (StopIteration, StopAsyncIteration):
                 return
         yield tuple(row)

@@ -128,7 +128,7 @@ class Image:
             "index_url": index_url,
             "extra_index_url": extra_index_url,
             "pre": pre,
-            "extra_options": shlex.split(extra_options),
+            "extra_options": shlex.join(shlex.split(extra_options)),
         }
         return self._build_step(ImageLayer("pip", args, _given(options)), force_build)
 

@@ -38,6 +38,11 @@ class NomadIdentities:
         """
         if token.count(".") == 2 and token.startswith("ey"):
             return await self._container(token)
+        if not await self._client.acls_enabled():
+            # Such a Nomad lets everybody do everything, and so do we.
+            return "anonymous"
+        if not token:
+            raise AuthError("no token came: set MODAL_TOKEN_SECRET to a valid Nomad ACL token")
         try:
             known = await self._client.token_self(token)
         except NomadDenied:
@@ -45,9 +50,6 @@ class NomadIdentities:
                 "Nomad refused the token: set MODAL_TOKEN_SECRET to a valid Nomad ACL token"
             ) from None
         except NomadError as error:
-            if "ACL support disabled" in str(error):
-                # Such a Nomad lets everybody do everything, and so do we.
-                return "anonymous"
             raise AuthError(f"the token cannot be checked now: {error}") from error
         return str(known.get("Name") or known.get("AccessorID") or "nomad")
 

@@ -266,6 +266,15 @@ class NomadClient:
         """Return what Nomad knows of an ACL token. NomadDenied when it is none."""
         return dict(await self._get_json("/v1/acl/token/self", token=token))
 
+    async def acls_enabled(self) -> bool:
+        """Tell whether this Nomad checks tokens at all."""
+        try:
+            # Under our own token: the task API answers nobody who has none, whatever the ACLs.
+            await self._get_json("/v1/acl/policies")
+        except NomadError as error:
+            return "ACL support disabled" not in str(error)
+        return True
+
     async def jwks(self) -> dict[str, Any]:
         """Return the key set that signs workload identities."""
         return dict(await self._get_json("/.well-known/jwks.json"))

@@ -5,6 +5,8 @@ again and sends them again under the same ids, so a restarted dispatcher loses n
 """
 
 import asyncio
+import os
+import threading
 from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from . import frames, websocket
@@ -65,9 +67,14 @@ class _Protocol(asyncio.Protocol):
         self.transport: Any = None
         self.upgraded: "asyncio.Future[None]" = asyncio.get_running_loop().create_future()
         self.heard = 0.0
+        self.descriptor = -1
+        self.plain = False
+        self.queued: List[bytes] = []
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
+        self.plain = transport.get_extra_info("sslcontext") is None
+        self.descriptor = transport.get_extra_info("socket").fileno()
         transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
@@ -77,7 +84,7 @@ class _Protocol(asyncio.Protocol):
                 if opcode == websocket.BINARY:
                     self.owner._received(payload)
                 elif opcode == websocket.PING:
-                    self.transport.write(websocket.encode(payload, websocket.PONG))
+                    self.owner._write_raw(self, websocket.encode(payload, websocket.PONG))
                 elif opcode == websocket.CLOSE:
                     self.transport.close()
         except (websocket.WebSocketError, frames.FrameError) as error:
@@ -95,7 +102,7 @@ class _Protocol(asyncio.Protocol):
 
 
 class Connection:
-    """Lives on one event loop; ``post`` alone may be called from other threads.
+    """Lives on one event loop; ``submit`` alone may be called from other threads.
 
     Args:
         address: gives the server URL and the bearer token, and may start the server first; it is
@@ -126,6 +133,8 @@ class Connection:
         self._welcomed: Optional["asyncio.Future[None]"] = None
         self._requests: Dict[int, Tuple[bytes, "asyncio.Future[Any]"]] = {}
         self._next_request = 0
+        self._write_lock = threading.Lock()
+        self._thread = threading.get_ident()
         self._calls: Dict[str, Call] = {}
         self._ended: List[str] = []
         self._flush_at: Optional[asyncio.TimerHandle] = None
@@ -164,11 +173,17 @@ class Connection:
         await asyncio.gather(*waits)
 
     def submit(self, call: Call, inputs: List[Input]) -> None:
-        """Send inputs of a call that this client waits for; they are kept until answered."""
+        """Send inputs of a call that this client waits for; they are kept until answered.
+
+        From any thread: waking the loop's thread to write a few bytes would cost more than all the
+        rest of a short call. Registered first and sent after, an input that crosses a reconnect is
+        sent twice, which the dispatcher knows by its id, and never not at all.
+        """
+        self._calls[call.call_id] = call
         if self.closed:
+            self._calls.pop(call.call_id, None)
             call.on_failure(ConnectionError("the client is closed"))
             return
-        self._calls[call.call_id] = call
         pending = call.pending
         for index, payload, flags in inputs:
             pending[index] = (payload, flags)
@@ -204,15 +219,41 @@ class Connection:
             self._requests.pop(number, None)
 
     def _write(self, frame: bytes) -> None:
-        if self._protocol is not None:
-            self._protocol.transport.write(websocket.encode(frame))
+        self._write_raw(self._protocol, websocket.encode(frame))
+
+    def _write_raw(self, peer: Optional[_Protocol], data: bytes) -> None:
+        if peer is None:
+            return
+        with self._write_lock:
+            if threading.get_ident() == self._thread:
+                peer.transport.write(data)
+                return
+            if peer.plain and not peer.transport.get_write_buffer_size() and not peer.queued:
+                # The transport has nothing to write, and gets nothing while we hold the lock.
+                try:
+                    data = data[os.write(peer.descriptor, data) :]
+                except BlockingIOError:
+                    pass
+                except OSError:
+                    # The loop's thread sees the same end, and a reconnect sends all of it again.
+                    return
+                if not data:
+                    return
+            peer.queued.append(data)
+            if len(peer.queued) == 1:
+                self.loop.call_soon_threadsafe(self._write_queued, peer)
+
+    def _write_queued(self, peer: _Protocol) -> None:
+        with self._write_lock:
+            queued, peer.queued = peer.queued, []
+            if not peer.transport.is_closing():
+                peer.transport.write(b"".join(queued))
 
     def _send_inputs(self, call: Call, inputs: List[Input]) -> None:
         for batch in _batches(inputs):
             header: frames.Header = {"t": "in", "c": call.call_id, "f": call.function_id}
             if call.acks:
-                header["k"] = call.acks
-                call.acks = []
+                header["k"], call.acks = call.acks, []
             self._write(_inputs_frame(header, call, batch))
 
     def _flush_ended(self) -> None:

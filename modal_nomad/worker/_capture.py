@@ -7,6 +7,7 @@ engine gave, and a pipe bounds what is held: who prints faster than it is taken 
 import io
 import os
 import select
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -92,6 +93,7 @@ class Capture:
                 self._forward(stream, b"", last=True)
 
     def _pump(self) -> None:
+        leave_signals_to_main()
         wake = select.poll()
         for stream in self._streams:
             wake.register(stream.read_end, select.POLLIN)
@@ -122,6 +124,11 @@ class Capture:
         stream.tail = data[cut:]
         if cut:
             self._send(stream.fd, data[:cut])
+
+
+def leave_signals_to_main() -> None:
+    """Keep SIGINT and SIGTERM off this thread: one that lands here would not wake the main thread."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
 
 
 def _whole_characters(data: bytes) -> int:

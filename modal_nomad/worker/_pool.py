@@ -3,7 +3,8 @@
 import signal
 import threading
 from collections import deque
-from queue import SimpleQueue
+from contextlib import suppress
+from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, Callable, Deque, List, Optional, Tuple
 
@@ -80,10 +81,13 @@ class Pool:
         self.wake(len(self.queue))
         self._stopped = SimpleQueue()  # type: SimpleQueue[None]
         try:
-            if not self.stopping:
-                self._stopped.get()
+            # In turns: a signal that the kernel hands to a slot's thread wakes nobody here.
+            while not self.stopping:
+                with suppress(Empty):
+                    self._stopped.get(timeout=0.2)
             for lane in list(self.lanes):
-                lane.thread.join()
+                while lane.thread.is_alive():
+                    lane.thread.join(0.2)
         except KeyboardInterrupt:
             self.give_back(self.running())
             self.abandoned = True

@@ -10,7 +10,7 @@ from typing import Any, Callable, Deque, Dict, List, Optional
 
 from ..wire import frames
 from ..wire.spec import FunctionSpec
-from ._capture import Capture
+from ._capture import Capture, leave_signals_to_main
 from ._loader import load_function, place_files, prepare
 from ._outbox import Outbox, Values, Work, pack, stopped
 from ._session import HEARTBEAT, Gone, Refused, Session, Settings
@@ -172,6 +172,7 @@ class Runner:
     # -- the reader thread ---------------------------------------------------------------------
 
     def _read(self) -> None:
+        leave_signals_to_main()
         try:
             self._read_until_closed()
         except Refused as error:
