@@ -38,7 +38,7 @@ demo: $(STAMP)
 	@$(BIN)/modal-nomad run examples/stdlib_census.py
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n auto
 
 check: $(STAMP)
 	@$(BIN)/ruff check .

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from . import exception
-from ._bridge import blocking, blocking_function, io, library_loop
+from ._bridge import blocking, blocking_function, io
 from .wire.ids import new_id
 
 if TYPE_CHECKING:
@@ -227,7 +227,7 @@ class Client:
     def _end(self, call: Call) -> None:
         """Forget a call; from any thread."""
         if not self.is_closed():
-            library_loop().call_soon_threadsafe(self._live().end, call)
+            self._live().end(call)
 
     def _subscribe(self, app_id: str, callback: Callable[[Header, bytes], None]) -> None:
         """Have an App's log and progress frames passed to ``callback`` on the library's loop."""

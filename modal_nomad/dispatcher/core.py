@@ -325,7 +325,9 @@ class Dispatcher:
         info = self.containers.pop(container_id, None)
         if info is None:
             return
-        self.hub.event(info.function.app_id, info.function.name, container_id, "ended", reason)
+        # A container that did all it was asked to is nothing to tell the user of.
+        told = "" if reason in ("drained", "stopped") else reason
+        self.hub.event(info.function.app_id, info.function.name, container_id, "ended", told)
         # Calls that its code made and waits for have nobody left to answer to.
         self.handle(ev.OwnerLost(container_id))
         if info.state == "starting":

@@ -244,9 +244,6 @@ class Server:
         self, socket: web.WebSocketResponse, identity: Identity, hello: frames.Header
     ) -> None:
         container_id = text(hello.get("container"))
-        slots = hello.get("slots", 1)
-        if type(slots) is not int or not 1 <= slots <= 10_000:
-            raise frames.FrameError("a worker's slots are no sensible number")
         session = WorkerSession(socket, identity, container_id)
         try:
             info = self.dispatcher.adopt_worker(session, None)
@@ -283,7 +280,7 @@ class Server:
                     payloads[0] if payloads else b"",
                 )
             elif kind == "ready":
-                self.dispatcher.worker_ready(info, slots)
+                self.dispatcher.worker_ready(info, function.spec.max_concurrent_inputs)
             elif kind == "back":
                 self.dispatcher.handle(ev.InputsGivenBack(container_id, integers(header.get("x"))))
             elif kind == "init_failed":

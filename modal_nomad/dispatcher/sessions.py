@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import types
+from collections.abc import Coroutine, Generator, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -20,12 +21,35 @@ class Session:
         self.identity = identity
         self._outbox: list[bytes] = []
         self._wake = asyncio.Event()
+        self._busy = False
+        self._rest: asyncio.Future[None] | None = None
         self._writer = asyncio.ensure_future(self._write())
 
     def send(self, frame: bytes) -> None:
-        """Queue a frame."""
+        """Send a frame now where the peer takes it, else queue it."""
+        if not self._busy and not self._outbox:
+            # Stepped by hand: a task's wake-up per frame would cost more than sending it.
+            sending = self.socket.send_bytes(frame)
+            try:
+                step = sending.send(None)
+            except StopIteration:
+                return
+            except (ConnectionError, RuntimeError):
+                return
+            self._busy = True
+            self._rest = asyncio.ensure_future(self._finish(sending, step))
+            return
         self._outbox.append(frame)
         self._wake.set()
+
+    async def _finish(self, sending: Coroutine[Any, Any, None], step: Any) -> None:
+        try:
+            await _resumed(sending, step)
+        except (ConnectionError, RuntimeError):
+            return
+        finally:
+            self._busy = False
+            self._wake.set()
 
     def send_frame(self, header: frames.Header, payloads: Sequence[bytes] = ()) -> None:
         """Encode and queue a frame."""
@@ -41,19 +65,29 @@ class Session:
     def abandon(self) -> None:
         """Stop writing: the socket is gone."""
         self._writer.cancel()
+        if self._rest is not None:
+            self._rest.cancel()
 
     async def _write(self) -> None:
         socket = self.socket
         while True:
             await self._wake.wait()
             self._wake.clear()
+            if self._busy:
+                continue
             outbox, self._outbox = self._outbox, []
+            if not outbox:
+                continue
+            self._busy = True
             for frame in outbox:
                 try:
                     await socket.send_bytes(frame)
                 except (ConnectionError, RuntimeError):
                     # The reading side sees the same end and cleans up.
                     return
+            self._busy = False
+            if self._outbox:
+                self._wake.set()
 
 
 class ClientSession(Session):
@@ -77,6 +111,21 @@ class WorkerSession(Session):
         super().__init__(socket, identity)
         self.container_id = container_id
         self.said_bye = False
+
+
+@types.coroutine
+def _resumed(coroutine: Coroutine[Any, Any, None], step: Any) -> Generator[Any, Any, None]:
+    """Go on awaiting a coroutine whose first step was taken by hand and gave ``step``."""
+    try:
+        while True:
+            try:
+                value = yield step
+            except BaseException as error:
+                step = coroutine.throw(error)
+            else:
+                step = coroutine.send(value)
+    except StopIteration:
+        return
 
 
 def integers(value: Any, count: int | None = None) -> list[int]:

@@ -110,7 +110,9 @@ def task_of(job: Job) -> Mapping[str, Any]:
     try:
         task = job["TaskGroups"][0]["Tasks"][0]
     except (KeyError, IndexError, TypeError):
-        raise EngineError(f"job {job.get('ID')!r} has no task; render it again with this version") from None
+        raise EngineError(
+            f"job {job.get('ID')!r} has no task group with a task; render it again with this version"
+        ) from None
     if not isinstance(task, Mapping):
         raise EngineError(f"job {job.get('ID')!r} has a task that is no object; render it again")
     return task

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import copy
 import itertools
 import os
 import pathlib
@@ -150,7 +151,8 @@ class LocalEngine(Engine):
         if faults:
             raise EngineError("; ".join(faults))
         plan = parse(job)
-        self._jobs[_key(job)] = (job, plan)
+        # A copy: what was submitted stays what it was, whatever its owner does with the dict.
+        self._jobs[_key(job)] = (copy.deepcopy(dict(job)), plan)
         if plan.is_worker:
             # What fails here fails again, and is told, when the first container starts.
             self._background(self._prepare(plan))

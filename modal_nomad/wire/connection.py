@@ -191,14 +191,12 @@ class Connection:
             self._send_inputs(call, inputs)
 
     def end(self, call: Call) -> None:
-        """Forget a call here and there; what still runs of it is cancelled there."""
+        """Forget a call here and there; what still runs of it is cancelled there. From any thread."""
         if self._calls.pop(call.call_id, None) is None:
             return
         self._ended.append(call.call_id)
         if call.pending or len(self._ended) >= 64:
-            self._flush_ended()
-        elif self._flush_at is None:
-            self._flush_at = self.loop.call_later(0.05, self._flush_ended)
+            self.loop.call_soon_threadsafe(self._flush_ended)
 
     def subscribe(self, app_id: str, args: Mapping[str, Any]) -> None:
         """Remember a subscription so that a reconnect renews it."""
@@ -261,8 +259,8 @@ class Connection:
             self._flush_at.cancel()
             self._flush_at = None
         if self._ended and self._ready:
-            self._write(frames.encode({"t": "end", "c": self._ended}))
-            self._ended = []
+            ended, self._ended = self._ended, []
+            self._write(frames.encode({"t": "end", "c": ended}))
 
     async def _connect(self) -> None:
         url, token = await self._address()
@@ -407,6 +405,9 @@ class Connection:
                 )
             )
         call.acks.extend(indexes)
+        if not pending and self._flush_at is None:
+            # Its owner will end it from another thread, without waking this one for it.
+            self._flush_at = self.loop.call_later(0.05, self._flush_ended)
         if outputs:
             call.on_outputs(outputs)
 

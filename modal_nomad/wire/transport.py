@@ -40,6 +40,7 @@ class SyncWebSocket:
         self._messages: Deque[bytes] = deque()
         self._send_lock = threading.Lock()
         self._closed = False
+        self._poll: Any = None
 
     @classmethod
     def connect(
@@ -117,16 +118,17 @@ class SyncWebSocket:
         pending = getattr(self._sock, "pending", None)
         if pending is not None and pending():
             return True
-        poll = select.poll()
-        try:
-            poll.register(self._sock, select.POLLIN)
-        except (OSError, ValueError) as error:
-            raise ConnectionError("the connection is closed") from error
-        return bool(poll.poll(timeout * 1000))
+        if self._poll is None:
+            self._poll = select.poll()
+            try:
+                self._poll.register(self._sock, select.POLLIN)
+            except (OSError, ValueError) as error:
+                raise ConnectionError("the connection is closed") from error
+        return bool(self._poll.poll(timeout * 1000))
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(262144)
+            data = self._sock.recv(65536)
         except OSError as error:
             self._closed = True
             raise ConnectionError(f"the connection to the dispatcher is lost: {error}") from error

@@ -69,6 +69,7 @@ class Pool:
         self.stopping = False
         self.abandoned = False
         self._grow = threading.Lock()
+        self._stopped: SimpleQueue[None] = SimpleQueue()
 
     def run(self) -> None:
         """Run inputs until ``stop``; on the main thread."""
@@ -78,9 +79,8 @@ class Pool:
             self.lanes.append(lane)
             lane.run()
             return
-        self.wake(len(self.queue))
-        self._stopped = SimpleQueue()  # type: SimpleQueue[None]
         try:
+            self.wake(len(self.queue))
             # In turns: a signal that the kernel hands to a slot's thread wakes nobody here.
             while not self.stopping:
                 with suppress(Empty):
@@ -95,9 +95,7 @@ class Pool:
     def stop(self) -> None:
         """Let the lanes end when they have nothing to do. Safe in a signal handler."""
         self.stopping = True
-        token = getattr(self, "_stopped", None)
-        if token is not None:
-            token.put(None)
+        self._stopped.put(None)
         for lane in list(self.lanes):
             lane.token.put(None)
 

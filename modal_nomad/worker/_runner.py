@@ -68,6 +68,8 @@ class Runner:
                 self._serve(spec, function)
         except KeyboardInterrupt:
             self._draining = True
+            if self._pool is not None:
+                self._give_back(self._pool.running())
         return self._finish(code)
 
     def _load(self, spec: FunctionSpec) -> Optional[Callable[..., Any]]:

@@ -1,0 +1,1 @@
+"""Benchmarks: this project beside Ray, Dask and ProcessPoolExecutor, on one machine in one run."""

@@ -1,0 +1,58 @@
+"""``python -m benchmarks [--quick]``: measure everything, print one table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from benchmarks import peers, subject, table
+from benchmarks.home import private_home
+from benchmarks.imports import import_times
+
+_PEERS = {"pool": "pool", "ray": "ray_actor_task", "dask": "dask_cluster"}
+
+
+def main() -> int:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and inputs: a minute or two")
+    parser.add_argument("--no-peers", action="store_true", help="ours alone")
+    options = parser.parse_args()
+    quick = options.quick
+    calls, rounds, inputs, many = (300, 3, 20_000, 200_000) if quick else (1000, 5, 100_000, 1_000_000)
+    peer_inputs = inputs // 20
+    limit = 60 if quick else 600
+
+    measured: dict[str, subject.Results] = {}
+    if not options.no_peers:
+        _say("the peers' environment")
+        trouble = peers.prepare()
+        if trouble:
+            _say(f"no peers: {trouble}")
+        else:
+            for name, program in _PEERS.items():
+                _say(program)
+                measured[name] = subject.run(
+                    program, calls, peer_inputs, rounds, python=peers.PYTHON, limit=limit
+                )
+    with private_home():
+        _say("ours: first answers and deploys")
+        cold = subject.run("cold", rounds)
+        _say("ours: warm")
+        ours = subject.run("ours", calls, inputs, rounds)
+        _say("ours: memory")
+        memory = subject.run("memory", many)
+    _say("imports")
+    imports = import_times(10 if quick else 30)
+    print(table.render(table.rows(ours, measured, inputs, peer_inputs)))
+    print()
+    print(table.render(table.own_rows(ours, cold, imports, memory)))
+    return 0 if ours and cold and memory else 1
+
+
+def _say(words: str) -> None:
+    print(f"- {words}", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

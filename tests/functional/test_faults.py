@@ -1,0 +1,210 @@
+"""Processes of ours killed without warning."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from conftest import Live, until
+
+import modal_nomad as modal
+
+
+def square_app(name: str) -> modal.App:
+    app = modal.App(name)
+
+    @app.function(serialized=True, name="square")
+    def square(x: int) -> int:
+        return x * x
+
+    return app
+
+
+def test_a_map_outlives_the_dispatcher(own: Live) -> None:
+    app = square_app("map")
+    with app.run():
+        before = own.status()["pid"]
+        results = []
+        for value in app["square"].map(range(10_000)):
+            results.append(value)
+            if len(results) == 500:
+                os.kill(before, signal.SIGKILL)
+        assert results == [x * x for x in range(10_000)]
+        assert own.status()["pid"] != before
+        # The App and its client are as they were.
+        assert app["square"].remote(3) == 9
+
+
+def test_an_unordered_map_outlives_the_dispatcher_with_each_result_once(own: Live) -> None:
+    app = square_app("unordered")
+    with app.run():
+        results = []
+        for value in app["square"].map(range(5_000), order_outputs=False):
+            results.append(value)
+            if len(results) == 700:
+                own.kill()
+        assert sorted(results) == [x * x for x in range(5_000)]
+
+
+def test_spawned_calls_outlive_the_dispatcher_and_their_client(own: Live) -> None:
+    deploy = own.write(
+        "spawns.py",
+        """
+        import sys
+        from pathlib import Path
+
+        import modal_nomad as modal
+
+        app = modal.App("spawns")
+
+        @app.function(max_containers=2)
+        def held(x, gate):
+            open(gate).read()
+            return x + 1
+
+        if __name__ == "__main__":
+            app.deploy()
+            print(*[held.spawn(x, sys.argv[1]).object_id for x in range(40)])
+        """,
+    )
+    fetch = own.write(
+        "fetch.py",
+        """
+        import sys
+
+        import modal_nomad as modal
+
+        print(*[modal.FunctionCall.from_id(call).get(timeout=40) for call in sys.argv[1:]])
+        """,
+    )
+    gate = own.folder / "gate"
+    os.mkfifo(gate)
+    calls = own.python(deploy, str(gate)).split()
+    own.kill()
+    assert own.status()["pid"]
+    # Both ends open: every reader gets its end of file at once, from now on.
+    gate.unlink()
+    gate.touch()
+    assert own.python(fetch, *calls).split() == [str(x + 1) for x in range(40)]
+
+
+def test_a_call_that_runs_outlives_the_dispatcher(own: Live) -> None:
+    started, gate = own.folder / "started", own.folder / "gate"
+    app = modal.App("runs")
+
+    @app.function(serialized=True, name="held")
+    def held() -> str:
+        with started.open("a") as file:
+            file.write("x")
+        with gate.open() as pipe:
+            return pipe.read()
+
+    os.mkfifo(gate)
+    with app.run():
+        outcome: list[Any] = []
+        thread = threading.Thread(target=lambda: outcome.append(app["held"].remote()))
+        thread.start()
+        until(started.exists)
+        own.kill()
+        own.status()
+        writer = threading.Thread(target=gate.write_text, args=("done",), daemon=True)
+        writer.start()
+        thread.join(40)
+        if not outcome:
+            # The input was leased again, to a container that waits for its own words.
+            gate.write_text("done")
+            thread.join(20)
+        assert outcome == ["done"]
+
+
+def test_a_killed_client_takes_its_ephemeral_app_along(own: Live, serve: Callable[..., Any]) -> None:
+    serve(client_grace=0.3)
+    script = own.write(
+        "client.py",
+        """
+        import modal_nomad as modal
+
+        app = modal.App("orphan")
+
+        @app.function()
+        def forever(path):
+            import threading
+            open(path, "w").close()
+            threading.Event().wait()
+
+        if __name__ == "__main__":
+            import sys
+            with app.run():
+                forever.remote(sys.argv[1])
+        """,
+    )
+    mark = own.folder / "mark"
+    client = own.start(str(script), str(mark))
+    with client:
+        until(lambda: mark.exists() or client.poll() is not None)
+        assert own.status()["apps"] == 1
+        client.kill()
+        client.communicate()
+    until(lambda: own.status()["apps"] == 0, what="the end of the client's app")
+    until(lambda: not own.status()["containers"], what="the end of its containers")
+    (app,) = (a for a in own.request("app.list", environment=None)["apps"] if a["description"] == "orphan")
+    assert app["state"] == "stopped"
+
+
+def test_interrupting_the_client_ends_its_app_quietly(own: Live) -> None:
+    script = own.write(
+        "interrupted.py",
+        """
+        import modal
+
+        app = modal.App("interrupted")
+
+        @app.function()
+        def forever(path):
+            import threading
+            open(path, "w").close()
+            threading.Event().wait()
+
+        @app.local_entrypoint()
+        def main(path: str):
+            forever.remote(path)
+        """,
+    )
+    mark = own.folder / "mark"
+    with own.start("-m", "modal_nomad", "run", str(script), "--path", str(mark)) as client:
+        until(lambda: mark.exists() or client.poll() is not None)
+        client.send_signal(signal.SIGINT)
+        out, err = client.communicate(timeout=30)
+    assert "Traceback" not in out + err
+    assert client.returncode in (0, 130)
+    until(lambda: own.status()["apps"] == 0)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_the_next_client_starts_a_killed_dispatcher_again(own: Live, number: int) -> None:
+    app = square_app("again")
+    app.deploy()
+    pid = own.status()["pid"]
+    os.kill(pid, number)
+    square = modal.Function.from_name("again", "square")
+    assert square.remote(4) == 16
+    assert own.status()["pid"] != pid
+
+
+def test_containers_go_when_nothing_is_left_to_do(live: Live) -> None:
+    app = modal.App("idle")
+
+    @app.function(serialized=True, name="short", scaledown_window=1)
+    def short() -> int:
+        return 1
+
+    with app.run():
+        assert app["short"].remote() == 1
+        mine = lambda: [c for c in live.status()["containers"] if c["function"] == "short"]  # noqa: E731
+        assert mine()
+        until(lambda: not mine(), 10, "the end of the idle container")
+        assert app["short"].remote() == 1

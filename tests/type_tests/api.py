@@ -1,0 +1,49 @@
+"""What a type checker makes of user code; checked by mypy in ``test_types.py``, never run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+from typing_extensions import assert_type
+
+import modal_nomad as modal
+
+app = modal.App("types", image=modal.Image.debian_slim().pip_install("numpy").env({"A": "b"}))
+
+
+@app.function(cpu=1.5, memory=(128, 256), retries=modal.Retries(max_retries=2), timeout=10)
+def length(text: str, extra: int = 0) -> int:
+    return len(text) + extra
+
+
+@app.local_entrypoint()
+def main(count: int = 1) -> None:
+    assert_type(length.remote("x"), int)
+    assert_type(length.remote("x", extra=1), int)
+    assert_type(length.local("x"), int)
+    assert_type(length.spawn("x"), modal.FunctionCall[int])
+    assert_type(length.spawn("x").get(timeout=1), int)
+    assert_type(length.spawn("x").object_id, str)
+    assert_type(length.map(["x"]), Iterator[int])
+    assert_type(length.starmap([("x", 1)]), Iterator[int])
+    assert_type(length.for_each(["x"]), None)
+    assert_type(length.object_id, str)
+    assert_type(modal.Function.from_name("types", "length").remote(1, 2), Any)
+    with app.run(detach=True) as running:
+        assert_type(running, modal.App)
+    assert_type(app.deploy(), modal.App)
+    length.remote(1)  # type: ignore[arg-type]
+    length.remote("x", wrong=1)  # type: ignore[call-arg]
+    length.spawn()  # type: ignore[call-arg]
+
+
+async def twins() -> None:
+    assert_type(await length.remote.aio("x"), int)
+    call = await length.spawn.aio("x")
+    assert_type(call, modal.FunctionCall[int])
+    assert_type(await call.get.aio(), int)
+    assert_type(length.map.aio(["x"]), AsyncIterator[int])
+    async with app.run() as running:
+        assert_type(running, modal.App)
+    await length.remote.aio(1)  # type: ignore[arg-type]

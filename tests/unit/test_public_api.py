@@ -1,0 +1,84 @@
+"""What `import modal_nomad` gives, and what it costs."""
+
+import subprocess
+import sys
+
+import pytest
+
+import modal_nomad
+
+EXPECTED = [
+    "App",
+    "Client",
+    "Error",
+    "FilePatternMatcher",
+    "Function",
+    "FunctionCall",
+    "Image",
+    "Retries",
+    "config",
+    "current_function_call_id",
+    "current_input_id",
+    "enable_output",
+    "gather",
+    "is_local",
+]
+HEAVY = [
+    "aiohttp",
+    "uvloop",
+    "msgspec",
+    "typer",
+    "rich",
+    "nomad",
+    "tomlkit",
+    "cloudpickle",
+    "modal_nomad.cli",
+]
+
+
+def test_all() -> None:
+    assert modal_nomad.__all__ == EXPECTED == sorted(EXPECTED)
+    assert set(EXPECTED) <= set(dir(modal_nomad))
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_each_name_resolves(name: str) -> None:
+    assert getattr(modal_nomad, name) is not None
+
+
+@pytest.mark.parametrize("name", sorted(modal_nomad._SUBMODULES))
+def test_submodules_resolve(name: str) -> None:
+    assert getattr(modal_nomad, name).__name__ == f"modal_nomad.{name}"
+
+
+def test_version() -> None:
+    assert modal_nomad.__version__ == "0.1.0"
+
+
+def test_unknown_name() -> None:
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        modal_nomad.Nothing  # noqa: B018
+
+
+def test_outside_a_container() -> None:
+    assert modal_nomad.is_local()
+    assert modal_nomad.current_input_id() is None
+    assert modal_nomad.current_function_call_id() is None
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import modal_nomad",
+        "import modal_nomad as m\napp = m.App('x', image=m.Image.debian_slim())\n"
+        "app.function(serialized=True)(lambda: 1)",
+    ],
+)
+def test_nothing_heavy_is_imported(code: str) -> None:
+    out = subprocess.run(
+        [sys.executable, "-c", f"{code}\nimport sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    assert [name for name in HEAVY if name in out] == []
