@@ -176,7 +176,10 @@ class Client:
         return self._connection
 
     async def _request(self, method: str, args: Mapping[str, Any]) -> Any:
-        return (await self._request_full(method, args))[0]
+        value = (await self._request_full(method, args))[0]
+        if method == "app.publish" and args.get("state") == "ephemeral":
+            self._live().own(value["app_id"])
+        return value
 
     async def _request_full(self, method: str, args: Mapping[str, Any]) -> tuple[Any, list[bytes]]:
         from .wire.connection import Refused

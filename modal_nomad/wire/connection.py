@@ -202,6 +202,10 @@ class Connection:
         """Remember a subscription so that a reconnect renews it."""
         self._subscriptions[app_id] = dict(args, backlog=False)
 
+    def own(self, app_id: str) -> None:
+        """Claim an ephemeral App at every reconnect: a restarted server cannot know whose it is."""
+        self._hello.setdefault("apps", []).append(app_id)
+
     # --- below: the loop's side -------------------------------------------------------------------
 
     async def _ask(self, number: int, frame: bytes) -> Any:

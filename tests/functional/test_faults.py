@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -119,6 +120,27 @@ def test_a_call_that_runs_outlives_the_dispatcher(own: Live) -> None:
             gate.write_text("done")
             thread.join(20)
         assert outcome == ["done"]
+
+
+def test_a_restarted_dispatcher_gives_a_living_client_its_app_back(
+    own: Live, serve: Callable[..., Any]
+) -> None:
+    app = modal.App("survivor")
+
+    @app.function(serialized=True)
+    def same(x: int) -> int:
+        return x
+
+    killed = serve(client_grace=0.2)
+    with app.run():
+        assert same.remote(1) == 1
+        killed.kill()
+        killed.wait()
+        serve(client_grace=0.2)
+        # Well beyond the time after which an App that nobody claims is stopped.
+        end = time.monotonic() + 1.5
+        while time.monotonic() < end:
+            assert same.remote(2) == 2
 
 
 def test_a_killed_client_takes_its_ephemeral_app_along(own: Live, serve: Callable[..., Any]) -> None:
