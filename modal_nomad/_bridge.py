@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 import types
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
 from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
@@ -335,8 +335,3 @@ else:
 
     blocking_function = blocking
     blocking_function_context = blocking_context
-
-
-def resolve(awaitable: Awaitable[T]) -> T:
-    """Run a body to its end from blocking code."""
-    return cast(T, run_blocking(awaitable))

@@ -14,9 +14,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
+from modal_nomad.wire.frames import FAILURE as FAILURE
+from modal_nomad.wire.frames import INIT_FAILURE as INIT_FAILURE
+from modal_nomad.wire.frames import INTERNAL as INTERNAL
+from modal_nomad.wire.frames import SUCCESS as SUCCESS
+from modal_nomad.wire.frames import TERMINATED as TERMINATED
+from modal_nomad.wire.frames import TIMEOUT as TIMEOUT
 from modal_nomad.wire.spec import FunctionSpec, RetrySpec
-
-SUCCESS, FAILURE, INIT_FAILURE, TERMINATED, TIMEOUT, INTERNAL = range(6)
 
 SubmittedInput: TypeAlias = tuple[int, bytes, int]
 """index, payload, flags"""

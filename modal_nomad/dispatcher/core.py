@@ -219,10 +219,9 @@ class Dispatcher:
         session = self._session(command.container_id)
         if session is None:
             return
-        leases, calls, indexes, payloads, flags = zip(*command.inputs, strict=True)
-        rows = list(zip(leases, calls, indexes, payloads, flags, strict=True))
-        for start, end in _cut(payloads):
-            part = rows[start:end]
+        inputs = command.inputs
+        for start, end in _cut([item[3] for item in inputs]):
+            part = inputs[start:end]
             header: frames.Header = {
                 "t": "run",
                 "x": [r[0] for r in part],
