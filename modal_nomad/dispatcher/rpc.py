@@ -61,7 +61,7 @@ async def _blob_missing(server: Dispatcher, session: ClientSession, args: Mappin
 
 @_method("app.publish")
 async def _publish(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    return await server.publish(dict(args), session), []
+    return await server.live_apps.publish(dict(args), session), []
 
 
 @_method("app.plan")
@@ -89,7 +89,7 @@ async def _plan(server: Dispatcher, session: ClientSession, args: Mapping[str, A
 
 @_method("app.stop")
 async def _stop(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    await server.stop_app(_text(args, "app_id"), session.identity.token)
+    await server.live_apps.stop(_text(args, "app_id"), session.identity.token)
     return {}, []
 
 
@@ -138,7 +138,7 @@ async def _call_get(server: Dispatcher, session: ClientSession, args: Mapping[st
     index, timeout = args.get("index", 0), args.get("timeout")
     if not isinstance(index, int) or not (timeout is None or isinstance(timeout, (int, float))):
         raise InvalidError("index must be a whole number and timeout a number of seconds or null")
-    output = await server.result(_text(args, "call_id"), index, timeout)
+    output = await server.durable.result(_text(args, "call_id"), index, timeout)
     if output is None:
         return {"done": False}, []
     return {"done": True, "status": output.status, "flags": output.flags}, [output.payload]

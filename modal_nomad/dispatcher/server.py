@@ -222,7 +222,7 @@ class Server:
     ) -> None:
         answer: frames.Header = {"t": "rs", "i": header.get("i", 0), "v": {}}
         try:
-            await self.dispatcher.submit_durable(call_id, function_id, items)
+            await self.dispatcher.durable.submit(call_id, function_id, items)
         except Exception as error:
             answer = {"t": "rs", "i": header.get("i", 0), "e": _error(error)}
         session.send_frame(answer)
@@ -246,7 +246,7 @@ class Server:
         container_id = text(hello.get("container"))
         session = WorkerSession(socket, identity, container_id)
         try:
-            info = self.dispatcher.adopt_worker(session, None)
+            info = self.dispatcher.containers.adopt(session, None)
         except Error as error:
             session.send_frame({"t": "refused", "e": _error(error)})
             await session.close()
@@ -280,7 +280,7 @@ class Server:
                     payloads[0] if payloads else b"",
                 )
             elif kind == "ready":
-                self.dispatcher.worker_ready(info, function.spec.max_concurrent_inputs)
+                self.dispatcher.containers.ready(info, function.spec.max_concurrent_inputs)
             elif kind == "back":
                 self.dispatcher.handle(ev.InputsGivenBack(container_id, integers(header.get("x"))))
             elif kind == "init_failed":
@@ -296,7 +296,7 @@ class Server:
             await self._read(socket, session, take)
         finally:
             session.abandon()
-            await self.dispatcher.worker_gone(info, session)
+            await self.dispatcher.containers.gone(info, session)
 
 
 def _refusal(hello: frames.Header, identity: Identity) -> list[str] | None:

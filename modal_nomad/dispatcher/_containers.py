@@ -1,0 +1,250 @@
+"""The containers of live Functions: started through the engine, bound to the workers that dial in."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from typing import Any
+
+from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher.auth import WorkerTokens
+from modal_nomad.dispatcher.loghub import LogHub
+from modal_nomad.dispatcher.sessions import WorkerSession
+from modal_nomad.dispatcher.settings import Settings
+from modal_nomad.dispatcher.store.base import FunctionRecord
+from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState, Engine, EngineError
+from modal_nomad.exception import NotFoundError
+from modal_nomad.wire.ids import new_id
+from modal_nomad.wire.spec import FunctionSpec
+
+logger = logging.getLogger("modal_nomad.dispatcher")
+
+_END_GRACE = 0.3
+"""Seconds to wait, after a worker's socket closed, for the engine to say in words why it ended."""
+_RETURN_SECONDS = 90.0
+"""Seconds that a worker whose connection broke may take to dial in again."""
+
+
+class FunctionState:
+    """What the dispatcher holds of one live Function."""
+
+    __slots__ = (
+        "app_id",
+        "environment",
+        "function_id",
+        "job_id",
+        "name",
+        "namespace",
+        "spec",
+        "spec_dict",
+        "version",
+    )
+
+    def __init__(self, record: FunctionRecord) -> None:
+        self.function_id = record.function_id
+        self.app_id = record.app_id
+        self.name = record.name
+        self.environment = record.environment
+        self.spec_dict = dict(record.spec)
+        self.spec = FunctionSpec.from_dict(record.spec)
+        self.version = self.spec.version_key
+        self.job_id = str(record.job.get("ID", ""))
+        self.namespace = str(record.job.get("Namespace") or "default")
+
+
+class ContainerInfo:
+    """A container that the dispatcher started or adopted."""
+
+    __slots__ = ("container_id", "ended", "function", "reason", "session", "state", "version")
+
+    def __init__(self, container_id: str, function: FunctionState, version: str) -> None:
+        self.container_id = container_id
+        self.function = function
+        self.version = version
+        self.session: WorkerSession | None = None
+        self.state = "starting"
+        self.reason = ""
+        self.ended = asyncio.Event()
+
+
+class Containers:
+    """Every container that was started or adopted, and what becomes of it.
+
+    Args:
+        engine: a started engine.
+        functions: the live Functions, by id.
+        hub: is told what becomes of containers.
+        settings: the configuration.
+        workers: mints the tokens of local containers.
+        handle: gives the call engine an event.
+        background: runs a coroutine that nobody waits for.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        functions: Mapping[str, FunctionState],
+        hub: LogHub,
+        settings: Settings,
+        workers: WorkerTokens,
+        handle: Callable[[ev.Event], None],
+        background: Callable[[Coroutine[Any, Any, Any]], None],
+    ) -> None:
+        self.engine = engine
+        self.functions = functions
+        self.hub = hub
+        self.settings = settings
+        self.workers = workers
+        self.infos: dict[str, ContainerInfo] = {}
+        self.handle = handle
+        self.background = background
+        self._loop = asyncio.get_running_loop()
+
+    def session(self, container_id: str) -> WorkerSession | None:
+        """Return the connection of a container's worker, if it has one."""
+        info = self.infos.get(container_id)
+        return info.session if info is not None else None
+
+    def values(self) -> Iterable[ContainerInfo]:
+        """Return every container."""
+        return self.infos.values()
+
+    def of_app(self, app_id: str) -> int:
+        """Return how many containers an App has."""
+        return sum(1 for c in self.infos.values() if c.function.app_id == app_id)
+
+    def start(self, command: ev.StartContainers) -> None:
+        """Start containers, and tell the call engine their ids."""
+        function = self.functions.get(command.function_id)
+        ids: list[str] = []
+        if function is not None and function.version == command.version_key:
+            ids = [new_id("ta") for _ in range(command.count)]
+            for container_id in ids:
+                self.infos[container_id] = ContainerInfo(container_id, function, command.version_key)
+                self.background(self._start(container_id, function))
+        self.handle(ev.ContainersStarting(command.function_id, command.version_key, ids, command.count))
+
+    async def _start(self, container_id: str, function: FunctionState) -> None:
+        self.hub.event(function.app_id, function.name, container_id, "starting")
+        env = {}
+        if self.engine.name == "local":
+            env = {
+                "MODAL_SERVER_URL": self.settings.address,
+                "MODAL_WORKER_TOKEN": self.workers.mint(container_id),
+                "MODAL_ENVIRONMENT": function.environment,
+                "MODAL_TASK_ID": container_id,
+                "MODAL_IS_REMOTE": "1",
+                "MODAL_APP_ID": function.app_id,
+            }
+        request = ContainerRequest(container_id, function.job_id, function.namespace, env)
+        try:
+            await self.engine.start_container(request)
+        except EngineError as error:
+            self._ended(container_id, str(error))
+
+    def drain(self, container_id: str) -> None:
+        """Ask a container to end after what it runs."""
+        session = self.session(container_id)
+        if session is not None:
+            session.send_frame({"t": "drain"})
+        else:
+            self.stop(container_id, force=False)
+
+    def stop(self, container_id: str, *, force: bool) -> None:
+        """End a container."""
+        self.background(self._stop(container_id, force=force))
+
+    async def _stop(self, container_id: str, *, force: bool) -> None:
+        try:
+            await self.engine.stop_container(container_id, force=force)
+        except EngineError as error:
+            logger.warning("container %s cannot be stopped: %s", container_id, error)
+
+    async def watch(self) -> None:
+        """Follow what the engine says of containers, for ever."""
+        async for event in self.engine.watch():
+            try:
+                self._engine_event(event)
+            except Exception:
+                logger.exception("an engine event could not be handled")
+
+    def _engine_event(self, event: ContainerEvent) -> None:
+        info = self.infos.get(event.container_id)
+        if info is None:
+            return
+        function = info.function
+        if event.state.ended:
+            info.reason = event.reason or f"ended with exit code {event.exit_code}"
+            info.ended.set()
+            if info.session is None:
+                self._ended(event.container_id, info.reason)
+        elif event.state is ContainerState.PENDING and event.reason:
+            self.handle(ev.ContainerPending(event.container_id, event.reason))
+            self.hub.event(function.app_id, function.name, event.container_id, "pending", event.reason)
+        elif event.state is ContainerState.RUNNING and info.state == "starting":
+            self.handle(ev.ContainerPending(event.container_id, ""))
+
+    def _ended(self, container_id: str, reason: str) -> None:
+        info = self.infos.pop(container_id, None)
+        if info is None:
+            return
+        # A container that did all it was asked to is nothing to tell the user of.
+        told = "" if reason in ("drained", "stopped") else reason
+        self.hub.event(info.function.app_id, info.function.name, container_id, "ended", told)
+        # Calls that its code made and waits for have nobody left to answer to.
+        self.handle(ev.OwnerLost(container_id))
+        if info.state == "starting":
+            self.handle(ev.ContainerFailed(container_id, reason))
+        else:
+            self.handle(ev.WorkerLost(container_id, reason))
+
+    def adopt(self, session: WorkerSession, function_id: str | None) -> ContainerInfo:
+        """Bind a worker's connection to its container. Raises NotFoundError when it has none."""
+        info = self.infos.get(session.container_id)
+        if info is None:
+            function = self.functions.get(function_id or "")
+            if function is None:
+                raise NotFoundError(
+                    f"container {session.container_id} belongs to no live function; it may end"
+                )
+            info = self.infos[session.container_id] = ContainerInfo(
+                session.container_id, function, function.version
+            )
+        elif info.session is not None:
+            # The same container again: its old connection broke without our noticing.
+            self.handle(ev.WorkerLost(session.container_id, "its connection was replaced"))
+        info.session = session
+        return info
+
+    def ready(self, info: ContainerInfo, slots: int) -> None:
+        """Take a worker into service."""
+        info.state = "ready"
+        function = info.function
+        self.hub.event(function.app_id, function.name, info.container_id, "ready")
+        self.handle(ev.WorkerReady(info.container_id, function.function_id, info.version, slots))
+
+    async def gone(self, info: ContainerInfo, session: WorkerSession) -> None:
+        """Take a worker whose socket closed out of service, with the engine's reason when it comes soon."""
+        if info.session is not session:
+            return
+        if not info.ended.is_set():
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(info.ended.wait(), _END_GRACE)
+        if info.session is not session:
+            return
+        info.session = None
+        if info.ended.is_set():
+            self._ended(info.container_id, info.reason)
+        elif session.said_bye:
+            self._ended(info.container_id, "drained")
+        else:
+            # It may only have lost its connection: it stays known and may dial in again.
+            self.handle(ev.WorkerLost(info.container_id, "the connection to its container was lost"))
+            info.state = "starting"
+            self._loop.call_later(_RETURN_SECONDS, self._give_up, info)
+
+    def _give_up(self, info: ContainerInfo) -> None:
+        if info.session is None and self.infos.get(info.container_id) is info and info.state == "starting":
+            self.infos.pop(info.container_id, None)

@@ -1,0 +1,135 @@
+"""The Apps whose Functions may be called now: published, resumed, stopped, bound to their clients."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher._containers import FunctionState
+from modal_nomad.dispatcher._graces import Graces
+from modal_nomad.dispatcher.apps import AppRegistry
+from modal_nomad.dispatcher.loghub import LogHub
+from modal_nomad.dispatcher.sessions import ClientSession
+from modal_nomad.dispatcher.store.base import FunctionRecord
+from modal_nomad.engines.base import Engine, EngineError
+
+logger = logging.getLogger("modal_nomad.dispatcher")
+
+
+class LiveApps:
+    """Brings the registry's Apps to the engine and to the call engine, and takes them away again.
+
+    Args:
+        engine: a started engine.
+        apps: the registry.
+        functions: the live Functions, by id; they are added and removed here.
+        hub: is told of stopped Apps.
+        client_grace: seconds that an ephemeral App outlives its lost client.
+        handle: gives the call engine an event.
+        background: runs a coroutine that nobody waits for.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        apps: AppRegistry,
+        functions: dict[str, FunctionState],
+        hub: LogHub,
+        client_grace: float,
+        handle: Callable[[ev.Event], None],
+        background: Callable[[Coroutine[Any, Any, Any]], None],
+    ) -> None:
+        self.engine = engine
+        self.apps = apps
+        self.functions = functions
+        self.hub = hub
+        self.handle = handle
+        self.background = background
+        self._client_grace = client_grace
+        self._owners: dict[str, str] = {}
+        self._graces = Graces()
+
+    async def resume(self) -> int:
+        """Resume the Apps that the store has; gives the number of their Functions."""
+        resumed = 0
+        for app, functions in await self.apps.active():
+            await asyncio.gather(*(self._resume(f) for f in functions))
+            if app.state == "ephemeral":
+                # A restart costs its client time to notice, besides that to come back.
+                self._graces.begin(app.app_id, 2 * self._client_grace, self._expire, app.app_id)
+            resumed += len(functions)
+        return resumed
+
+    def close(self) -> None:
+        """Let no App's time run out any more."""
+        self._graces.close()
+
+    async def publish(self, args: dict[str, Any], session: ClientSession) -> dict[str, Any]:
+        """Submit an App's jobs and make its Functions callable."""
+        token = session.identity.token
+        jobs = [
+            entry["job"]
+            for entry in args.get("functions") or ()
+            if isinstance(entry, dict) and "job" in entry
+        ]
+        # Before anything is recorded: an engine that refuses leaves the App as it was.
+        await asyncio.gather(*(self.engine.submit(job, token=token) for job in jobs))
+        published = await self.apps.publish(args, deployed_by=session.identity.name)
+        for record in published.functions:
+            self._add_function(record)
+        for record in published.removed:
+            await self._remove_function(record.function_id, "its app was deployed without it", token)
+        app = published.app
+        if app.state == "ephemeral":
+            self.own(app.app_id, session)
+        return published.result()
+
+    def own(self, app_id: str, session: ClientSession) -> None:
+        """Bind an ephemeral App's life to a client."""
+        self._owners[app_id] = session.owner
+        self._graces.end(app_id)
+
+    def owner_gone(self, owner: str) -> None:
+        """Stop the ephemeral Apps of a client that does not come back."""
+        for app_id in [a for a, o in self._owners.items() if o == owner]:
+            self.background(self.stop(app_id))
+
+    async def stop(self, app_id: str, token: str | None = None) -> None:
+        """Stop an App: its jobs, its containers, its calls."""
+        self._owners.pop(app_id, None)
+        functions = await self.apps.stop(app_id)
+        await asyncio.gather(
+            *(self._remove_function(f.function_id, "its app was stopped", token) for f in functions)
+        )
+        self.hub.event(app_id, "", "", "app_stopped")
+
+    def _expire(self, app_id: str) -> None:
+        if app_id not in self._owners:
+            self.background(self.stop(app_id))
+
+    async def _resume(self, record: FunctionRecord) -> None:
+        try:
+            await self.engine.submit(record.job)
+        except EngineError as error:
+            logger.warning("function %s of an earlier app cannot be resumed: %s", record.name, error)
+        self._add_function(record)
+
+    def _add_function(self, record: FunctionRecord) -> None:
+        state = FunctionState(record)
+        self.functions[record.function_id] = state
+        self.handle(
+            ev.FunctionAdded(record.function_id, ev.FunctionPolicy.from_spec(state.spec, state.version))
+        )
+
+    async def _remove_function(self, function_id: str, reason: str, token: str | None) -> None:
+        state = self.functions.pop(function_id, None)
+        if state is None:
+            return
+        self.handle(ev.FunctionRemoved(function_id, reason))
+        try:
+            await self.engine.stop(state.job_id, namespace=state.namespace, token=token)
+        except EngineError as error:
+            logger.warning("job %s cannot be stopped: %s", state.job_id, error)
