@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,23 +12,8 @@ import pytest
 
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState, Engine
 from modal_nomad.wire.ids import new_id
-from tests.engine_contract._nomad_agent import nomad_agent, nomad_binary
 
 LIMIT = 60.0
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if nomad_binary() is None:
-        terminalreporter.write_line("SKIPPED: the Nomad half of the engine contract: no `nomad` on PATH")
-
-
-@pytest.fixture(scope="session")
-def nomad_address() -> Iterator[str]:
-    binary = nomad_binary()
-    if binary is None:
-        pytest.skip("no `nomad` binary on PATH")
-    with nomad_agent(binary) as address:
-        yield address
 
 
 @pytest.fixture(params=["local", "nomad"])
