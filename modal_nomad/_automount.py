@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._function_info import FunctionInfo, import_name
+from ._function_info import FunctionInfo
 from ._image_files import walk
+from .wire.main_module import import_name
 
 _INSTALLED = (f"{os.sep}site-packages{os.sep}", f"{os.sep}dist-packages{os.sep}")
 # The oldest date that a zip can hold: equal sources give equal bytes.
@@ -54,8 +55,6 @@ def local_modules() -> dict[str, str]:
     """Return the user's modules that are imported now: path in the bundle to path here."""
     found: dict[str, str] = {}
     for loaded in list(sys.modules):
-        if loaded == "__mp_main__":
-            continue
         name, file = import_name(loaded)
         if file is not None and is_local(file):
             found[_bundle_path(name, file)] = file

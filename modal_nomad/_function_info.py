@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from .exception import InvalidError
+from .wire.main_module import import_name, module_file
 
 
 @dataclass(frozen=True)
@@ -36,28 +36,6 @@ class FunctionInfo:
     serialized: bool
     is_generator: bool
     is_async: bool
-
-
-def module_file(module: Any) -> str | None:
-    """Return the real source file of a loaded module, or None where it has none (a REPL, a notebook)."""
-    path = getattr(module, "__file__", None)
-    return os.path.realpath(path) if path and os.path.isfile(path) else None
-
-
-def import_name(module_name: str) -> tuple[str, str | None]:
-    """Return the name that imports a loaded module in a container, and its file here.
-
-    ``__main__`` of ``python -m pkg.mod`` is ``pkg.mod``; of ``python script.py`` it is ``script``; of a
-    REPL it is ``__main__`` without a file.
-    """
-    module = sys.modules.get(module_name)
-    file = module_file(module)
-    if module_name != "__main__" or file is None:
-        return module_name, file
-    spec = getattr(module, "__spec__", None)
-    if spec is not None and spec.name and spec.name != "__main__":
-        return str(spec.name), file
-    return os.path.splitext(os.path.basename(file))[0], file
 
 
 def function_info(

@@ -17,9 +17,18 @@ if TYPE_CHECKING:
     from .client import Client
 
 
-async def encode_input(client: Client, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[bytes, int]:
-    """Return payload and flags of one input, in the caller's thread."""
-    data = dumps((args, kwargs))
+async def encode_input(
+    client: Client, args: tuple[Any, ...], kwargs: dict[str, Any], home: str = ""
+) -> tuple[bytes, int]:
+    """Return payload and flags of one input, in the caller's thread.
+
+    Args:
+        client: where to.
+        args: positional arguments.
+        kwargs: keyword arguments.
+        home: the module that the container has loaded, where that is known.
+    """
+    data = dumps((args, kwargs), home)
     if len(data) <= frames.INLINE_LIMIT:
         return data, 0
     return (await io(client._put_blob(data))).encode(), frames.FLAG_BLOB
@@ -68,9 +77,11 @@ class Unary:
             self.future.set_exception(connection_error(error))
 
 
-async def call_remote(client: Client, function_id: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+async def call_remote(
+    client: Client, function_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], home: str = ""
+) -> Any:
     """Run one input remotely and return its value; a cancelled wait cancels the input."""
-    payload, flags = await encode_input(client, args, kwargs)
+    payload, flags = await encode_input(client, args, kwargs, home)
     unary = Unary(client, function_id)
     client._submit(unary.call, [(0, payload, flags)])
     try:

@@ -28,8 +28,9 @@ _INSTANT = (list, tuple, range, str, bytes, dict, set, frozenset)
 class MapRun:
     """The state that the caller's thread, the feeder and the library's loop share."""
 
-    def __init__(self, client: Client, function_id: str) -> None:
+    def __init__(self, client: Client, function_id: str, home: str = "") -> None:
         self.client = client
+        self.home = home
         self.arrived: deque[list[Output]] = deque()
         self.drawn = 0
         self.exhausted = False
@@ -84,6 +85,7 @@ async def map_outputs(
     inputs: Iterable[tuple[Any, ...]] | AsyncIterable[tuple[Any, ...]],
     kwargs: dict[str, Any],
     *,
+    home: str = "",
     order_outputs: bool,
     instant: bool,
     failed: Callable[[BaseException], Any] | None,
@@ -96,12 +98,13 @@ async def map_outputs(
         function_id: of which Function.
         inputs: argument tuples.
         kwargs: keyword arguments of every input.
+        home: the module that the containers have loaded, where that is known.
         order_outputs: yield in input order rather than as they come.
         instant: drawing an input never waits, so no thread is needed to draw them.
         failed: what to yield for an exception; None raises it.
         progress: called with the number of results so far and of inputs when known.
     """
-    run = MapRun(client, function_id)
+    run = MapRun(client, function_id, home)
     feed: _Feed
     if not instant:
         feed = _BackgroundFeed(run, inputs, kwargs)
@@ -192,7 +195,7 @@ class _DirectFeed(_Feed):
             except StopIteration:
                 run.exhausted = True
                 break
-            payload, flags = await encode_input(run.client, args, self._kwargs)
+            payload, flags = await encode_input(run.client, args, self._kwargs, run.home)
             batch.append((run.drawn, payload, flags))
             run.drawn += 1
             if len(batch) >= _CHUNK or len(payload) > 65536:
@@ -277,7 +280,7 @@ class _BackgroundFeed(_Feed):
 
     def _emit(self, args: tuple[Any, ...]) -> None:
         run = self._run
-        data = encode_input(run.client, args, self._kwargs)
+        data = encode_input(run.client, args, self._kwargs, run.home)
         payload, flags = run_blocking(data)
         with self._outbox_lock:
             self._outbox.append((run.drawn, payload, flags))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import exception
 from ._bridge import blocking, blocking_function, io
 from .wire.ids import new_id
+from .wire.main_module import alias_main
 
 if TYPE_CHECKING:
     from .wire.connection import Call, Connection, Input
@@ -107,6 +108,7 @@ class Client:
         key = (url or f"embedded:{home()}", token)
         client = clients.get(key)
         if client is None or client.is_closed():
+            alias_main()
             client = Client(url, token)
             await io(client._open())
             clients[key] = client

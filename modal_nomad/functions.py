@@ -234,6 +234,10 @@ class Function(Generic[P, R]):
         self._client, self._function_id = client, found["function_id"]
         self._remote_generator = found["is_generator"]
 
+    def _home(self) -> str:
+        """The module that a container of this Function has loaded, where that is known here."""
+        return self._info.module if self._info is not None else ""
+
     # --- calls ------------------------------------------------------------------------------------
 
     def _check_plain(self, verb: str) -> None:
@@ -253,7 +257,7 @@ class Function(Generic[P, R]):
         """
         self._check_plain("remote")
         client, function_id = await self._target()
-        return cast(R, await call_remote(client, function_id, args, kwargs))
+        return cast(R, await call_remote(client, function_id, args, kwargs, self._home()))
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, in this process."""
@@ -271,7 +275,7 @@ class Function(Generic[P, R]):
         """
         self._check_plain("spawn")
         client, function_id = await self._target()
-        payload, flags = await encode_input(client, args, dict(kwargs))
+        payload, flags = await encode_input(client, args, dict(kwargs), self._home())
         return FunctionCall(await spawn_call(client, function_id, [(0, payload, flags)]), client)
 
     @blocking_gen
@@ -367,6 +371,7 @@ class Function(Generic[P, R]):
             function_id,
             inputs,
             kwargs,
+            home=self._home(),
             order_outputs=ordered,
             instant=instant,
             failed=failed,

@@ -268,9 +268,9 @@ def _options(function: Function[..., Any]) -> FunctionOptions:
 
 
 def _pickled(name: str, raw_f: Any) -> bytes:
-    from .wire.serialization import dumps
+    from .wire.serialization import dumps_function
 
-    data = dumps(raw_f)
+    data = dumps_function(raw_f)
     if len(data) > MAX_PICKLE_BYTES:
         raise InvalidError(
             f"Function {name} has a pickled size of {len(data) >> 20} MiB; at most {MAX_PICKLE_BYTES >> 20} "

@@ -1,7 +1,8 @@
 """Values and exceptions as bytes.
 
 Plain values take the C pickler; what it cannot do, or would do by a reference that only this process
-can resolve, takes cloudpickle. An exception travels as itself, with its remote traceback as data, its
+can resolve, takes cloudpickle. Classes of the started script (``__main__``) go by the name that imports
+it elsewhere. An exception travels as itself, with its remote traceback as data, its
 notes and its chain of causes; one that cannot be loaded arrives as ExecutionError with its text.
 """
 
@@ -14,8 +15,13 @@ _plain_dumps = pickle.dumps
 loads_value = pickle.loads
 
 
-def dumps(value: Any) -> bytes:
+def dumps(value: Any, home: str = "") -> bytes:
     """Serialize a value.
+
+    Args:
+        value: what to serialize.
+        home: the module that the reader is sure to have loaded, where one is known: values of the
+            started script's classes are small then.
 
     Raises:
         SerializationError: it cannot be; the text names the type.
@@ -26,22 +32,41 @@ def dumps(value: Any) -> bytes:
     """
     try:
         data = _plain_dumps(value, 5)
-        # By reference into __main__, or to a module registered by value, would not load elsewhere.
-        if b"__main__" not in data and not _by_value_modules():
+        # By reference into __main__ (or multiprocessing's __mp_main__), or to a module registered by
+        # value, would not load elsewhere.
+        if b"main__" not in data and not _by_value_modules():
             return data
     except Exception:
         pass
+    from . import _main_classes
+
+    try:
+        return _main_classes.dumps(value, home)
+    except Exception as error:
+        raise _unpicklable(value, error) from error
+
+
+def dumps_function(function: Any) -> bytes:
+    """Serialize a function that no module of the reader has: it and what it refers to, by value.
+
+    Raises:
+        SerializationError: it cannot be; the text names the type.
+    """
     import cloudpickle  # type: ignore[import-untyped]
 
     try:
-        return bytes(cloudpickle.dumps(value, 5))
+        return bytes(cloudpickle.dumps(function, 5))
     except Exception as error:
-        from ..exception import SerializationError
+        raise _unpicklable(function, error) from error
 
-        raise SerializationError(
-            f"a value of type {type(value).__qualname__} cannot be pickled: {error}; pass plain data, "
-            "or open files, locks and connections inside the function"
-        ) from error
+
+def _unpicklable(value: Any, error: Exception) -> Exception:
+    from ..exception import SerializationError
+
+    return SerializationError(
+        f"a value of type {type(value).__qualname__} cannot be pickled: {error}; pass plain data, "
+        "or open files, locks and connections inside the function"
+    )
 
 
 def loads(data: bytes) -> Any:
