@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher._codec import encode
 from modal_nomad.dispatcher._containers import Containers, FunctionState
 from modal_nomad.dispatcher._durable_calls import DurableCalls
 from modal_nomad.dispatcher._graces import Graces
@@ -180,7 +181,7 @@ class Dispatcher:
             }
             if any(r[4] for r in part):
                 header["f"] = [r[4] for r in part]
-            session.send(frames.encode(header, [r[3] for r in part]))
+            session.send(encode(header, [r[3] for r in part]))
 
     def _deliver(self, command: ev.Deliver) -> None:
         call_id = command.call_id
@@ -199,7 +200,7 @@ class Dispatcher:
                 header["s"] = [o[1] for o in part]
             if any(o[3] for o in part):
                 header["f"] = [o[3] for o in part]
-            session.send(frames.encode(header, [o[2] for o in part]))
+            session.send(encode(header, [o[2] for o in part]))
 
     # --- calls ------------------------------------------------------------------------------------
 

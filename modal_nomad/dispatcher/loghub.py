@@ -6,7 +6,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from modal_nomad.wire import frames
+from modal_nomad.dispatcher._codec import encode
 
 Send = Callable[[bytes], None]
 
@@ -25,7 +25,7 @@ class LogHub:
     def log(self, app_id: str, function: str, container: str, stream: int, ts: float, text: bytes) -> None:
         """Take a piece of a container's output."""
         header = {"t": "log", "a": app_id, "f": function, "k": container, "s": stream, "ts": ts}
-        frame = frames.encode(header, [text])
+        frame = encode(header, [text])
         kept = self._kept.setdefault(app_id, deque())
         kept.append(frame)
         size = self._sizes.get(app_id, 0) + len(frame)
@@ -45,7 +45,7 @@ class LogHub:
                 "e": what,
                 "r": reason,
             }
-            self._pass_on(app_id, frames.encode(header))
+            self._pass_on(app_id, encode(header))
 
     def follow(self, app_id: str, send: Send, *, backlog: bool) -> None:
         """Pass an App's output on to ``send`` from now on, what is kept first when asked to."""
@@ -53,7 +53,7 @@ class LogHub:
             for frame in self._kept.get(app_id, ()):
                 send(frame)
             header = {"t": "ev", "a": app_id, "f": "", "k": "", "e": "backlog_end", "r": ""}
-            send(frames.encode(header))
+            send(encode(header))
         self._followers.setdefault(app_id, set()).add(send)
 
     def unfollow(self, send: Send) -> None:

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from aiohttp import WSMsgType, web
+from aiohttp import web
 from prometheus_client import CollectorRegistry, generate_latest
 
 from modal_nomad import __version__
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher import rpc
+from modal_nomad.dispatcher._codec import decode, encode
+from modal_nomad.dispatcher._peer import NORMAL, POLICY, Peer
 from modal_nomad.dispatcher.auth import Authenticator, Identity
 from modal_nomad.dispatcher.blobs import BlobError, BlobMissing
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.metrics import DispatcherCollector
-from modal_nomad.dispatcher.sessions import ClientSession, Session, WorkerSession, integers, text
+from modal_nomad.dispatcher.sessions import ClientSession, WorkerSession, integers, text
 from modal_nomad.exception import AuthError, Error
 from modal_nomad.wire import frames
 
@@ -40,7 +42,7 @@ class Server:
         self.dispatcher = dispatcher
         self.authenticator = authenticator
         self.render = render
-        self._sockets: set[web.WebSocketResponse] = set()
+        self._peers: set[Peer] = set()
         self._metrics = CollectorRegistry()
         self._metrics.register(DispatcherCollector(dispatcher))
 
@@ -57,10 +59,9 @@ class Server:
         return app
 
     async def _shutdown(self, app: web.Application) -> None:
-        for socket in list(self._sockets):
+        for peer in list(self._peers):
             # Not a clean close: peers are to dial in again, at our successor.
-            if socket._req is not None and socket._req.transport is not None:
-                socket._req.transport.abort()
+            peer.abort()
 
     async def _healthz(self, request: web.Request) -> web.Response:
         return web.json_response(
@@ -112,54 +113,46 @@ class Server:
 
     # --- sockets ----------------------------------------------------------------------------------
 
-    async def _connect(self, request: web.Request) -> web.WebSocketResponse:
+    async def _connect(self, request: web.Request) -> web.StreamResponse:
         identity = await self._identify(request)
-        socket = web.WebSocketResponse(
-            heartbeat=20.0, max_msg_size=frames.MAX_FRAME_BYTES * 2, compress=False
-        )
-        await socket.prepare(request)
-        self._sockets.add(socket)
-        try:
-            await self._serve(socket, identity)
-        except frames.FrameError as error:
-            logger.info("a peer sent a malformed frame: %s", error)
-            await socket.close(code=1007, message=str(error).encode()[:100])
-        finally:
-            self._sockets.discard(socket)
-        return socket
+        peer = Peer()
+        answer = await peer.accept(request)
+        self._peers.add(peer)
+        loop = asyncio.get_running_loop()
+        waiting = loop.call_later(_HELLO_SECONDS, peer.close, POLICY, "no hello came")
+        farewells: list[Callable[[], None]] = []
 
-    async def _serve(self, socket: web.WebSocketResponse, identity: Identity) -> None:
+        def hello(data: bytes) -> None:
+            waiting.cancel()
+            farewells.append(self._hello(peer, identity, decode(data)[0]))
+
         try:
-            first = await socket.receive(_HELLO_SECONDS)
-        except asyncio.TimeoutError:
-            await socket.close(code=1008, message=b"no hello came")
-            return
-        if first.type is not WSMsgType.BINARY:
-            await socket.close(code=1003, message=b"the first message must be a hello frame")
-            return
-        hello, _ = frames.decode(first.data)
-        try:
-            refusal = _refusal(hello, identity)
-            if refusal is not None:
-                await socket.send_bytes(frames.encode({"t": "refused", "e": refusal}))
-                await socket.close()
-            elif hello["role"] == "client":
-                await self._serve_client(socket, identity, hello)
-            else:
-                await self._serve_worker(socket, identity, hello)
-        except (ConnectionError, RuntimeError) as error:
-            logger.debug("a peer went away: %s", error)
+            peer.start(hello)
+            await peer.closed
+        finally:
+            waiting.cancel()
+            self._peers.discard(peer)
+            for farewell in farewells:
+                farewell()
+        return answer
+
+    def _hello(self, peer: Peer, identity: Identity, hello: frames.Header) -> Callable[[], None]:
+        """Greet a peer; returns what is to be done when it is gone."""
+        refusal = _refusal(hello, identity)
+        if refusal is not None:
+            return _refuse(peer, refusal)
+        if hello["role"] == "client":
+            return self._serve_client(peer, identity, hello)
+        return self._serve_worker(peer, identity, hello)
 
     # --- clients
 
-    async def _serve_client(
-        self, socket: web.WebSocketResponse, identity: Identity, hello: frames.Header
-    ) -> None:
+    def _serve_client(self, peer: Peer, identity: Identity, hello: frames.Header) -> Callable[[], None]:
         owner = identity.container or text(hello.get("client"))[:_MAX_CLIENT_ID]
         if identity.container:
             # Several connections of one container are several owners of calls.
             owner = f"{identity.container}/{text(hello.get('client'))[:_MAX_CLIENT_ID]}"
-        session = ClientSession(socket, identity, owner)
+        session = ClientSession(peer, identity, owner)
         apps = hello.get("apps")
         self.dispatcher.client_came(
             session, [a for a in apps if isinstance(a, str)] if isinstance(apps, list) else []
@@ -173,20 +166,9 @@ class Server:
                 "render": self.render,
             }
         )
-        try:
-            await self._read(socket, session, self._client_frame)
-        finally:
-            session.abandon()
-            self.dispatcher.client_left(session, cleanly=socket.close_code == 1000)
-
-    async def _read(self, socket: web.WebSocketResponse, session: Session, take: Any) -> None:
-        async for message in socket:
-            if message.type is not WSMsgType.BINARY:
-                if message.type is WSMsgType.TEXT:
-                    raise frames.FrameError("a text message is no frame")
-                return
-            header, payloads = frames.decode(message.data)
-            take(session, header, payloads)
+        take = self._client_frame
+        peer.start(lambda data: take(session, *decode(data)))
+        return lambda: self.dispatcher.client_left(session, cleanly=peer.close_code == NORMAL)
 
     def _client_frame(self, session: ClientSession, header: frames.Header, payloads: list[bytes]) -> None:
         kind = header["t"]
@@ -240,17 +222,14 @@ class Server:
 
     # --- workers
 
-    async def _serve_worker(
-        self, socket: web.WebSocketResponse, identity: Identity, hello: frames.Header
-    ) -> None:
+    def _serve_worker(self, peer: Peer, identity: Identity, hello: frames.Header) -> Callable[[], None]:
         container_id = text(hello.get("container"))
-        session = WorkerSession(socket, identity, container_id)
+        session = WorkerSession(peer, identity, container_id)
+        dispatcher = self.dispatcher
         try:
-            info = self.dispatcher.containers.adopt(session, None)
+            info = dispatcher.containers.adopt(session, None)
         except Error as error:
-            session.send_frame({"t": "refused", "e": _error(error)})
-            await session.close()
-            return
+            return _refuse(peer, _error(error))
         function = info.function
         session.send_frame(
             {
@@ -263,15 +242,16 @@ class Server:
             }
         )
 
-        def take(peer: WorkerSession, header: frames.Header, payloads: list[bytes]) -> None:
+        def take(data: bytes) -> None:
+            header, payloads = decode(data)
             kind = header["t"]
             if kind == "done":
-                self.dispatcher.handle(
+                dispatcher.handle(
                     ev.OutputsReturned(container_id, _outputs(header, payloads), _seconds(header))
                 )
             elif kind == "log":
                 stamp = header.get("ts")
-                self.dispatcher.hub.log(
+                dispatcher.hub.log(
                     function.app_id,
                     function.name,
                     container_id,
@@ -280,23 +260,26 @@ class Server:
                     payloads[0] if payloads else b"",
                 )
             elif kind == "ready":
-                self.dispatcher.containers.ready(info, function.spec.max_concurrent_inputs)
+                dispatcher.containers.ready(info, function.spec.max_concurrent_inputs)
             elif kind == "back":
-                self.dispatcher.handle(ev.InputsGivenBack(container_id, integers(header.get("x"))))
+                dispatcher.handle(ev.InputsGivenBack(container_id, integers(header.get("x"))))
             elif kind == "init_failed":
-                self.dispatcher.handle(ev.WorkerInitFailed(container_id, payloads[0] if payloads else b""))
+                dispatcher.handle(ev.WorkerInitFailed(container_id, payloads[0] if payloads else b""))
             elif kind == "drain":
-                self.dispatcher.handle(ev.WorkerDraining(container_id))
+                dispatcher.handle(ev.WorkerDraining(container_id))
             elif kind == "bye":
-                peer.said_bye = True
+                session.said_bye = True
             elif kind != "hb":
                 raise frames.FrameError(f"a worker sent a frame of type {kind!r}")
 
-        try:
-            await self._read(socket, session, take)
-        finally:
-            session.abandon()
-            await self.dispatcher.containers.gone(info, session)
+        peer.start(take)
+        return lambda: dispatcher.background(dispatcher.containers.gone(info, session))
+
+
+def _refuse(peer: Peer, error: list[str]) -> Callable[[], None]:
+    peer.send(encode({"t": "refused", "e": error}))
+    peer.close()
+    return lambda: None
 
 
 def _refusal(hello: frames.Header, identity: Identity) -> list[str] | None:

@@ -1,13 +1,13 @@
-"""The client's half of RFC 6455 without sockets: bytes in, messages out.
+"""RFC 6455 without sockets: bytes in, messages out.
 
-Both the SDK's connection (asyncio) and the container's (a blocking socket) drive it.
+The SDK's connection (asyncio), the container's (a blocking socket) and the dispatcher drive it.
 """
 
 import base64
 import hashlib
 import os
 import struct
-from typing import Iterator, List, Mapping, Optional, Tuple
+from typing import List, Mapping, Optional, Tuple, Union
 
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
@@ -35,107 +35,152 @@ def mask(data: bytes, key: bytes) -> bytes:
     return (int.from_bytes(data, "little") ^ int.from_bytes(pad, "little")).to_bytes(size, "little")
 
 
-def encode(data: bytes, opcode: int = BINARY) -> bytes:
-    """Return one masked final frame."""
-    key = os.urandom(4)
+def encode(data: bytes, opcode: int = BINARY, masked: bool = True) -> bytes:
+    """Return one final frame: masked as a client must, or plain as a server must."""
     size = len(data)
     first = 0x80 | opcode
+    bit = 0x80 if masked else 0
     if size < 126:
-        head = struct.pack(">BB", first, 0x80 | size)
+        head = bytes((first, bit | size))
     elif size < 65536:
-        head = struct.pack(">BBH", first, 0xFE, size)
+        head = struct.pack(">BBH", first, bit | 126, size)
     else:
-        head = struct.pack(">BBQ", first, 0xFF, size)
+        head = struct.pack(">BBQ", first, bit | 127, size)
+    if not masked:
+        return head + data
+    key = os.urandom(4)
     return head + key + mask(data, key)
+
+
+def accept_key(key: str) -> str:
+    """Return the ``Sec-WebSocket-Accept`` that answers a ``Sec-WebSocket-Key``."""
+    return base64.b64encode(hashlib.sha1(key.encode("latin-1") + _GUID).digest()).decode()
 
 
 def handshake(host: str, path: str, headers: Mapping[str, str]) -> Tuple[bytes, str]:
     """Return the upgrade request and the ``Sec-WebSocket-Accept`` that must answer it."""
-    key = base64.b64encode(os.urandom(16))
-    accept = base64.b64encode(hashlib.sha1(key + _GUID).digest()).decode()
+    key = base64.b64encode(os.urandom(16)).decode()
     lines = [
         f"GET {path} HTTP/1.1",
         f"Host: {host}",
         "Upgrade: websocket",
         "Connection: Upgrade",
-        f"Sec-WebSocket-Key: {key.decode()}",
+        f"Sec-WebSocket-Key: {key}",
         "Sec-WebSocket-Version: 13",
     ]
     lines += [f"{name}: {value}" for name, value in headers.items()]
-    return ("\r\n".join(lines) + "\r\n\r\n").encode(), accept
+    return ("\r\n".join(lines) + "\r\n\r\n").encode(), accept_key(key)
+
+
+class Messages:
+    """Cuts a peer's byte stream into messages.
+
+    Args:
+        masked: the peer is a client, whose frames are masked; a server's are not.
+        limit: bytes of the largest message.
+    """
+
+    def __init__(self, masked: bool, limit: int = MAX_MESSAGE_BYTES) -> None:
+        self._mask_bit = 0x80 if masked else 0
+        self._limit = limit
+        self._buffer = bytearray()
+        self._fragments: List[bytes] = []
+        self._fragment_bytes = 0
+        self._opcode = 0
+
+    def feed(self, data: bytes) -> List[Tuple[int, bytes]]:
+        """Take bytes, return ``(opcode, payload)`` of each whole message.
+
+        Raises:
+            WebSocketError: a broken stream.
+        """
+        buffer = self._buffer
+        # A short message mostly comes alone and whole: then nothing is copied into the buffer.
+        source: Union[bytes, bytearray] = data
+        if buffer:
+            buffer += data
+            source = buffer
+        messages: List[Tuple[int, bytes]] = []
+        position, end = 0, len(source)
+        while end - position >= 2:
+            first, second = source[position], source[position + 1]
+            start = position + 2
+            size = second & 0x7F
+            if size >= 126:
+                wide = 2 if size == 126 else 8
+                if end - start < wide:
+                    break
+                size = int.from_bytes(source[start : start + wide], "big")
+                start += wide
+            if second & 0x80 != self._mask_bit or first & 0x70:
+                raise WebSocketError("a frame is masked the wrong way, or extended")
+            if size + self._fragment_bytes > self._limit:
+                raise WebSocketError(f"a message is longer than {self._limit >> 20} MiB")
+            if self._mask_bit:
+                start += 4
+            if end - start < size:
+                break
+            payload = bytes(memoryview(source)[start : start + size])
+            if self._mask_bit:
+                payload = mask(payload, bytes(source[start - 4 : start]))
+            position = start + size
+            opcode = first & 0x0F
+            if opcode >= 8 or (first & 0x80 and not self._fragments):
+                messages.append((opcode, payload))
+                if opcode == CLOSE:
+                    # Nothing counts after it.
+                    position = end
+            else:
+                self._join(first, payload, messages)
+        if source is buffer:
+            del buffer[:position]
+        elif position < end:
+            buffer += memoryview(data)[position:]
+        return messages
+
+    def _join(self, first: int, payload: bytes, messages: List[Tuple[int, bytes]]) -> None:
+        self._fragments.append(payload)
+        self._fragment_bytes += len(payload)
+        self._opcode = first & 0x0F or self._opcode
+        if first & 0x80:
+            messages.append((self._opcode, b"".join(self._fragments)))
+            self._fragments.clear()
+            self._fragment_bytes = 0
 
 
 class Decoder:
-    """Cuts a server's byte stream into the handshake's answer and then messages."""
+    """A client's side of the stream: the answer to its handshake, then messages."""
 
     def __init__(self, accept: str) -> None:
         self._accept: Optional[str] = accept
-        self._buffer = bytearray()
-        self._fragments: List[bytes] = []
-        self._opcode = 0
+        self._head = bytearray()
+        self._messages = Messages(masked=False)
 
     @property
     def open(self) -> bool:
         """True when the handshake is done."""
         return self._accept is None
 
-    def feed(self, data: bytes) -> Iterator[Tuple[int, bytes]]:
-        """Take bytes, yield ``(opcode, payload)`` of each whole message.
+    def feed(self, data: bytes) -> List[Tuple[int, bytes]]:
+        """Take bytes, return ``(opcode, payload)`` of each whole message.
 
         Raises:
             WebSocketError: a refused handshake or a broken stream.
         """
-        buffer = self._buffer
-        buffer += data
-        if self._accept is not None and not self._read_handshake():
-            return
-        position = 0
-        try:
-            while True:
-                available = len(buffer) - position
-                if available < 2:
-                    return
-                first, second = buffer[position], buffer[position + 1]
-                start = position + 2
-                size = second & 0x7F
-                if size == 126:
-                    if available < 4:
-                        return
-                    size = int.from_bytes(buffer[start : start + 2], "big")
-                    start += 2
-                elif size == 127:
-                    if available < 10:
-                        return
-                    size = int.from_bytes(buffer[start : start + 8], "big")
-                    start += 8
-                if second & 0x80 or first & 0x70:
-                    raise WebSocketError("the server sent a masked or extended frame")
-                if size > MAX_MESSAGE_BYTES:
-                    raise WebSocketError("the server sent a message of over 64 MiB")
-                if len(buffer) < start + size:
-                    return
-                payload = bytes(memoryview(buffer)[start : start + size])
-                position = start + size
-                opcode = first & 0x0F
-                if opcode >= 8 or (first & 0x80 and not self._fragments):
-                    yield opcode, payload
-                else:
-                    self._fragments.append(payload)
-                    self._opcode = opcode or self._opcode
-                    if first & 0x80:
-                        whole = b"".join(self._fragments)
-                        self._fragments.clear()
-                        yield self._opcode, whole
-        finally:
-            del buffer[:position]
+        if self._accept is None:
+            return self._messages.feed(data)
+        self._head += data
+        if not self._read_handshake():
+            return []
+        return self._messages.feed(bytes(self._head))
 
     def _read_handshake(self) -> bool:
-        end = self._buffer.find(b"\r\n\r\n")
+        end = self._head.find(b"\r\n\r\n")
         if end < 0:
-            if len(self._buffer) > 65536:
+            if len(self._head) > 65536:
                 raise WebSocketError("the answer to the upgrade request is no HTTP answer")
             return False
-        lines = bytes(self._buffer[:end]).decode("latin-1").split("\r\n")
+        lines = bytes(self._head[:end]).decode("latin-1").split("\r\n")
         words = lines[0].split(" ", 2)
         if len(words) < 2 or not words[1].isdigit():
             raise WebSocketError("what listens there does not speak HTTP")
@@ -148,6 +193,6 @@ class Decoder:
         )
         if "upgrade" not in answer or got != self._accept:
             raise WebSocketError("the server did not accept the upgrade to WebSocket")
-        del self._buffer[: end + 4]
+        del self._head[: end + 4]
         self._accept = None
         return True

@@ -1,0 +1,81 @@
+"""The WebSocket's bytes: whatever way a stream is cut, the same messages come out, or one clear error."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from modal_nomad.wire import websocket
+from modal_nomad.wire.websocket import BINARY, CLOSE, PING, Messages, WebSocketError, encode, mask
+
+messages = st.lists(
+    st.tuples(st.sampled_from([BINARY, PING]), st.binary(max_size=300) | st.just(b"x" * 70000)), max_size=6
+)
+
+
+def cut(data: bytes, at: list[int]) -> list[bytes]:
+    points = sorted({min(a, len(data)) for a in at} | {0, len(data)})
+    return [data[a:b] for a, b in itertools.pairwise(points)]
+
+
+@given(messages, st.lists(st.integers(0, 71000), max_size=8), st.booleans())
+def test_messages_come_out_however_the_stream_is_cut(
+    sent: list[tuple[int, bytes]], at: list[int], masked: bool
+) -> None:
+    stream = b"".join(encode(payload, opcode, masked) for opcode, payload in sent)
+    reader = Messages(masked)
+    got = [message for part in cut(stream, at) for message in reader.feed(part)]
+    assert got == sent
+
+
+@given(st.lists(st.binary(max_size=40), min_size=1, max_size=5), st.booleans())
+def test_fragments_are_joined(parts: list[bytes], masked: bool) -> None:
+    stream = b""
+    for number, part in enumerate(parts):
+        frame = bytearray(encode(part, BINARY if number == 0 else 0, masked))
+        if number < len(parts) - 1:
+            frame[0] &= 0x7F
+        stream += bytes(frame)
+    assert Messages(masked).feed(stream) == [(BINARY, b"".join(parts))]
+
+
+@given(st.binary(max_size=200), st.booleans())
+def test_any_bytes_give_messages_or_one_error(data: bytes, masked: bool) -> None:
+    reader = Messages(masked, limit=1000)
+    try:
+        for opcode, payload in reader.feed(data):
+            assert 0 <= opcode < 16
+            assert len(payload) <= 1000
+    except WebSocketError:
+        pass
+
+
+def test_a_frame_masked_the_wrong_way_is_refused() -> None:
+    with pytest.raises(WebSocketError, match="masked"):
+        Messages(masked=True).feed(encode(b"x", masked=False))
+    with pytest.raises(WebSocketError, match="masked"):
+        Messages(masked=False).feed(encode(b"x", masked=True))
+
+
+def test_a_message_over_the_limit_is_refused_before_it_has_come() -> None:
+    head = encode(b"x" * 5000)[:8]
+    with pytest.raises(WebSocketError, match="longer"):
+        Messages(masked=True, limit=1000).feed(head)
+
+
+def test_nothing_counts_after_a_close() -> None:
+    stream = encode(b"\x03\xe8", CLOSE) + encode(b"late")
+    assert Messages(masked=True).feed(stream) == [(CLOSE, b"\x03\xe8")]
+
+
+@given(st.binary(max_size=100), st.binary(min_size=4, max_size=4))
+def test_masking_twice_is_nothing(data: bytes, key: bytes) -> None:
+    assert mask(mask(data, key), key) == data
+
+
+def test_the_accept_key_is_that_of_the_standard() -> None:
+    # RFC 6455, section 1.3.
+    assert websocket.accept_key("dGhlIHNhbXBsZSBub25jZQ==") == "s3pPLMBiTxaQ9kYGzzhZRbK+xOo="
