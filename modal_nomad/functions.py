@@ -7,6 +7,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import exception
+from ._autoscaling import FunctionAutoscalerSettings, FunctionStats, current_stats, update_autoscaler
 from ._bridge import blocking, blocking_function, blocking_gen, io
 from ._execution_context import is_local
 from ._invocation import call_remote, encode_input, spawn_call
@@ -27,7 +28,14 @@ else:
 R = TypeVar("R")
 
 
-__all__ = ["Function", "FunctionCall", "UserCodeException", "gather"]
+__all__ = [
+    "Function",
+    "FunctionAutoscalerSettings",
+    "FunctionCall",
+    "FunctionStats",
+    "UserCodeException",
+    "gather",
+]
 
 
 class UserCodeException(Exception):
@@ -277,6 +285,70 @@ class Function(Generic[P, R]):
         client, function_id = await self._target()
         payload, flags = await encode_input(client, args, dict(kwargs), self._home())
         return FunctionCall(await spawn_call(client, function_id, [(0, payload, flags)]), client)
+
+    # --- containers -------------------------------------------------------------------------------
+
+    @blocking
+    async def get_current_stats(self) -> FunctionStats:
+        """Return how many inputs wait and run, and how many containers there are, at this moment.
+
+        Raises:
+            NotFoundError: the Function's App was stopped.
+
+        Example:
+            >>> square.get_current_stats().backlog  # doctest: +SKIP
+            0
+        """
+        client, function_id = await self._target()
+        return await current_stats(client, function_id)
+
+    @blocking
+    async def update_autoscaler(
+        self,
+        *,
+        min_containers: int | None = None,
+        max_containers: int | None = None,
+        buffer_containers: int | None = None,
+        scaledown_window: float | None = None,
+    ) -> FunctionAutoscalerSettings:
+        """Change how many containers there are, at once and until the App's next deployment.
+
+        Args:
+            min_containers: containers that are kept warm.
+            max_containers: the most there may be; those above it finish their inputs and end.
+            buffer_containers: idle containers kept beside busy ones.
+            scaledown_window: seconds that an idle container lives.
+
+        Returns:
+            All four settings as they are now. An argument that is not given leaves its setting alone.
+
+        Raises:
+            InvalidError: naming a value that cannot be; nothing is changed then.
+            NotFoundError: the Function's App was stopped.
+
+        Example:
+            >>> square.update_autoscaler(min_containers=2).min_containers  # doctest: +SKIP
+            2
+        """
+        client, function_id = await self._target()
+        return await update_autoscaler(
+            client,
+            function_id,
+            min_containers=min_containers,
+            max_containers=max_containers,
+            buffer_containers=buffer_containers,
+            scaledown_window=scaledown_window,
+        )
+
+    @blocking
+    async def keep_warm(self, warm_pool_size: int) -> None:
+        """Deprecated form of ``update_autoscaler(min_containers=warm_pool_size)``."""
+        from ._options import warn_deprecated
+
+        warn_deprecated(
+            "'Function.keep_warm(n)' is now called 'Function.update_autoscaler(min_containers=n)'"
+        )
+        await self.update_autoscaler.aio(min_containers=warm_pool_size)
 
     @blocking_gen
     async def map(

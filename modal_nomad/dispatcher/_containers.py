@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
 from typing import Any
@@ -32,6 +33,7 @@ class FunctionState:
 
     __slots__ = (
         "app_id",
+        "autoscaler",
         "environment",
         "function_id",
         "job_id",
@@ -47,11 +49,16 @@ class FunctionState:
         self.app_id = record.app_id
         self.name = record.name
         self.environment = record.environment
+        self.autoscaler = dict(record.autoscaler)
         self.spec_dict = dict(record.spec)
         self.spec = FunctionSpec.from_dict(record.spec)
         self.version = self.spec.version_key
         self.job_id = str(record.job.get("ID", ""))
         self.namespace = str(record.job.get("Namespace") or "default")
+
+    def policy(self) -> ev.FunctionPolicy:
+        """Return what the call engine is to know: the specification, with the settings changed since."""
+        return dataclasses.replace(ev.FunctionPolicy.from_spec(self.spec, self.version), **self.autoscaler)
 
 
 class ContainerInfo:

@@ -46,6 +46,7 @@ class FunctionPolicy:
         buffer_containers: extra containers kept while the Function is active.
         scaledown_window: seconds an idle container lives.
         max_concurrent_inputs: inputs one container runs at a time.
+        target_inputs: inputs per container that the autoscaler aims at; None means the maximum.
         single_use: a container ends after one input.
     """
 
@@ -58,6 +59,7 @@ class FunctionPolicy:
     buffer_containers: int = 0
     scaledown_window: float = 60.0
     max_concurrent_inputs: int = 1
+    target_inputs: int | None = None
     single_use: bool = False
 
     @classmethod
@@ -73,6 +75,7 @@ class FunctionPolicy:
             buffer_containers=spec.buffer_containers,
             scaledown_window=spec.scaledown_window,
             max_concurrent_inputs=spec.max_concurrent_inputs,
+            target_inputs=spec.target_concurrent_inputs,
             single_use=spec.single_use_containers,
         )
 
@@ -82,7 +85,10 @@ class FunctionPolicy:
 
 @dataclass(frozen=True, slots=True)
 class FunctionAdded:
-    """A Function may be called. Said again with another version, its old containers are drained."""
+    """A Function may be called, or its policy changed.
+
+    Said again with another version, its old containers are drained; with the same one they stay.
+    """
 
     function_id: str
     policy: FunctionPolicy
@@ -367,12 +373,14 @@ class ContainerView:
 
 @dataclass(frozen=True, slots=True)
 class PoolView:
-    """One Function's queue and containers; ``running`` counts inputs, not containers."""
+    """One Function's queue and containers; ``running``, ``prefetched`` and ``headroom`` count inputs."""
 
     function_id: str
     version_key: str
     backlog: int
     running: int
+    prefetched: int
+    headroom: int
     starting: int
     idle: int
     busy: int

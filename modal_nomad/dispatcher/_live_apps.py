@@ -120,9 +120,7 @@ class LiveApps:
     def _add_function(self, record: FunctionRecord) -> None:
         state = FunctionState(record)
         self.functions[record.function_id] = state
-        self.handle(
-            ev.FunctionAdded(record.function_id, ev.FunctionPolicy.from_spec(state.spec, state.version))
-        )
+        self.handle(ev.FunctionAdded(record.function_id, state.policy()))
 
     async def _remove_function(self, function_id: str, reason: str, token: str | None) -> None:
         state = self.functions.pop(function_id, None)

@@ -98,7 +98,12 @@ class Pool:
         self.prefetch = 1
         self.quantum = 1
         self.start_seconds = DEFAULT_START_SECONDS
+        # The last sign of life while inputs wait, and when a silence may next be taken for a stall.
         self.stall_from = 0.0
+        self.stall_next = 0.0
+        # No container has been idle for its scaledown window before this time.
+        self.idle_until = 0.0
+        self.check_at = FOREVER
         self.failures = 0
         self.strikes = 0
         self.not_before = 0.0
@@ -150,6 +155,11 @@ class Pool:
     def starting(self) -> int:
         """Containers of this version that were asked for and are not ready."""
         return self.counts["starting"] + sum(self.requested.values())
+
+    @property
+    def alive(self) -> int:
+        """Containers that take inputs or will."""
+        return self.counts["ready"] + self.starting
 
     # ---- dealing out
 
@@ -260,11 +270,14 @@ class Pool:
         """The pool as status and metrics show it."""
         reasons = [c.pending_reason for c in self.containers.values() if c.pending_reason]
         running = sum(min(len(c.leases), c.slots) for c in self.containers.values())
+        free = sum(c.slots - len(c.leases) for c in self.free.values())
         return PoolView(
             function_id=self.function_id,
             version_key=self.policy.version_key,
             backlog=len(self.queue) + len(self.delayed),
             running=running,
+            prefetched=sum(len(c.leases) for c in self.containers.values()) - running,
+            headroom=free,
             starting=self.starting,
             idle=self.counts["ready"] - self.busy,
             busy=self.busy,

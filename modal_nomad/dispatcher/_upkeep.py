@@ -9,6 +9,7 @@ from modal_nomad.dispatcher._call import Call, Input
 from modal_nomad.dispatcher._events import Command, Output
 from modal_nomad.dispatcher._pool import FOREVER, Container, Pool
 from modal_nomad.dispatcher.autoscaler import STALL_SECONDS, Autoscaler, Load
+from modal_nomad.wire.spec import CLEANUP_SECONDS
 
 GRACE_SECONDS = 10.0
 """A worker enforces its own limits; beyond them by this much it is taken for dead."""
@@ -60,7 +61,10 @@ class Upkeep:
             when, _, pool = heappop(timers)
             if pool.wake_at == when:
                 pool.wake_at = FOREVER
-                self._review(pool)
+                if self._now >= pool.check_at:
+                    self._review(pool)
+                else:
+                    self._react(pool, [])
         # Timers that were replaced by earlier ones stay in the heap; they must not pile up.
         if len(timers) > 64 + 4 * len(self._pools):
             live = {id(x[2]): x for x in timers if x[2].wake_at == x[0]}
@@ -142,23 +146,25 @@ class Upkeep:
             pool.requested[event.version_key] = left
         else:
             pool.requested.pop(event.version_key, None)
+        added: list[Container] = []
         for container_id in event.container_ids:
             if container_id not in self._containers:
                 container = pool.add(container_id, event.version_key, self._now)
                 self._containers[container_id] = container
                 self._started += 1
+                added.append(container)
                 if pool.removed is not None or event.version_key != pool.policy.version_key:
                     self._retire(container, pool.removed or "a new version was deployed")
         if asked > len(event.container_ids):
             self._start_failed(pool, "the engine did not start a container")
-        self._review(pool)
+        self._react(pool, added)
 
     def _container_pending(self, event: ev.ContainerPending) -> None:
         container = self._containers.get(event.container_id)
         if container is not None and container.state == "starting":
             container.pending_reason = event.reason
             container.clock_from = self._now
-            self._review(container.pool)
+            self._react(container.pool, [container])
 
     def _worker_ready(self, event: ev.WorkerReady) -> None:
         container = self._containers.get(event.container_id)
@@ -179,15 +185,18 @@ class Upkeep:
         if pool.removed is not None or event.version_key != pool.policy.version_key:
             pool.set_state(container, "ready", self._now)
             self._drain(container, pool.removed or "a new version was deployed")
+            self._react(pool, [container])
             return
         container.slots = 1 if pool.policy.single_use else max(1, event.slots)
         container.pending_reason = ""
         pool.failures = pool.strikes = 0
         pool.not_before = 0.0
-        pool.stall_from = self._now
+        if not pool.counts["ready"]:
+            pool.stall_from = self._now
+        pool.stall_next = self._now + STALL_SECONDS
         pool.set_credit(container)
         pool.set_state(container, "ready", self._now)
-        self._review(pool)
+        self._react(pool, [container])
 
     def _worker_init_failed(self, event: ev.WorkerInitFailed) -> None:
         container = self._containers.get(event.container_id)
@@ -200,14 +209,14 @@ class Upkeep:
                 self._back_off(pool)
                 if not pool.counts["ready"]:
                     self._fail_queue(pool, ev.INIT_FAILURE, event.payload)
-        self._review(pool)
+        self._react(pool, [container])
 
     def _worker_draining(self, event: ev.WorkerDraining) -> None:
         container = self._containers.get(event.container_id)
         if container is not None and container.state in ("starting", "ready"):
             container.pool.set_state(container, "draining", self._now)
             container.deadline = FOREVER
-            self._review(container.pool)
+            self._react(container.pool, [container])
 
     def _container_gone(self, event: ev.WorkerLost | ev.ContainerFailed) -> None:
         container = self._containers.pop(event.container_id, None)
@@ -226,7 +235,7 @@ class Upkeep:
         self._requeue(pool, items)
         if was == "starting" and container.version_key == pool.policy.version_key:
             self._start_failed(pool, event.reason)
-        self._review(pool)
+        self._react(pool, [])
 
     def _start_failed(self, pool: Pool, reason: str) -> None:
         self._back_off(pool)
@@ -264,18 +273,24 @@ class Upkeep:
         container.deadline = deadline
         container.pending_reason = ""
 
-    # ---- the review of one pool: after all but the hot events, and when its time has come
+    # ---- the review of a pool: its containers against their limits, its queue against its containers
 
     def _review(self, pool: Pool) -> None:
+        """Look at all of a pool: when its time has come, and after what concerns many containers."""
+        pool.check_at = FOREVER
+        self._react(pool, list(pool.containers.values()))
+
+    def _react(self, pool: Pool, touched: list[Container]) -> None:
+        """Look at the containers that an event touched, and at the queue; costs nothing for the others."""
         now = self._now
         if pool.delayed and pool.delayed[0][0] <= now:
             if not pool.queue:
                 pool.stall_from = now
             while pool.delayed and pool.delayed[0][0] <= now:
                 pool.queue.append(heappop(pool.delayed)[2])
+        for container in touched:
+            pool.check_at = min(pool.check_at, self._check(pool, container))
         wake = pool.delayed[0][0] if pool.delayed else FOREVER
-        for container in list(pool.containers.values()):
-            wake = min(wake, self._check(pool, container))
         self._next_lease = pool.feed(self._next_lease, self._out)
         if pool.removed is not None:
             if not pool.containers and not pool.requested:
@@ -285,12 +300,10 @@ class Upkeep:
         else:
             wake = min(wake, self._scale(pool))
         if pool.leased:
-            wake = min(wake, now + CHECK_SECONDS)
+            pool.check_at = min(pool.check_at, now + CHECK_SECONDS)
+        wake = min(wake, pool.check_at)
         if wake < FOREVER:
-            wake = max(wake, now + 0.001)
-            if wake != pool.wake_at:
-                pool.wake_at = FOREVER
-                self._arm(pool, wake)
+            self._arm(pool, max(wake, now + 0.001))
 
     def _check(self, pool: Pool, container: Container) -> float:
         """Hold one container to its time limits; gives when to look again."""
@@ -303,7 +316,7 @@ class Upkeep:
                 if idle and pool.counts["ready"] + pool.starting > policy.min_containers:
                     self._retire(container, "not needed any more")
                     return container.deadline
-                return FOREVER
+                return now + CHECK_SECONDS
             limit = policy.startup_timeout if policy.startup_timeout is not None else policy.timeout
             end = container.clock_from + limit + GRACE_SECONDS
             if now >= end:
@@ -330,7 +343,7 @@ class Upkeep:
 
     def _check_inputs(self, pool: Pool, container: Container) -> float:
         now = self._now
-        limit = pool.policy.timeout + GRACE_SECONDS
+        limit = pool.policy.timeout + CLEANUP_SECONDS + GRACE_SECONDS
         seen: dict[int, float] = {}
         stuck: list[Input] = []
         for lease, item in container.running():
@@ -354,10 +367,14 @@ class Upkeep:
     def _scale(self, pool: Pool) -> float:
         """Start and drain containers; gives when to look again."""
         now = self._now
+        policy = pool.policy
+        if policy.max_containers is not None and pool.alive > policy.max_containers:
+            self._shrink(pool, pool.alive - policy.max_containers)
         queued = len(pool.queue)
         if now < pool.not_before:
             return pool.not_before
-        stalled = bool(queued) and now - pool.stall_from >= STALL_SECONDS
+        silent = now - pool.stall_from if queued and pool.counts["ready"] else 0.0
+        stalled = bool(queued) and now - pool.stall_from >= STALL_SECONDS and now >= pool.stall_next
         load = Load(
             queued=queued,
             leased=pool.leased,
@@ -367,38 +384,63 @@ class Upkeep:
             winding_down=pool.counts["draining"] + pool.counts["stopping"],
             average=pool.average,
             start_seconds=pool.start_seconds,
+            silent=silent,
             stalled=stalled,
-            blocked=self._blocked(pool) if stalled else 0,
         )
-        count = self._autoscaler.to_start(pool.policy, load)
+        if stalled:
+            pool.stall_next = now + STALL_SECONDS
+            if policy.max_containers is None and pool.alive >= self._autoscaler.ceiling(policy):
+                load.blocked = self._blocked(pool)
+        count = self._autoscaler.to_start(policy, load)
         if count:
-            version = pool.policy.version_key
+            version = policy.version_key
             pool.requested[version] = pool.requested.get(version, 0) + count
             self._out.append(ev.StartContainers(pool.function_id, version, count))
-        if stalled:
-            pool.stall_from = now
-        wake = now + STALL_SECONDS if queued else FOREVER
+        wake = max(now + STALL_SECONDS / 2, pool.stall_next) if queued else FOREVER
         if load.ready > load.busy and not queued:
             wake = min(wake, self._scale_in(pool, load))
         return wake
 
     def _scale_in(self, pool: Pool, load: Load) -> float:
         now = self._now
-        idle = sorted((c.idle_since, c.container_id) for c in pool.free.values() if not c.leases)
         at_once = self._autoscaler.over_ceiling(pool.policy, load)
         allowed = self._autoscaler.to_drain(pool.policy, load)
-        for since, container_id in idle:
+        if at_once <= 0:
+            if allowed <= 0:
+                return FOREVER
+            if now < pool.idle_until:
+                return pool.idle_until
+        pool.idle_until = 0.0
+        for since, container_id in self._idle(pool):
             if at_once > 0:
-                self._drain(pool.containers[container_id], "more containers than max_containers")
+                self._drain(pool.containers[container_id], "more containers than may be")
                 at_once -= 1
             elif allowed <= 0:
                 break
             elif now - since >= pool.policy.scaledown_window:
                 self._drain(pool.containers[container_id], "idle for its scaledown window")
             else:
-                return since + pool.policy.scaledown_window
+                pool.idle_until = since + pool.policy.scaledown_window
+                return pool.idle_until
             allowed -= 1
         return FOREVER
+
+    def _idle(self, pool: Pool) -> list[tuple[float, str]]:
+        return sorted((c.idle_since, c.container_id) for c in pool.free.values() if not c.leases)
+
+    def _shrink(self, pool: Pool, count: int) -> None:
+        """Go below a ceiling that was lowered: what starts is not needed, what runs may finish its inputs."""
+        reason = "max_containers was lowered"
+        starting = [c for c in pool.containers.values() if c.state == "starting"]
+        for container in starting[:count]:
+            self._retire(container, reason)
+            pool.check_at = min(pool.check_at, container.deadline)
+        count -= len(starting)
+        if count > 0:
+            ready = [c for c in pool.containers.values() if c.state == "ready"]
+            for container in sorted(ready, key=lambda c: (len(c.leases), c.idle_since))[:count]:
+                self._drain(container, reason)
+                pool.check_at = min(pool.check_at, self._check(pool, container))
 
     def _blocked(self, pool: Pool) -> int:
         """How many busy containers wait for calls that were made inside them."""

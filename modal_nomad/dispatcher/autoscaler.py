@@ -34,6 +34,7 @@ class Load:
         winding_down: containers that drain or stop.
         average: seconds one input takes, None until known.
         start_seconds: seconds a container takes to be ready.
+        silent: seconds that inputs have waited without an output, though containers are ready.
         stalled: the queue waited STALL_SECONDS without an output.
         blocked: busy containers that wait for calls they made.
     """
@@ -46,6 +47,7 @@ class Load:
     winding_down: int
     average: float | None
     start_seconds: float
+    silent: float = 0.0
     stalled: bool = False
     blocked: int = 0
 
@@ -95,16 +97,21 @@ class Autoscaler:
         return max(0, load.ready + load.starting - self.ceiling(policy, load.blocked))
 
     def _for_demand(self, policy: FunctionPolicy, load: Load, alive: int) -> int:
-        slots = 1 if policy.single_use else policy.max_concurrent_inputs
+        slots = 1 if policy.single_use else policy.target_inputs or policy.max_concurrent_inputs
         outstanding = load.queued + load.leased
         needed = -(-outstanding // slots)
         if policy.single_use:
             return needed
-        if load.average is None:
+        average = load.average
+        # Inputs that have run this long take at least that long: no need to wait for their outputs.
+        if (average is None and load.silent >= STALL_SECONDS) or load.silent >= load.start_seconds:
+            average = max(average or 0.0, load.silent)
+        if average is None:
             wanted = min(needed, FIRST_BURST)
         else:
-            work = outstanding * load.average
-            if not load.queued or (alive and work <= alive * slots * load.start_seconds):
+            work = outstanding * average
+            full = load.queued or outstanding > alive * slots
+            if not full or (alive and work <= alive * slots * load.start_seconds):
                 wanted = load.busy
             else:
                 wanted = max(1, min(needed, int(work / (slots * load.start_seconds)) + 1))

@@ -115,6 +115,7 @@ class CallEngine(Upkeep):
             pool.not_before = 0.0
             for container in list(pool.containers.values()):
                 self._retire(container, "a new version was deployed")
+        pool.idle_until = 0.0
         self._review(pool)
 
     def _function_removed(self, event: ev.FunctionRemoved) -> None:
@@ -175,11 +176,13 @@ class CallEngine(Upkeep):
         self._accepted += count
         if not waiting:
             pool.stall_from = self._now
+            pool.stall_next = self._now + STALL_SECONDS
             if not pool.containers:
                 pool.not_before = 0.0
         self._next_lease = pool.feed(self._next_lease, self._out)
         # Also with nothing queued: the floor and the buffer of an active Function are met here.
-        if queue or pool.policy.buffer_containers:
+        policy = pool.policy
+        if queue or policy.buffer_containers or policy.target_inputs:
             self._scale(pool)
             self._arm(pool, self._now + STALL_SECONDS)
         else:
@@ -325,7 +328,7 @@ class CallEngine(Upkeep):
             container.idle_since = self._now
         if pool.policy.single_use:
             self._drain(container, "a container of this Function ends after one input")
-            self._review(pool)
+            self._react(pool, [container])
             return
         pool.set_credit(container)
         self._next_lease = pool.top_up(container, self._next_lease, self._out)
@@ -356,7 +359,7 @@ class CallEngine(Upkeep):
         if container.state == "ready":
             pool.place(container)
         self._requeue(pool, items)
-        self._review(pool)
+        self._react(pool, [container])
 
     # ---- owners
 

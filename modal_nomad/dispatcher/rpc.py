@@ -9,6 +9,8 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
+from modal_nomad.dispatcher._autoscaling import current_stats, update_autoscaler
+from modal_nomad.dispatcher._containers import FunctionState
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.exception import InvalidError, NotFoundError
@@ -131,6 +133,25 @@ async def _function_lookup(server: Dispatcher, session: ClientSession, args: Map
                 return {**found, "spec": state.spec_dict}, []
         raise NotFoundError(f"app {app} has no function {name!r}")
     return await server.apps.function_lookup(app, name, _optional(args, "environment")), []
+
+
+def _function(server: Dispatcher, args: Mapping[str, Any]) -> FunctionState:
+    function_id = _text(args, "function_id")
+    state = server.functions.get(function_id)
+    if state is None:
+        raise NotFoundError(f"Function {function_id} is not live here: run or deploy its app again")
+    return state
+
+
+@_method("function.stats")
+async def _function_stats(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    return current_stats(server.calls, _function(server, args)), []
+
+
+@_method("function.update_autoscaler")
+async def _update_autoscaler(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    state = _function(server, args)
+    return await update_autoscaler(server.store, server.handle, state, args.get("settings")), []
 
 
 @_method("call.get")

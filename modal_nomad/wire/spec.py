@@ -10,6 +10,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, Optional, Tuple
 
+CLEANUP_SECONDS = 30.0
+"""What user code may take to clean up after its input was cancelled or ran out of time."""
+
 
 def canonical_json(value: Any) -> bytes:
     """Return the one JSON text of a value: sorted keys, no spaces. Content keys are made of it."""
@@ -120,6 +123,7 @@ class FunctionSpec:
         buffer_containers: extra idle containers kept while the Function is active.
         scaledown_window: seconds an idle container lives.
         max_concurrent_inputs: inputs one container runs at a time.
+        target_concurrent_inputs: inputs per container that the autoscaler aims at, or None.
         single_use_containers: a container ends after one input.
         region: datacenters to be placed in; empty means any.
     """
@@ -147,6 +151,7 @@ class FunctionSpec:
     buffer_containers: int = 0
     scaledown_window: float = 60.0
     max_concurrent_inputs: int = 1
+    target_concurrent_inputs: Optional[int] = None
     single_use_containers: bool = False
     region: Tuple[str, ...] = ()
 

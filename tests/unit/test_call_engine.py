@@ -8,8 +8,9 @@ from typing import TypeVar
 import pytest
 
 from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher._upkeep import CHECK_SECONDS, GRACE_SECONDS
 from modal_nomad.dispatcher.call_engine import CallEngine
-from modal_nomad.wire.spec import RetrySpec
+from modal_nomad.wire.spec import CLEANUP_SECONDS, RetrySpec
 
 T = TypeVar("T")
 
@@ -249,7 +250,7 @@ def test_a_silent_worker_is_killed_after_the_timeout() -> None:
     rim = Rim(timeout=2.0, max_containers=1)
     rim.submit(2)
     rim.start("ta-1")
-    commands = rim.wait(12.5)
+    commands = rim.wait(2.0 + CLEANUP_SECONDS + GRACE_SECONDS + CHECK_SECONDS + 0.1)
     assert statuses(commands) == {0: ev.TIMEOUT}
     assert [(x.container_id, x.force) for x in only(commands, ev.StopContainer)] == [("ta-1", True)]
     rim.do(ev.WorkerLost("ta-1", "killed"))
@@ -378,3 +379,61 @@ def test_scale_in_passes_over_a_busy_container_that_has_a_free_slot() -> None:
     rim.now += 1.0
     rim.start("ta-2", slots=2)
     assert [x.container_id for x in only(rim.wait(100.0), ev.DrainContainer)] == ["ta-2"]
+
+
+def test_a_lowered_ceiling_ends_what_starts_then_what_idles_then_what_is_busy() -> None:
+    rim = Rim(max_containers=4)
+    rim.do(ev.FunctionAdded("fu", dataclasses.replace(rim.policy, min_containers=4)))
+    rim.do(ev.ContainersStarting("fu", "v1", ["ta-1", "ta-2", "ta-3", "ta-4"]))
+    for name in ("ta-1", "ta-2", "ta-3"):
+        rim.do(ev.WorkerReady(name, "fu", "v1"))
+    rim.submit(2)
+    busy = {x.container_id for x in rim.engine.containers() if x.busy}
+    lowered = rim.do(ev.FunctionAdded("fu", dataclasses.replace(rim.policy, max_containers=2)))
+    assert [x.container_id for x in only(lowered, ev.StopContainer)] == ["ta-4"]
+    assert not only(lowered, ev.StopContainer)[0].force
+    (drained,) = only(lowered, ev.DrainContainer)
+    assert drained.container_id in {"ta-1", "ta-2", "ta-3"} - busy
+    lowered = rim.do(ev.FunctionAdded("fu", dataclasses.replace(rim.policy, max_containers=1)))
+    assert {x.container_id for x in only(lowered, ev.DrainContainer)} < busy
+    assert rim.engine.stats().running == 2, "a busy container finishes its input"
+    assert not only(rim.submit(5, start=2), ev.StartContainers)
+
+
+def test_a_changed_policy_leaves_containers_of_the_same_version_alone() -> None:
+    rim = Rim(scaledown_window=60.0)
+    rim.submit(1)
+    rim.start("ta-1")
+    assert rim.do(ev.FunctionAdded("fu", dataclasses.replace(rim.policy, scaledown_window=1.0))) == []
+
+
+def test_statistics_tell_waiting_running_and_free() -> None:
+    rim = Rim(max_containers=1)
+    rim.submit(1)
+    rim.start("ta-1", slots=4)
+    view = rim.engine.pool("fu")
+    assert view is not None
+    assert (view.backlog, view.running, view.prefetched, view.headroom) == (0, 1, 0, 3)
+    rim.submit(9, start=1)
+    view = rim.engine.pool("fu")
+    assert view is not None
+    assert (view.backlog + view.prefetched, view.running, view.headroom) == (6, 4, 0)
+
+
+def test_a_flood_reviews_each_container_a_few_times_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = 0
+    check = CallEngine._check
+
+    def counted(*args: object) -> float:
+        nonlocal looks
+        looks += 1
+        return check(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(CallEngine, "_check", counted)
+    rim = Rim(max_containers=500, min_containers=500)
+    names = [f"ta-{i}" for i in range(500)]
+    rim.do(ev.ContainersStarting("fu", "v1", names))
+    rim.submit(500)
+    for name in names:
+        rim.do(ev.WorkerReady(name, "fu", "v1"))
+    assert looks <= 3 * 500

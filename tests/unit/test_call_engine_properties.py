@@ -35,8 +35,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.allowed: dict[str, Counter[int]] = {}
         self.leased_order: dict[str, list[int]] = {}
         self.closed: set[str] = set()
-        self.slots = 1
+        self.limit = MAX
         self.faulty: set[str] = set()
+        self.lowering = False
         self.deploy()
 
     def policy(self) -> ev.FunctionPolicy:
@@ -45,7 +46,7 @@ class EngineMachine(RuleBasedStateMachine):
             timeout=20.0,
             retries=RetrySpec(1, initial_delay=0.5) if self.version % 2 else None,
             min_containers=self.version % 2,
-            max_containers=MAX,
+            max_containers=self.limit,
             buffer_containers=self.version % 3 == 0,
             scaledown_window=5.0,
             max_concurrent_inputs=1 + self.version % 2,
@@ -56,12 +57,13 @@ class EngineMachine(RuleBasedStateMachine):
         self.do(ev.FunctionAdded(FU, self.policy()))
 
     def do(self, event: ev.Event) -> None:
+        lowering = self.lowering
         drains_are_scaling = not isinstance(event, ev.FunctionAdded | ev.OutputsReturned)
         for command in self.engine.handle(event, self.now):
             match command:
                 case ev.StartContainers():
                     self.asked.append(command)
-                    assert self.alive() <= MAX
+                    assert self.alive() <= self.limit
                 case ev.Lease(name, inputs):
                     assert name in self.ready, "leased to a container that is not routable"
                     assert name not in self.ending, "leased to a container that was told to end"
@@ -81,7 +83,7 @@ class EngineMachine(RuleBasedStateMachine):
                     if drains_are_scaling and name in self.ready and name not in self.ending:
                         live = [x for x in self.ready[name].values() if x[0] not in self.closed]
                         retired = self.view(name).version_key != f"v{self.version}"
-                        assert retired or not live, "a busy container was drained"
+                        assert retired or lowering or not live, "a busy container was drained"
                     self.ending.add(name)
                 case ev.StopContainer(name, force, _):
                     self.ending.add(name)
@@ -254,6 +256,18 @@ class EngineMachine(RuleBasedStateMachine):
     def redeploy(self) -> None:
         self.version += 1
         self.deploy()
+
+    @rule(limit=st.integers(1, MAX))
+    def update_autoscaler(self, limit: int) -> None:
+        # The window in which more containers than the new limit may be there, on their way out.
+        self.limit = limit
+        self.lowering = True
+        self.deploy()
+        self.lowering = False
+        views = [x for x in self.engine.containers() if x.state in ("starting", "ready")]
+        assert len(views) + sum(self.engine._pools[FU].requested.values()) <= max(
+            limit, sum(self.engine._pools[FU].requested.values())
+        )
 
     @rule(seconds=st.sampled_from([0.01, 0.06, 1.0, 6.0, 40.0]))
     def time_passes(self, seconds: float) -> None:

@@ -162,6 +162,17 @@ async def test_apps_functions_versions(store: SqliteStore) -> None:
     assert await store.functions() == [] and len(await store.functions("ap-1")) == 1
 
 
+async def test_autoscaler_settings_last_until_the_next_publication(store: SqliteStore) -> None:
+    app = AppRecord("ap-1", "shop", "shop", "main", "deployed", 1, 100.0)
+    function = FunctionRecord("fu-1", "ap-1", "f", "main", 1, {"name": "f"}, {"ID": "f"})
+    await store.publish(app, None, [function])
+    await store.set_autoscaler("fu-1", {"min_containers": 2})
+    (kept,) = await store.functions()
+    assert kept.autoscaler == {"min_containers": 2}
+    await store.publish(app, None, [function])
+    assert await store.functions() == [function]
+
+
 async def test_tokens(store: SqliteStore) -> None:
     token = TokenRecord("tk-1", hash_secret("s"), ("main",), "ci", 1.0)
     await store.add_token(token)

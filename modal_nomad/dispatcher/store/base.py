@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 import hashlib
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -53,7 +53,10 @@ class VersionRecord:
 
 @dataclass(frozen=True)
 class FunctionRecord:
-    """A Function as last published: its specification and its rendered job."""
+    """A Function as last published: its specification and its rendered job.
+
+    ``autoscaler`` holds the settings that were changed since, by name.
+    """
 
     function_id: str
     app_id: str
@@ -62,6 +65,7 @@ class FunctionRecord:
     version: int
     spec: Mapping[str, Any]
     job: Mapping[str, Any]
+    autoscaler: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,6 +165,10 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def function(self, function_id: str) -> FunctionRecord | None:
         """Return a Function by id."""
+
+    @abc.abstractmethod
+    async def set_autoscaler(self, function_id: str, settings: Mapping[str, Any]) -> None:
+        """Keep the autoscaler settings changed since the Function was published; a publication drops them."""
 
     @abc.abstractmethod
     async def function_ids(self, app_name: str, environment: str) -> dict[str, str]:

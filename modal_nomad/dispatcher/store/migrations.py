@@ -91,5 +91,7 @@ CREATE TABLE tokens (
 ) WITHOUT ROWID;
 """
 
-STEPS: tuple[str, ...] = (_INITIAL,)
+_AUTOSCALER = "ALTER TABLE functions ADD COLUMN autoscaler TEXT NOT NULL DEFAULT '{}'"
+
+STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER)
 VERSION = len(STEPS)

@@ -35,7 +35,7 @@ PAGE = 1000
 
 _APP = "app_id, name, description, environment, state, version, created_at, stopped_at"
 _VERSION = "app_id, version, deployed_at, client, deployed_by, tag"
-_FUNCTION = "function_id, app_id, name, environment, version, spec, job"
+_FUNCTION = "function_id, app_id, name, environment, version, spec, job, autoscaler"
 _CALL = "call_id, function_id, kind, created_at, num_inputs, expires_at"
 
 
@@ -163,7 +163,16 @@ class SqliteStore(Store):
         self, app: AppRecord, version: VersionRecord | None, functions: Sequence[FunctionRecord]
     ) -> None:
         rows = [
-            (f.function_id, f.app_id, f.name, f.environment, f.version, json.dumps(f.spec), json.dumps(f.job))
+            (
+                f.function_id,
+                f.app_id,
+                f.name,
+                f.environment,
+                f.version,
+                json.dumps(f.spec),
+                json.dumps(f.job),
+                json.dumps(dict(f.autoscaler)),
+            )
             for f in functions
         ]
 
@@ -178,7 +187,7 @@ class SqliteStore(Store):
                     dataclasses.astuple(version),
                 )
             db.execute("DELETE FROM functions WHERE app_id = ?", (app.app_id,))
-            db.executemany(f"INSERT OR REPLACE INTO functions ({_FUNCTION}) VALUES (?,?,?,?,?,?,?)", rows)
+            db.executemany(f"INSERT OR REPLACE INTO functions ({_FUNCTION}) VALUES (?,?,?,?,?,?,?,?)", rows)
             if app.state == "deployed" and app.name is not None:
                 db.executemany(
                     "INSERT OR REPLACE INTO function_ids VALUES (?,?,?,?)",
@@ -228,6 +237,12 @@ class SqliteStore(Store):
     async def function(self, function_id: str) -> FunctionRecord | None:
         rows = await self._read(f"SELECT {_FUNCTION} FROM functions WHERE function_id = ?", (function_id,))
         return _function(rows[0]) if rows else None
+
+    async def set_autoscaler(self, function_id: str, settings: Mapping[str, Any]) -> None:
+        await self._execute(
+            "UPDATE functions SET autoscaler = ? WHERE function_id = ?",
+            (json.dumps(dict(settings)), function_id),
+        )
 
     async def function_ids(self, app_name: str, environment: str) -> dict[str, str]:
         rows = await self._read(
@@ -383,8 +398,8 @@ def _forget(db: sqlite3.Connection, keys: Sequence[tuple[int | None]]) -> None:
 
 
 def _function(row: tuple[Any, ...]) -> FunctionRecord:
-    function_id, app_id, name, environment, version, spec, job = row
-    return FunctionRecord(function_id, app_id, name, environment, version, json.loads(spec), json.loads(job))
+    function_id, app_id, name, environment, version, *documents = row
+    return FunctionRecord(function_id, app_id, name, environment, version, *map(json.loads, documents))
 
 
 def _token(row: tuple[Any, ...]) -> TokenRecord:
