@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib
-import importlib.abc
 import importlib.machinery
-import importlib.util
 import sys
-from collections.abc import Sequence
-from types import ModuleType
-from typing import Any
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+    from typing import Any
 
 ALIAS = "modal"
 TARGET = "modal_nomad"
@@ -33,7 +34,7 @@ def uninstall() -> None:
             del sys.modules[name]
 
 
-class _AliasFinder(importlib.abc.MetaPathFinder):
+class _AliasFinder:
     def find_spec(
         self,
         fullname: str,
@@ -46,15 +47,20 @@ class _AliasFinder(importlib.abc.MetaPathFinder):
         # Asked before promising: an absent submodule is the import system's own ModuleNotFoundError,
         # with the name that the user wrote.
         found = sys.modules.get(real)
-        if found is None and importlib.util.find_spec(real) is None:
-            return None
-        spec = importlib.machinery.ModuleSpec(fullname, _AliasLoader(real))
+        if found is None:
+            from importlib.util import find_spec
+
+            if find_spec(real) is None:
+                return None
+        # No importlib.abc as a base: it alone would cost a container a tenth of its imports.
+        loader: Any = _AliasLoader(real)
+        spec = importlib.machinery.ModuleSpec(fullname, loader)
         if fullname == ALIAS or hasattr(found, "__path__"):
             spec.submodule_search_locations = []
         return spec
 
 
-class _AliasLoader(importlib.abc.Loader):
+class _AliasLoader:
     def __init__(self, real: str) -> None:
         self.real = real
 

@@ -8,16 +8,17 @@ the body and waits for each such result; the ``.aio`` face awaits it on the call
 
 from __future__ import annotations
 
-import asyncio
 import functools
 import os
 import threading
 import types
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 if TYPE_CHECKING:
+    # Not at run time: a container that calls nobody would pay for asyncio at its start.
+    import asyncio
+    from concurrent.futures import Future
     from typing import Concatenate, ParamSpec, Protocol
 
     P = ParamSpec("P")
@@ -71,6 +72,8 @@ class _Library:
     def loop(self) -> asyncio.AbstractEventLoop:
         if self._loop is not None and self._pid == os.getpid():
             return self._loop
+        import asyncio
+
         with self._lock:
             if self._loop is None or self._pid != os.getpid():
                 loop = asyncio.new_event_loop()
@@ -80,6 +83,8 @@ class _Library:
 
     @staticmethod
     def _run(loop: asyncio.AbstractEventLoop) -> None:
+        import asyncio
+
         asyncio.set_event_loop(loop)
         loop.run_forever()
 
@@ -102,7 +107,7 @@ class io(Generic[T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         work = self._work
-        future = work if isinstance(work, Future) else submit(work)
+        future = submit(work) if isinstance(work, types.CoroutineType) else cast("Future[T]", work)
         return cast(T, (yield _Wait(future)))
 
 
@@ -115,6 +120,8 @@ class _Wait:
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
     """Start a coroutine on the library's loop from any other thread."""
+    import asyncio
+
     loop = _library.loop()
     if threading.current_thread().name == "modal-nomad-io":
         coroutine.close()
@@ -171,6 +178,8 @@ def run_blocking(coroutine: Any) -> Any:
 @types.coroutine
 def run_async(coroutine: Any) -> Generator[Any, Any, Any]:
     """Step a body on the caller's loop, translating each I/O into an asyncio future of that loop."""
+    import asyncio
+
     value: Any = None
     error: BaseException | None = None
     while True:

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from . import _execution_context as context
 from . import exception
 from ._bridge import io
 from .wire import frames
-from .wire.connection import Call, Input, Output
 from .wire.ids import new_id
 from .wire.serialization import dumps, loads, unpack_exception
 
 if TYPE_CHECKING:
     from .client import Client
+    from .wire.connection import Input, Output
 
 
 async def encode_input(
@@ -62,6 +61,10 @@ class Unary:
     """A call of one input that this process waits for."""
 
     def __init__(self, client: Client, function_id: str) -> None:
+        from concurrent.futures import Future
+
+        from .wire.connection import Call
+
         self.client = client
         self.future: Future[Output] = Future()
         self.call = Call(
@@ -93,6 +96,8 @@ async def call_remote(
 
 async def spawn_call(client: Client, function_id: str, inputs: list[Input]) -> str:
     """Hand inputs over for good and return the call's id: the store has them then."""
+    from .wire.connection import Call
+
     call = Call(new_id("fc"), function_id, _ignore, _ignore, parent=context.current_input_id() or "")
     await io(client._submit_durable(call, inputs))
     return call.call_id

@@ -1,22 +1,29 @@
 """The runtime that containers get: one content-addressed zip, built from this installation.
 
 It holds what the container imports and nothing else: the public API, ``wire``, ``worker``,
-``render`` and pure-Python cloudpickle. Equal sources give equal bytes, so a dispatcher that restarts
-invalidates nothing.
+``render`` and pure-Python cloudpickle. Equal installations give equal bytes, so a dispatcher that
+restarts invalidates nothing.
+
+Beside each source lies its bytecode for this interpreter's version. An allocation's folder is new each
+time, so a container without it would compile all of it again; one of another version does.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib.util
 import io
+import marshal
 import os
 import shutil
 import stat
+import struct
 import tempfile
 import zipfile
 from collections.abc import Iterator
+from importlib.machinery import SourceFileLoader
 from pathlib import Path, PurePosixPath
 
 START_SCRIPT = "_start_worker.py"
@@ -25,6 +32,9 @@ MAX_UNPACKED = 4 << 30
 
 _PACKAGES = ("wire", "worker", "render")
 _EPOCH = (1980, 1, 1, 0, 0, 0)
+_PYC_HEADER = 16
+_UNCHECKED_HASH = (1).to_bytes(4, "little")
+"""The flag of bytecode that is never compared with its source: unpacking sets times of its own."""
 _MODAL = '''"""``import modal`` in a container is this package's API."""
 
 import sys
@@ -56,24 +66,25 @@ def runtime() -> tuple[str, bytes]:
 def pack(files: dict[str, bytes]) -> bytes:
     """Return a zip of files by relative path whose bytes depend on nothing but these files."""
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=6) as archive:
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in sorted(files):
             entry = zipfile.ZipInfo(name, _EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
             # Unix, whatever built it: the attributes below are mode bits.
             entry.create_system = 3
             entry.external_attr = (stat.S_IFREG | 0o644) << 16
-            archive.writestr(entry, files[name])
+            # Level 1: it is packed at every start, mostly to be read on the same machine.
+            archive.writestr(entry, files[name], compresslevel=1)
     return buffer.getvalue()
 
 
 def _contents() -> Iterator[tuple[str, bytes]]:
     package = Path(__file__).resolve().parent.parent
     for source in package.glob("*.py"):
-        yield f"{package.name}/{source.name}", source.read_bytes()
+        yield from _module(source, package)
     for name in _PACKAGES:
         for source in (package / name).rglob("*.py"):
-            yield f"{package.name}/{source.relative_to(package).as_posix()}", source.read_bytes()
+            yield from _module(source, package)
     yield START_SCRIPT, (package / "worker" / START_SCRIPT).read_bytes()
     yield "modal/__init__.py", _MODAL.encode()
     found = importlib.util.find_spec("cloudpickle")
@@ -81,7 +92,34 @@ def _contents() -> Iterator[tuple[str, bytes]]:
         raise BundleError("cloudpickle is not installed beside modal_nomad: pip install cloudpickle")
     for location in found.submodule_search_locations:
         for source in Path(location).rglob("*.py"):
-            yield f"cloudpickle/{source.relative_to(location).as_posix()}", source.read_bytes()
+            yield from _module(source, Path(location))
+
+
+def _module(source: Path, package: Path) -> Iterator[tuple[str, bytes]]:
+    place = PurePosixPath(package.name, source.relative_to(package).as_posix())
+    yield str(place), source.read_bytes()
+    cached = Path(importlib.util.cache_from_source(str(source)))
+    head = importlib.util.MAGIC_NUMBER + _UNCHECKED_HASH + importlib.util.source_hash(source.read_bytes())
+    yield str(place.parent / "__pycache__" / cached.name), head + _bytecode(source, cached)
+
+
+def _bytecode(source: Path, cached: Path) -> bytes:
+    """Return a module's code as the import system writes it, from its own cache where that is current."""
+    loader = SourceFileLoader(source.stem, str(source))
+    for _ in range(2):
+        with contextlib.suppress(OSError):
+            data = cached.read_bytes()
+            if data[:_PYC_HEADER] == _timestamps(source):
+                return data[_PYC_HEADER:]
+        # Compiles, and leaves the bytecode in the cache where it may write there.
+        code = loader.get_code(source.stem)
+    return marshal.dumps(code)
+
+
+def _timestamps(source: Path) -> bytes:
+    found = source.stat()
+    stamps = (int(found.st_mtime) & 0xFFFFFFFF, found.st_size & 0xFFFFFFFF)
+    return importlib.util.MAGIC_NUMBER + struct.pack("<III", 0, *stamps)
 
 
 def unpack(data: bytes, directory: str | os.PathLike[str], *, max_size: int = MAX_UNPACKED) -> Path:

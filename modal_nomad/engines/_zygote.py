@@ -32,7 +32,14 @@ WARM_MODULES = (
     "modal_nomad.wire.serialization",
     "modal_nomad.wire.transport",
     "modal_nomad.exception",
+    "modal_nomad.worker._pool",
+    "modal_nomad.worker._loop_pool",
+    # What user code needs that says `import modal` and calls other Functions.
+    "modal_nomad.app",
+    "modal_nomad.image",
+    "modal_nomad.wire.connection",
     "cloudpickle",
+    "http.client",
 )
 
 

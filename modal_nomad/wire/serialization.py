@@ -7,7 +7,6 @@ notes and its chain of causes; one that cannot be loaded arrives as ExecutionErr
 """
 
 import pickle
-import traceback
 from types import TracebackType
 from typing import Any, Dict, List, Optional
 
@@ -99,6 +98,8 @@ def _by_value_modules() -> bool:
 
 def pack_exception(error: BaseException) -> bytes:
     """Serialize an exception with its traceback, notes and chain of causes."""
+    import traceback
+
     links: List[Dict[str, Any]] = []
     seen: Dict[int, int] = {}
 

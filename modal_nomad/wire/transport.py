@@ -4,7 +4,6 @@ import hashlib
 import socket
 import threading
 from collections import deque
-from http.client import HTTPConnection, HTTPException
 from typing import Any, Deque, Mapping, Optional
 
 from . import websocket
@@ -173,6 +172,9 @@ class BlobClient:
         return True
 
     def _request(self, method: str, sha: str, body: Optional[bytes] = None) -> bytes:
+        # It brings all of email and ssl: most containers never move a blob.
+        from http.client import HTTPConnection, HTTPException
+
         connection = HTTPConnection(self._address.authority)
         connection.sock = open_socket(self._address, self._timeout)
         headers: Any = {"Authorization": f"Bearer {self._token}"} if self._token else {}

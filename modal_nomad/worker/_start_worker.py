@@ -4,7 +4,6 @@ Until the right interpreter runs this, only the standard library is safe to use,
 parse on any Python 3 so that an old one can be named in words.
 """
 
-import json
 import os
 import sys
 
@@ -47,6 +46,11 @@ def _enter_image():
     """Continue in the image's own interpreter when that is not the one running."""
     if os.environ.get(_BUILT):
         return
+    if "MODAL_IMAGE" not in os.environ and sys.flags.isolated and sys.flags.no_site:
+        # As it was started it is the image's interpreter: a second one would only cost its start.
+        return
+    import json
+
     image = json.loads(os.environ.get("MODAL_IMAGE") or "{}")
     from modal_nomad.worker.environment import interpreter_command
 
@@ -73,7 +77,7 @@ def start():
         )
         return 1
     # The user's modules come in only once the image's interpreter runs: they may be anything.
-    _arrange_path(with_code=bool(os.environ.get(_BUILT)))
+    _arrange_path(with_code=False)
     try:
         _enter_image()
     except Exception as exc:
@@ -81,6 +85,7 @@ def start():
         return 1
     # Not for the user's own subprocesses.
     os.environ.pop(_BUILT, None)
+    _arrange_path(with_code=True)
     from modal_nomad.worker import main
 
     return main()

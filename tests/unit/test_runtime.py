@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import io
 import json
+import marshal
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -36,7 +39,57 @@ def test_the_bundle_is_deterministic_and_holds_what_a_container_needs() -> None:
         names
     )
     refused = tuple(f"modal_nomad/{room}/" for room in ("cli", "dispatcher", "engines", "hashicorp"))
-    assert not [n for n in names if n.startswith(refused) or "__pycache__" in n or n.startswith("tblib")]
+    assert not [n for n in names if n.startswith(refused) or n.startswith("tblib")]
+    compiled = [n for n in names if n.endswith(".pyc")]
+    assert len(compiled) == len([n for n in names if n.endswith(".py") and "/" in n]) - 1
+
+
+def _loaded(directory: Path, program: str, *flags: str) -> set[str]:
+    """Return the modules that a bare interpreter has after a program, with the runtime last on its path."""
+    program = f"import sys; sys.path.append({str(directory)!r})\n{program}\nprint(*sys.modules)"
+    command = [sys.executable, "-I", "-S", *flags, "-c", program]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_its_bytecode_is_used_whatever_times_unpacking_sets(tmp_path: Path) -> None:
+    directory = runtime.unpack(runtime.build()[1], tmp_path / "runtime")
+    source = directory / "modal_nomad" / "retries.py"
+    # Were the source looked at, the import would fail.
+    source.write_text("syntax error")
+    os.utime(source, (1, 1))
+    assert "modal_nomad.retries" in _loaded(directory, "import modal_nomad.retries")
+
+
+def test_bytecode_is_that_of_the_source_also_where_no_cache_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "m.py"
+    source.write_text("x = 1")
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    (fresh,) = [data for name, data in runtime._module(source, tmp_path) if name.endswith(".pyc")]
+    cached = Path(importlib.util.cache_from_source(str(source)))
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    source.write_text("x = 22222")
+    (changed,) = [data for name, data in runtime._module(source, tmp_path) if name.endswith(".pyc")]
+    assert cached.read_bytes()[16:] == fresh[16:]
+    space: dict[str, int] = {}
+    exec(marshal.loads(changed[16:]), space)
+    assert space["x"] == 22222
+
+
+def test_a_containers_start_imports_little(tmp_path: Path) -> None:
+    directory = runtime.unpack(runtime.build()[1], tmp_path / "runtime")
+    (tmp_path / "user.py").write_text(
+        "import modal\napp = modal.App('x')\n@app.function()\ndef f(x): return x"
+    )
+    program = (
+        "import modal_nomad.worker._runner, modal_nomad.worker._pool\n"
+        "from modal_nomad._alias import install; install()\n"
+        f"sys.path.insert(0, {str(tmp_path)!r}); import user"
+    )
+    loaded = _loaded(directory, program)
+    assert "modal_nomad.functions" in loaded
+    assert not loaded & {"asyncio", "concurrent.futures", "http.client", "ssl", "subprocess", "importlib.abc"}
 
 
 def test_the_bundle_imports_alone(tmp_path: Path) -> None:
@@ -64,6 +117,7 @@ def test_the_start_script_enters_the_bare_interpreter(tmp_path: Path) -> None:
         "    print(json.dumps([flags, sys.path, sorted(k for k in os.environ if k.startswith('_MODAL'))]))\n"
         "    return 7\n"
     )
+    shutil.rmtree(directory / "modal_nomad" / "worker" / "__pycache__")
     env = {**os.environ, "MODAL_CODE_DIR": str(tmp_path / "code"), "MODAL_RUNTIME_DIR": str(directory)}
     command = [sys.executable, str(directory / "_start_worker.py")]
     done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
@@ -72,6 +126,23 @@ def test_the_start_script_enters_the_bare_interpreter(tmp_path: Path) -> None:
     assert flags == [1, 1] and leaked == []
     assert path[0] == str(tmp_path / "code") and path[-1] == str(directory)
     assert path.count(str(directory)) == 1 and not [p for p in path if p.endswith("-packages")]
+
+
+def test_the_start_script_stays_where_it_is_already_bare(tmp_path: Path) -> None:
+    directory = runtime.unpack(runtime.build()[1], tmp_path / "runtime")
+    (tmp_path / "code").mkdir()
+    (directory / "modal_nomad" / "worker" / "__init__.py").write_text(
+        "def main():\n    import sys\n    print(*sys.path, *sys.modules)\n    return 0\n"
+    )
+    # Its bytecode would be taken without a look at the stand-in.
+    shutil.rmtree(directory / "modal_nomad" / "worker" / "__pycache__")
+    env = {"MODAL_CODE_DIR": str(tmp_path / "code"), "MODAL_RUNTIME_DIR": str(directory)}
+    command = [sys.executable, "-I", "-S", str(directory / "_start_worker.py")]
+    done = subprocess.run(command, capture_output=True, text=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr
+    words = done.stdout.split()
+    assert words[0] == str(tmp_path / "code")
+    assert "modal_nomad.worker.environment" not in words
 
 
 def test_the_start_script_says_one_line_when_it_cannot(tmp_path: Path) -> None:
