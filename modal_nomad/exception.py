@@ -87,7 +87,15 @@ class RemoteError(Error):
 
 
 class ImageBuildError(RemoteError):
-    """A build step of an Image failed."""
+    """A build step of an Image failed; the text names the step and ends in the builder's last lines.
+
+    Attributes:
+        image_id: the Image's id, or empty where it is not known.
+    """
+
+    def __init__(self, message: str = "", image_id: str = "") -> None:
+        super().__init__(message)
+        self.image_id = image_id
 
 
 class RequestSizeError(Error):

@@ -18,6 +18,7 @@ from modal_nomad.dispatcher.store.base import FunctionRecord
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState, Engine, EngineError
 from modal_nomad.exception import NotFoundError
 from modal_nomad.wire.ids import new_id
+from modal_nomad.wire.serialization import pack_exception
 from modal_nomad.wire.spec import FunctionSpec
 
 logger = logging.getLogger("modal_nomad.dispatcher")
@@ -186,6 +187,9 @@ class Containers:
             info.reason = event.reason or f"ended with exit code {event.exit_code}"
             info.ended.set()
             if info.session is None:
+                if event.error is not None:
+                    payload = pack_exception(event.error)
+                    self.handle(ev.WorkerInitFailed(event.container_id, payload))
                 self._ended(event.container_id, info.reason)
         elif event.state is ContainerState.PENDING and event.reason:
             self.handle(ev.ContainerPending(event.container_id, event.reason))

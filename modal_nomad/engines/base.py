@@ -71,6 +71,8 @@ class ContainerEvent:
         exit_code: of the process, when it ended; None where unknown.
         allocation_id: the engine's own id, for its UI.
         node: where it runs.
+        error: what callers get when the container cannot be set up and another try would fail alike;
+            None when the reason is all there is.
     """
 
     container_id: str
@@ -79,6 +81,7 @@ class ContainerEvent:
     exit_code: int | None = None
     allocation_id: str = ""
     node: str = ""
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)

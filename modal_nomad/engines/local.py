@@ -53,6 +53,7 @@ from modal_nomad.engines.base import (
     Job,
     PlanResult,
 )
+from modal_nomad.exception import ImageBuildError
 from modal_nomad.wire.spec import ImageSpec
 
 _CHUNK = 1 << 16
@@ -303,7 +304,9 @@ class LocalEngine(Engine):
             self._launch(container, await self._ground.prepare(container.plan))
         except Exception as exc:
             if not container.event.state.ended:
-                self._end(container, ContainerState.FAILED, str(exc) or type(exc).__name__, None)
+                # A new one: the stack in which the daemon made the first says nothing to the caller.
+                error = ImageBuildError(str(exc), exc.image_id) if isinstance(exc, ImageBuildError) else None
+                self._end(container, ContainerState.FAILED, str(exc) or type(exc).__name__, None, error)
 
     def _interpreter(self, key: WarmKey) -> WarmInterpreter:
         warm = self._warm.pop(key, None)
@@ -409,16 +412,32 @@ class LocalEngine(Engine):
             self._end(container, state, reason, None)
 
     def _publish(
-        self, container: LocalContainer, state: ContainerState, reason: str, exit_code: int | None = None
+        self,
+        container: LocalContainer,
+        state: ContainerState,
+        reason: str,
+        exit_code: int | None = None,
+        error: Exception | None = None,
     ) -> None:
         container.event = ContainerEvent(
-            container.request.container_id, state, reason, exit_code, container.allocation_id, self._node
+            container.request.container_id,
+            state,
+            reason,
+            exit_code,
+            container.allocation_id,
+            self._node,
+            error,
         )
         for watch in list(self._watches):
             watch.put(container.event)
 
     def _end(
-        self, container: LocalContainer, state: ContainerState, reason: str, exit_code: int | None
+        self,
+        container: LocalContainer,
+        state: ContainerState,
+        reason: str,
+        exit_code: int | None,
+        error: Exception | None = None,
     ) -> None:
         if container.killer is not None:
             container.killer.cancel()
@@ -427,7 +446,7 @@ class LocalEngine(Engine):
             if launcher is not None:
                 launcher.kill(process_id, signal.SIGKILL, group=True)
         container.cpus = ()
-        self._publish(container, state, reason, exit_code)
+        self._publish(container, state, reason, exit_code, error)
         container.ended.set()
         if self._closed:
             shutil.rmtree(container.directory, ignore_errors=True)

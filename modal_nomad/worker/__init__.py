@@ -1,6 +1,30 @@
 """What runs inside a container. ``python -m modal_nomad.worker`` or ``main()`` in a forked process."""
 
 
+def report(error: BaseException) -> None:
+    """Tell the dispatcher why this container cannot start, so that callers get it as their exception.
+
+    The container's log has it as well; when there is no dispatcher to tell, that has to do.
+    """
+    import os
+    import sys
+
+    from ._outbox import pack
+    from ._session import Gone, Refused, Session, Settings
+
+    try:
+        session = Session(Settings(os.environ), str(getattr(sys.modules["modal_nomad"], "__version__", "")))
+        session.connect()
+    except (KeyError, OSError, Refused, Gone) as failure:
+        sys.stderr.write(f"modal-nomad worker: the dispatcher cannot be told: {failure}\n")
+        return
+    # Where in our own code it was raised says nothing to the caller.
+    error = error.with_traceback(None)
+    error.__cause__ = error.__context__ = None
+    session.send({"t": "init_failed"}, [pack(error)])
+    session.close()
+
+
 def main() -> int:
     """Be one container: take its settings from the environment, return its exit code.
 

@@ -82,6 +82,10 @@ def start():
         _enter_image()
     except Exception as exc:
         _say("cannot set up the container's Python environment: %s" % exc)
+        from modal_nomad.exception import ImageBuildError
+        from modal_nomad.worker import report
+
+        report(exc if isinstance(exc, ImageBuildError) else ImageBuildError(str(exc)))
         return 1
     # Not for the user's own subprocesses.
     os.environ.pop(_BUILT, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
@@ -24,6 +25,12 @@ Log = Callable[[str], None]
 Root = Union[str, "os.PathLike[str]"]
 _MARKER = ".complete"
 _LAST_LINES = 15
+# How uv and pip say that it is not the package but the way to it that is missing.
+_UNREACHABLE = re.compile(
+    r"dns error|connect error|error trying to connect|client error \(Connect\)|connection broken"
+    r"|name resolution|network is unreachable|timed out|connection (refused|reset)|ProxyError",
+    re.IGNORECASE,
+)
 
 
 def image_spec(image: Union[ImageSpec, Mapping[str, Any]]) -> ImageSpec:
@@ -73,6 +80,19 @@ def ensure(image: Union[ImageSpec, Mapping[str, Any]], root: Root, *, log: Optio
     ready = built(spec, root)
     if ready is not None:
         return ready
+    try:
+        return _ensure(spec, root, log or (lambda line: None))
+    except ImageBuildError as error:
+        error.image_id = image_id(spec)
+        raise
+
+
+def image_id(spec: ImageSpec) -> str:
+    """Return the public id of an image, which the SDK computes alike."""
+    return "im-" + spec.environment_key[:22]
+
+
+def _ensure(spec: ImageSpec, root: Root, log: Log) -> Path:
     for layer in spec.layers:
         if layer.kind != "pip":
             raise ImageBuildError(
@@ -88,7 +108,7 @@ def ensure(image: Union[ImageSpec, Mapping[str, Any]], root: Root, *, log: Optio
                 # No marker: the remains of a build that was killed.
                 shutil.rmtree(directory, ignore_errors=True)
                 try:
-                    _build(spec, directory, log or (lambda line: None))
+                    _build(spec, directory, log)
                 except BaseException:
                     shutil.rmtree(directory, ignore_errors=True)
                     raise
@@ -211,12 +231,19 @@ def _run(command: Sequence[str], log: Log, what: str) -> None:
     except OSError as exc:
         raise ImageBuildError(f"{what}: cannot run {command[0]}: {exc.strerror}") from exc
     lines: List[str] = []
+    unreachable = False
     assert process.stdout is not None
     with process, process.stdout as output:
         for raw in output:
             line = raw.decode("utf-8", "replace").rstrip()
             log(line)
+            unreachable = unreachable or _UNREACHABLE.search(line) is not None
             if line:
                 lines = [*lines[1 - _LAST_LINES :], line]
     if process.returncode != 0:
+        if unreachable:
+            what += (
+                "; the package index cannot be reached from this machine: check its network, or give "
+                "index_url= or find_links=, then try again"
+            )
         raise ImageBuildError(what + (":\n" + "\n".join(lines) if lines else ""))

@@ -46,7 +46,8 @@ class Worker:
         (home / "code" / "usermod.py").write_text(code)
         self.socket = home / "d.sock"
 
-    async def start(self) -> None:
+    async def start(self, *command: str, **environ: str) -> None:
+        """Run the worker, or another program that starts one."""
         app = web.Application(client_max_size=1 << 30)
         app.router.add_get("/v1/connect", self._connect)
         app.router.add_put("/v1/blobs/{sha}", self._put)
@@ -56,6 +57,7 @@ class Worker:
         await web.UnixSite(self._runner, str(self.socket)).start()
         environ = {
             **os.environ,
+            **environ,
             "MODAL_IS_REMOTE": "1",
             "MODAL_SERVER_URL": f"unix://{self.socket}",
             "MODAL_TASK_ID": "ta-test",
@@ -64,8 +66,7 @@ class Worker:
         }
         self.process = await asyncio.create_subprocess_exec(
             sys.executable,
-            "-m",
-            "modal_nomad.worker",
+            *(command or ("-m", "modal_nomad.worker")),
             env=environ,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.PIPE,

@@ -244,8 +244,10 @@ def test_an_image_that_does_not_build_says_why(live: Live) -> None:
     def f() -> int:
         return 1
 
-    with app.run(), pytest.raises(modal.exception.Error, match="mn-absent-package"):
+    wanted = r"^image step 1 \(pip install mn-absent-package\) failed:(.|\n)*not found"
+    with app.run(), pytest.raises(modal.exception.ImageBuildError, match=wanted) as caught:
         app["f"].remote()
+    assert caught.value.image_id == image._image_id
 
 
 def test_a_file_in_a_container(live: Live) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import signal
 import sys
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+import uv
 
 from modal_nomad import exception
 from modal_nomad.wire.serialization import dumps
@@ -185,6 +188,35 @@ async def test_what_cannot_be_loaded_is_told(tmp_path: Path, code: str, kind: ty
         _, (payload,) = await w.next("init_failed")
         assert isinstance(unpack_exception(payload), kind)
         assert await w.exit_code() == 1
+
+
+async def test_an_image_that_does_not_build_is_told(tmp_path: Path) -> None:
+    from modal_nomad import worker as package
+    from modal_nomad.wire.serialization import unpack_exception
+
+    options = {"find_links": str(tmp_path), "extra_options": "--no-index"}
+    image = {"python": None, "layers": [{"kind": "pip", "args": ["no-such-package-xyz"], "options": options}]}
+    source = Path(str(package.__file__)).parent
+    w = Worker(tmp_path, {}, "def f(): pass")
+    try:
+        await w.start(
+            "-I",
+            "-S",
+            str(source / "_start_worker.py"),
+            MODAL_RUNTIME_DIR=str(source.parent.parent),
+            MODAL_ENVIRONMENTS_DIR=str(tmp_path / "environments"),
+            MODAL_IMAGE=json.dumps(image),
+            # A bare interpreter does not see the installed package uv; without it the build takes its time.
+            PATH=f"{os.path.dirname(uv.find_uv_bin())}{os.pathsep}{os.environ['PATH']}",
+        )
+        _, (payload,) = await w.next("init_failed")
+        error = unpack_exception(payload)
+        assert isinstance(error, exception.ImageBuildError) and error.image_id.startswith("im-")
+        assert "step 1 (pip install no-such-package-xyz)" in str(error)
+        assert await w.exit_code() == 1
+        assert b"no-such-package-xyz" in w.output.result()[1]
+    finally:
+        await w.stop()
 
 
 async def test_serialized_functions_come_as_a_blob(tmp_path: Path) -> None:

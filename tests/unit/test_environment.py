@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 import threading
@@ -79,6 +80,33 @@ def test_a_failing_build_says_its_last_lines_and_leaves_nothing(tmp_path: Path, 
     ):
         environment.ensure(image, root)
     assert environment.built(image, root) is None and [p.suffix for p in root.iterdir()] == [".lock"]
+
+
+def test_an_unreachable_index_is_told_from_an_absent_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    # Bound and not listening: a refused connection, on every machine.
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        index = f"http://127.0.0.1:{closed.getsockname()[1]}"
+        image = _image(Path(), "tinypkg", index_url=index, extra_options="")
+        with pytest.raises(ImageBuildError, match=r"tinypkg\) failed; the package index cannot be reached"):
+            environment.ensure(image, tmp_path / "environments")
+
+
+@pytest.mark.parametrize(
+    ("line", "unreachable"),
+    [
+        ("  ╰─▶ dns error: failed to lookup address information: Name or service not known", True),
+        ("WARNING: Retrying (Retry(total=4)) after connection broken by 'NewConnectionError'", True),
+        ("WARNING: Retrying after 'ReadTimeoutError(\"Read timed out.\")': /simple/x/", True),
+        ("  ╰─▶ Because x was not found in the package registry", False),
+        ("HTTP status client error (401 Unauthorized) for url (https://x.example/simple/)", False),
+    ],
+)
+def test_how_builders_say_unreachable(line: str, unreachable: bool) -> None:
+    assert bool(environment._UNREACHABLE.search(line)) is unreachable
 
 
 def test_remains_of_a_killed_build_are_replaced(tmp_path: Path, wheels: Path) -> None:

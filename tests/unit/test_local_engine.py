@@ -19,6 +19,7 @@ import pytest
 from modal_nomad.engines import _zygote
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState, EngineError
 from modal_nomad.engines.local import LocalEngine
+from modal_nomad.exception import ImageBuildError
 from modal_nomad.wire.spec import ImageLayer, ImageSpec, canonical_json
 
 WORKER = """
@@ -372,7 +373,7 @@ async def test_image_environment_is_built_while_the_container_pends(
     def build(wanted: ImageSpec) -> str:
         built.append(wanted)
         if len(built) == 1:
-            raise EngineError("pip found no distribution 'x'")
+            raise ImageBuildError("pip found no distribution 'x'", "im-1")
         return sys.executable
 
     def job(what: str) -> dict[str, Any]:
@@ -389,7 +390,9 @@ async def test_image_environment_is_built_while_the_container_pends(
         await engine.submit(job("hello"))
         await engine.start_container(ContainerRequest("ta-1", "app-f"))
         assert (await until(events, ContainerState.PENDING)).reason == "building the image environment"
-        assert (await until_ended(events)).reason == "pip found no distribution 'x'"
+        end = await until_ended(events)
+        assert end.reason == "pip found no distribution 'x'"
+        assert isinstance(end.error, ImageBuildError) and end.error.image_id == "im-1"
         event = await run(engine, job("hello"), "ta-2")
         assert event.state is ContainerState.COMPLETE, event
         assert built[-1].environment_key == image.environment_key
