@@ -35,11 +35,17 @@ async def encode_input(
 
 async def decode_output(client: Client, status: int, payload: bytes, flags: int) -> Any:
     """Return the value of an output, or raise what it stands for, in the caller's thread."""
-    if flags & frames.FLAG_BLOB:
-        payload = await io(client._get_blob(payload.decode()))
+    payload = await blob_payload(client, payload, flags)
     if status == frames.SUCCESS:
         return loads(payload)
     raise output_error(status, payload)
+
+
+async def blob_payload(client: Client, payload: bytes, flags: int) -> bytes:
+    """Return the bytes that a payload stands for, which may be in a blob."""
+    if flags & frames.FLAG_BLOB:
+        return await io(client._get_blob(payload.decode()))
+    return payload
 
 
 def output_error(status: int, payload: bytes) -> BaseException:
@@ -99,7 +105,7 @@ async def spawn_call(client: Client, function_id: str, inputs: list[Input]) -> s
     from .wire.connection import Call
 
     call = Call(new_id("fc"), function_id, _ignore, _ignore, parent=context.current_input_id() or "")
-    await io(client._submit_durable(call, inputs))
+    await io(client._submit_durable(call, inputs, len(inputs)))
     return call.call_id
 
 

@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from . import _execution_context as context
 from ._bridge import io, run_blocking
-from ._invocation import connection_error, decode_output, encode_input
+from ._invocation import blob_payload, connection_error, encode_input, output_error
 from .wire.connection import Call, Input, Output
+from .wire.frames import FAILURE, SUCCESS
 from .wire.ids import new_id
+from .wire.serialization import loads
 
 if TYPE_CHECKING:
     from .client import Client
@@ -143,11 +145,16 @@ async def map_outputs(
                     if progress is not None and (taken % 64 == 0 or taken == run.drawn):
                         progress(taken, run.drawn if run.exhausted else None)
                     try:
-                        value = await decode_output(client, status, payload, flags)
+                        if flags:
+                            payload = await blob_payload(client, payload, flags)
+                        value = loads(payload) if status == SUCCESS else output_error(status, payload)
                     except Exception as error:
+                        # It arrived and cannot be had here: a module that this side lacks, a lost blob.
+                        status, value = FAILURE, error
+                    if status != SUCCESS:
                         if failed is None:
-                            raise
-                        value = failed(error)
+                            raise value
+                        value = failed(value)
                     yield value
     finally:
         run.stopped = True

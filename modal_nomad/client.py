@@ -215,11 +215,11 @@ class Client:
                 delay = min(delay * 2, 5.0)
         raise exception.ConnectionError(f"a blob transfer failed: {failure}")
 
-    async def _submit_durable(self, call: Call, inputs: list[Input]) -> None:
+    async def _submit_durable(self, call: Call, inputs: list[Input], total: int | None = None) -> None:
         from .wire.connection import Refused
 
         try:
-            await self._live().submit_durable(call, inputs)
+            await self._live().submit_durable(call, inputs, total)
         except Refused as error:
             raise _translate(error) from None
         except OSError as error:

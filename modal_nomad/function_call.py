@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import builtins
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from ._bridge import blocking, blocking_function, io
+from . import exception
+from ._bridge import blocking, blocking_function, blocking_gen, io
 from ._invocation import decode_output
+from .wire import frames
 
 if TYPE_CHECKING:
     from .client import Client
 
 T = TypeVar("T")
+
+_POLL_SECONDS = 20.0
+"""How long one request waits for results: a reader who goes away leaves nothing behind for longer."""
 
 
 class FunctionCall(Generic[T]):
@@ -23,15 +30,28 @@ class FunctionCall(Generic[T]):
         9
     """
 
-    def __init__(self, call_id: str, client: Client | None = None) -> None:
-        self._call_id = call_id
-        self._client = client
+    _call_id: str
+    _client: Client | None
+    _is_generator: bool | None
+
+    def __init__(self) -> None:
+        raise exception.InvalidError(
+            "FunctionCall has no constructor; Function.spawn() and FunctionCall.from_id() make them"
+        )
+
+    @classmethod
+    def _new(
+        cls, call_id: str, client: Client | None = None, is_generator: bool | None = None
+    ) -> FunctionCall[Any]:
+        call = object.__new__(cls)
+        call._call_id, call._client, call._is_generator = call_id, client, is_generator
+        return cast("FunctionCall[Any]", call)
 
     def __repr__(self) -> str:
         return f"FunctionCall({self._call_id!r})"
 
     def __reduce__(self) -> Any:
-        return FunctionCall, (self._call_id,)
+        return _by_id, (self._call_id, self._is_generator)
 
     @property
     def object_id(self) -> str:
@@ -43,29 +63,87 @@ class FunctionCall(Generic[T]):
     async def from_id(
         function_call_id: str, client: Client | None = None, is_generator: bool = False
     ) -> FunctionCall[Any]:
-        """Return the handle of a call by its id; nothing is asked of the server until it is used."""
-        return FunctionCall(function_call_id, client)
+        """Return the handle of a call by its id; nothing is asked of the server until it is used.
+
+        Args:
+            function_call_id: ``fc-…``.
+            client: the connection, or the configured one.
+            is_generator: whether the function yields; where it is not said, the server is asked.
+        """
+        return FunctionCall._new(function_call_id, client, is_generator or None)
 
     @blocking
-    async def get(self, timeout: float | None = None) -> T:
-        """Wait for the result and return it.
+    async def hydrate(self, client: Client | None = None) -> FunctionCall[T]:
+        """Find the call on the server now and return it.
+
+        Raises:
+            NotFoundError: there is no such call.
+            OutputExpiredError: its results are no longer kept.
+        """
+        if client is not None:
+            self._client = client
+        await self._info()
+        return self
+
+    @blocking
+    async def get(self, timeout: float | None = None, *, index: int = 0) -> T:
+        """Wait for the result and return it; it can be fetched again.
 
         Args:
             timeout: seconds; 0 asks without waiting, None waits for ever.
+            index: of which input, in a call of several.
 
         Raises:
             TimeoutError: the builtin one: there is no result yet.
             OutputExpiredError: the result is no longer kept.
             NotFoundError: there is no such call.
+            InvalidError: the function yields: use ``get_gen``.
         """
+        if self._is_generator:
+            raise exception.InvalidError(_USE_GET_GEN)
         client = await self._connected()
         value, payloads = await io(
-            client._request_full("call.get", {"call_id": self._call_id, "index": 0, "timeout": timeout})
+            client._request_full("call.get", {"call_id": self._call_id, "index": index, "timeout": timeout})
         )
+        if value.get("is_generator"):
+            raise exception.InvalidError(_USE_GET_GEN)
         if not value["done"]:
             raise builtins.TimeoutError(f"call {self._call_id} has no result yet")
         result: T = await decode_output(client, value["status"], payloads[0], value["flags"])
         return result
+
+    @blocking
+    async def num_inputs(self) -> int:
+        """Return how many inputs the call has; of a call still being made, how many it has so far."""
+        return int((await self._info())["num_inputs"])
+
+    @blocking_gen
+    async def iter(self, start: int = 0, end: int | None = None) -> AsyncIterator[T]:
+        """Yield the results in the order of the inputs, waiting for each.
+
+        Args:
+            start: the index of the first.
+            end: the index after the last; None is the call's end.
+
+        Raises:
+            BaseException: what the function raised for an input, when its turn comes.
+        """
+        if start < 0 or (end is not None and end < start):
+            raise exception.InvalidError("iter() takes 0 <= start <= end")
+        client = await self._connected()
+        index = start
+        while end is None or index < end:
+            limit = 1000 if end is None else min(1000, end - index)
+            args = {"call_id": self._call_id, "start": index, "limit": limit, "timeout": _POLL_SECONDS}
+            value, payloads = await io(client._request_full("call.outputs", args))
+            if value.get("is_generator"):
+                raise exception.InvalidError(_USE_GET_GEN)
+            rows = zip(value["statuses"], payloads, value["flags"], strict=True)
+            for status, payload, flags in rows:
+                index += 1
+                yield await decode_output(client, status, payload, flags)
+            if value["num_inputs"] is not None and index >= value["num_inputs"]:
+                return
 
     @blocking
     async def cancel(self, terminate_containers: bool = False) -> None:
@@ -82,6 +160,22 @@ class FunctionCall(Generic[T]):
             )
         )
 
+    @staticmethod
+    @blocking_function
+    async def gather(*function_calls: FunctionCall[Any]) -> list[Any]:
+        """Wait for several calls and return their results in the order of the arguments.
+
+        Raises:
+            BaseException: what the first call to fail raises, without waiting for the others.
+        """
+        return await _gather(function_calls)
+
+    async def _info(self) -> dict[str, Any]:
+        client = await self._connected()
+        info: dict[str, Any] = await io(client._request("call.info", {"call_id": self._call_id}))
+        self._is_generator = info["is_generator"]
+        return info
+
     async def _connected(self) -> Client:
         if self._client is None or self._client.is_closed():
             from .client import Client
@@ -90,11 +184,53 @@ class FunctionCall(Generic[T]):
         return self._client
 
 
+_USE_GET_GEN = "A generator's call has no single result. Use get_gen() to iterate over what it yields"
+
+
+def _by_id(call_id: str, is_generator: bool | None) -> FunctionCall[Any]:
+    return FunctionCall._new(call_id, None, is_generator)
+
+
 @blocking_function
 async def gather(*function_calls: FunctionCall[Any]) -> list[Any]:
-    """Wait for several calls and return their results in the order of the arguments.
+    """As ``FunctionCall.gather``."""
+    return await _gather(function_calls)
 
-    Raises:
-        BaseException: what the first failing call (in that order) raises.
-    """
-    return [await call.get.aio() for call in function_calls]
+
+async def _gather(calls: tuple[FunctionCall[Any], ...]) -> list[Any]:
+    clients = [await call._connected() for call in calls]
+    answers = await io(_answers(clients, [call._call_id for call in calls]))
+    # A failure alone, or all of them: decoding runs user code, and so not on the library's loop.
+    return [
+        await decode_output(clients[position], value["status"], payloads[0], value["flags"])
+        for position, (value, payloads) in answers.items()
+    ]
+
+
+async def _answers(clients: list[Client], call_ids: list[str]) -> dict[int, tuple[Any, list[bytes]]]:
+    """Return every call's answer by position, or, as soon as one has failed, that one alone."""
+
+    async def ask(client: Client, call_id: str) -> tuple[Any, list[bytes]]:
+        while True:
+            args = {"call_id": call_id, "index": 0, "timeout": _POLL_SECONDS}
+            value, payloads = await client._request_full("call.get", args)
+            if value.get("is_generator"):
+                raise exception.InvalidError(_USE_GET_GEN)
+            if value["done"]:
+                return value, payloads
+
+    tasks = {
+        asyncio.ensure_future(ask(client, call_id)): position
+        for position, (client, call_id) in enumerate(zip(clients, call_ids, strict=True))
+    }
+    try:
+        waiting = set(tasks)
+        while waiting:
+            done, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+            for task in sorted(done, key=tasks.__getitem__):
+                if task.result()[0]["status"] != frames.SUCCESS:
+                    return {tasks[task]: task.result()}
+        return {position: task.result() for task, position in tasks.items()}
+    finally:
+        for task in tasks:
+            task.cancel()

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import exception
 from ._autoscaling import FunctionAutoscalerSettings, FunctionStats, current_stats, update_autoscaler
-from ._bridge import blocking, blocking_function, blocking_gen, io
+from ._bridge import blocking, blocking_function, io
 from ._execution_context import is_local
 from ._invocation import call_remote, encode_input, spawn_call
+from ._map_methods import MapMethods
+from ._returned_exceptions import UserCodeException
 from .function_call import FunctionCall, gather
 
 if TYPE_CHECKING:
@@ -38,22 +40,7 @@ __all__ = [
 ]
 
 
-class UserCodeException(Exception):
-    """What ``map(return_exceptions=True)`` yields for an input that raised.
-
-    Attributes:
-        exc: the exception itself.
-    """
-
-    def __init__(self, exc: BaseException) -> None:
-        super().__init__(exc)
-        self.exc = exc
-
-    def __repr__(self) -> str:
-        return f"UserCodeException({self.exc!r})"
-
-
-class Function(Generic[P, R]):
+class Function(MapMethods[R], Generic[P, R]):
     """A function that runs in containers; ``@app.function()`` and ``Function.from_name`` make them."""
 
     def __init__(self) -> None:
@@ -251,8 +238,15 @@ class Function(Generic[P, R]):
     def _check_plain(self, verb: str) -> None:
         if self.is_generator:
             raise exception.InvalidError(
-                f"A generator function cannot be called with `.{verb}(...)`: {self!r}"
+                f"A generator function cannot be called with `.{verb}(...)`: {self!r}; use .remote_gen(...)"
             )
+
+    async def _plain_target(self, verb: str) -> tuple[Client, str]:
+        self._check_plain(verb)
+        target = await self._target()
+        # A looked-up Function says what it is only now.
+        self._check_plain(verb)
+        return target
 
     @blocking
     async def remote(self, /, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -263,8 +257,7 @@ class Function(Generic[P, R]):
             FunctionTimeoutError: it ran longer than its timeout.
             RemoteError: its container was lost too often, or the input was cancelled.
         """
-        self._check_plain("remote")
-        client, function_id = await self._target()
+        client, function_id = await self._plain_target("remote")
         return cast(R, await call_remote(client, function_id, args, kwargs, self._home()))
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
@@ -281,10 +274,10 @@ class Function(Generic[P, R]):
 
         The input is on the dispatcher's disk when this returns: it will run, whatever is killed.
         """
-        self._check_plain("spawn")
-        client, function_id = await self._target()
+        client, function_id = await self._plain_target("spawn")
         payload, flags = await encode_input(client, args, dict(kwargs), self._home())
-        return FunctionCall(await spawn_call(client, function_id, [(0, payload, flags)]), client)
+        call_id = await spawn_call(client, function_id, [(0, payload, flags)])
+        return FunctionCall._new(call_id, client, is_generator=False)
 
     # --- containers -------------------------------------------------------------------------------
 
@@ -350,126 +343,6 @@ class Function(Generic[P, R]):
         )
         await self.update_autoscaler.aio(min_containers=warm_pool_size)
 
-    @blocking_gen
-    async def map(
-        self,
-        *input_iterators: Iterable[Any] | AsyncIterable[Any],
-        kwargs: dict[str, Any] | None = None,
-        order_outputs: bool = True,
-        return_exceptions: bool = False,
-        wrap_returned_exceptions: bool = True,
-    ) -> AsyncIterator[R]:
-        """Run the function on every input in parallel and yield the results.
-
-        Inputs are drawn as results are taken, so iterators may be endless.
-
-        Args:
-            input_iterators: one per positional argument; the shortest ends it. Async iterables too.
-            kwargs: keyword arguments of every call.
-            order_outputs: results in the order of the inputs; False yields them as they come.
-            return_exceptions: yield exceptions instead of raising the first one.
-            wrap_returned_exceptions: as ``UserCodeException``, else as themselves.
-        """
-        self._check_plain("map")
-        if not input_iterators:
-            raise exception.InvalidError("map() needs at least one iterable of inputs")
-        failed: Callable[[BaseException], Any] | None = None
-        if return_exceptions:
-            failed = UserCodeException if wrap_returned_exceptions else _itself
-        from ._map import is_instant
-
-        async for value in self._outputs(
-            _zip(input_iterators), kwargs or {}, order_outputs, all(map(is_instant, input_iterators)), failed
-        ):
-            yield value
-
-    @blocking_gen
-    async def starmap(
-        self,
-        input_iterator: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
-        *,
-        kwargs: dict[str, Any] | None = None,
-        order_outputs: bool = True,
-        return_exceptions: bool = False,
-        wrap_returned_exceptions: bool = True,
-    ) -> AsyncIterator[R]:
-        """Like ``map``, over one iterable of argument tuples."""
-        self._check_plain("starmap")
-        failed: Callable[[BaseException], Any] | None = None
-        if return_exceptions:
-            failed = UserCodeException if wrap_returned_exceptions else _itself
-        from ._map import is_instant
-
-        async for value in self._outputs(
-            _tuples(input_iterator), kwargs or {}, order_outputs, is_instant(input_iterator), failed
-        ):
-            yield value
-
-    @blocking
-    async def for_each(
-        self,
-        *input_iterators: Iterable[Any] | AsyncIterable[Any],
-        kwargs: dict[str, Any] | None = None,
-        ignore_exceptions: bool = False,
-    ) -> None:
-        """Run the function on every input, wait, and drop the results.
-
-        Args:
-            input_iterators: as for ``map``.
-            kwargs: keyword arguments of every call.
-            ignore_exceptions: go on when an input fails; else the first exception is raised.
-        """
-        self._check_plain("for_each")
-        from ._map import is_instant
-
-        instant = all(map(is_instant, input_iterators))
-        failed = _itself if ignore_exceptions else None
-        async for _ in self._outputs(_zip(input_iterators), kwargs or {}, False, instant, failed):
-            pass
-
-    async def _outputs(
-        self,
-        inputs: Iterable[tuple[Any, ...]] | AsyncIterable[tuple[Any, ...]],
-        kwargs: dict[str, Any],
-        ordered: bool,
-        instant: bool,
-        failed: Callable[[BaseException], Any] | None,
-    ) -> AsyncIterator[Any]:
-        from ._map import map_outputs
-
-        client, function_id = await self._target()
-        body = map_outputs(
-            client,
-            function_id,
-            inputs,
-            kwargs,
-            home=self._home(),
-            order_outputs=ordered,
-            instant=instant,
-            failed=failed,
-            progress=self._progress(),
-        )
-        try:
-            async for value in body:
-                yield value
-        finally:
-            await body.aclose()  # type: ignore[attr-defined]
-
-    def _progress(self) -> Callable[[int, int | None], None] | None:
-        if not is_local():
-            return None
-        from . import _output
-
-        output = _output.current()
-        if output is None:
-            return None
-        tag = self.tag
-        return lambda done, total: output.input_progress(tag, done, total)
-
-
-def _itself(error: BaseException) -> BaseException:
-    return error
-
 
 def _named(
     app_name: str, name: str, environment_name: str | None = None, client: Client | None = None
@@ -485,35 +358,3 @@ def _by_id(function_id: str, is_generator: bool) -> Function[Any, Any]:
     function._function_id = function_id
     function._remote_generator = is_generator
     return function
-
-
-def _zip(iterables: tuple[Any, ...]) -> Any:
-    if any(isinstance(x, AsyncIterable) for x in iterables):
-        return _zip_async(iterables)
-    return zip(*iterables)  # noqa: B905 - the shortest ends it, and Python 3.9 has no `strict`
-
-
-async def _zip_async(iterables: tuple[Any, ...]) -> AsyncIterator[tuple[Any, ...]]:
-    iterators = [x.__aiter__() if isinstance(x, AsyncIterable) else iter(x) for x in iterables]
-    while True:
-        row = []
-        for iterator in iterators:
-            try:
-                if isinstance(iterator, AsyncIterator):
-                    row.append(await iterator.__anext__())
-                else:
-                    row.append(next(iterator))
-            except (StopIteration, StopAsyncIteration):
-                return
-        yield tuple(row)
-
-
-def _tuples(iterable: Any) -> Any:
-    if isinstance(iterable, AsyncIterable):
-        return _tuples_async(iterable)
-    return map(tuple, iterable)
-
-
-async def _tuples_async(iterable: AsyncIterable[Any]) -> AsyncIterator[tuple[Any, ...]]:
-    async for row in iterable:
-        yield tuple(row)

@@ -163,12 +163,20 @@ class Connection:
         value: Tuple[Any, List[bytes]] = await self._ask(number, frame)
         return value
 
-    async def submit_durable(self, call: Call, inputs: List[Input]) -> None:
-        """Send inputs of a spawned call; returns when the store has them."""
+    async def submit_durable(self, call: Call, inputs: List[Input], total: Optional[int] = None) -> None:
+        """Send inputs of a spawned call; returns when the store has them.
+
+        Args:
+            call: the call.
+            inputs: some of its inputs.
+            total: how many inputs the call has in all, once that is known.
+        """
         waits = []
-        for batch in _batches(inputs):
+        for batch in _batches(inputs) if inputs else [inputs]:
             self._next_request += 1
             header = {"t": "in", "c": call.call_id, "f": call.function_id, "d": 1, "i": self._next_request}
+            if total is not None:
+                header["n"] = total
             waits.append(self._ask(self._next_request, _inputs_frame(header, call, batch)))
         await asyncio.gather(*waits)
 

@@ -1,0 +1,108 @@
+"""What ``map`` and ``starmap`` give: an iterator for ``for`` and for ``async for``, which runs once drawn from."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from ._bridge import _aiterate, _GenFace, _iterate
+from .exception import InvalidError
+
+if TYPE_CHECKING:
+    from typing import Concatenate, ParamSpec
+
+    from ._bridge import _GenMethod
+
+    P = ParamSpec("P")
+    S = TypeVar("S")
+T = TypeVar("T")
+
+
+class Results(Generic[T]):
+    """The results of one ``map``; nothing is run before the first one is asked for.
+
+    Args:
+        body: yields them.
+        name: the method that made it, for messages.
+
+    Raises:
+        InvalidError: when iterated without ``await`` in async code, where it would stop the loop.
+    """
+
+    def __init__(self, body: Any, name: str) -> None:
+        self._body = body
+        self._name = name
+        self._started = False
+        self._plain: Iterator[T] | None = None
+        self._async: AsyncIterator[T] | None = None
+
+    def __iter__(self) -> Iterator[T]:
+        if self._plain is None:
+            self._started = True
+            _refuse_in_async(self._name)
+            self._plain = _iterate(self._body)
+        # The generator itself: another Python frame per result would be felt at 100,000 a second.
+        return self._plain
+
+    def __next__(self) -> T:
+        return next(iter(self))
+
+    def close(self) -> None:
+        """Take no more results; what still runs is cancelled."""
+        iter(self).close()  # type: ignore[attr-defined]
+
+    def __aiter__(self) -> AsyncIterator[T]:
+        if self._async is None:
+            self._started = True
+            self._async = _aiterate(self._body)
+        return self._async
+
+    async def __anext__(self) -> T:
+        return await self.__aiter__().__anext__()
+
+    async def aclose(self) -> None:
+        """Take no more results; what still runs is cancelled."""
+        await self.__aiter__().aclose()  # type: ignore[attr-defined]
+
+    def __del__(self) -> None:
+        if not self._started:
+            sys.stderr.write(
+                f"Warning: the results of a call of .{self._name}() were never taken, so nothing was run. "
+                f"Iterate over them, for instance in a for-loop, or use .for_each() or .spawn_map().\n"
+            )
+
+
+def _refuse_in_async(name: str) -> None:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return
+    # A notebook runs every cell inside its kernel's loop, and its cells may block.
+    if "ipykernel" in sys.modules:
+        return
+    raise InvalidError(
+        f"`.{name}` cannot be iterated synchronously in async code: "
+        f"write `async for result in function.{name}.aio(...)`"
+    )
+
+
+class _ResultsFace(_GenFace):
+    __slots__ = ()
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return Results(self._function(*args, **kwargs), self._function.__name__)
+
+    aio = __call__
+
+
+if TYPE_CHECKING:
+
+    def blocking_results(function: Callable[Concatenate[S, P], AsyncIterator[T]]) -> _GenMethod[S, P, T]: ...
+
+else:
+
+    def blocking_results(function):
+        """Make an async generator method one that gives ``Results``, with an ``.aio`` twin."""
+        return _ResultsFace(function)
