@@ -1,4 +1,4 @@
-"""What ``map`` and ``starmap`` give: an iterator for ``for`` and for ``async for``, which runs once drawn from."""
+"""What ``map`` and ``starmap`` give: an iterator for ``for`` and ``async for``; it runs once drawn from."""
 
 from __future__ import annotations
 

@@ -42,10 +42,11 @@ def returned_exception(error: BaseException) -> BaseException:
     kind = type(error)
     try:
         both: Any = type("UserCodeException", (UserCodeException, kind), {"__module__": __name__})
-        made = both.__new__(both, *error.args)
-        native = next(x for x in kind.__mro__ if not x.__flags__ & _HEAP_TYPE)
+        native: Any = next(x for x in kind.__mro__ if not x.__flags__ & _HEAP_TYPE)
         # Fields of built-in exceptions (errno, a decoder's position) are not in their dict.
-        native.__init__(made, *error.args)
+        arguments = native.__reduce__(error)[1]
+        made = both.__new__(both, *arguments)
+        native.__init__(made, *arguments)
         made.args = error.args
         made.__dict__.update(error.__dict__)
     except Exception:

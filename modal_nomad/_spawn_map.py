@@ -82,7 +82,7 @@ def _drawn_here(inputs: AsyncIterable[tuple[Any, ...]]) -> Iterator[tuple[Any, .
     try:
         while True:
             try:
-                yield loop.run_until_complete(iterator.__anext__())  # type: ignore[arg-type]
+                yield loop.run_until_complete(iterator.__anext__())
             except StopAsyncIteration:
                 return
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import builtins
+import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
@@ -99,16 +100,16 @@ class FunctionCall(Generic[T]):
             NotFoundError: there is no such call.
             InvalidError: the function yields: use ``get_gen``.
         """
-        if self._is_generator:
-            raise exception.InvalidError(_USE_GET_GEN)
-        client = await self._connected()
-        value, payloads = await io(
-            client._request_full("call.get", {"call_id": self._call_id, "index": index, "timeout": timeout})
-        )
-        if value.get("is_generator"):
-            raise exception.InvalidError(_USE_GET_GEN)
-        if not value["done"]:
-            raise builtins.TimeoutError(f"call {self._call_id} has no result yet")
+        client = await self._plain()
+        deadline = None if timeout is None else time.monotonic() + timeout
+        while True:
+            left = _POLL_SECONDS if deadline is None else deadline - time.monotonic()
+            args = {"call_id": self._call_id, "index": index, "timeout": max(0.0, min(left, _POLL_SECONDS))}
+            value, payloads = await io(client._request_full("call.get", args))
+            if value["done"]:
+                break
+            if deadline is not None and time.monotonic() >= deadline:
+                raise builtins.TimeoutError(f"call {self._call_id} has no result yet")
         result: T = await decode_output(client, value["status"], payloads[0], value["flags"])
         return result
 
@@ -130,14 +131,12 @@ class FunctionCall(Generic[T]):
         """
         if start < 0 or (end is not None and end < start):
             raise exception.InvalidError("iter() takes 0 <= start <= end")
-        client = await self._connected()
+        client = await self._plain()
         index = start
         while end is None or index < end:
             limit = 1000 if end is None else min(1000, end - index)
             args = {"call_id": self._call_id, "start": index, "limit": limit, "timeout": _POLL_SECONDS}
             value, payloads = await io(client._request_full("call.outputs", args))
-            if value.get("is_generator"):
-                raise exception.InvalidError(_USE_GET_GEN)
             rows = zip(value["statuses"], payloads, value["flags"], strict=True)
             for status, payload, flags in rows:
                 index += 1
@@ -176,6 +175,14 @@ class FunctionCall(Generic[T]):
         self._is_generator = info["is_generator"]
         return info
 
+    async def _plain(self) -> Client:
+        """Return the client, having made sure that the function does not yield."""
+        if self._is_generator is None:
+            await self._info()
+        if self._is_generator:
+            raise exception.InvalidError(_USE_GET_GEN)
+        return await self._connected()
+
     async def _connected(self) -> Client:
         if self._client is None or self._client.is_closed():
             from .client import Client
@@ -198,7 +205,7 @@ async def gather(*function_calls: FunctionCall[Any]) -> list[Any]:
 
 
 async def _gather(calls: tuple[FunctionCall[Any], ...]) -> list[Any]:
-    clients = [await call._connected() for call in calls]
+    clients = [await call._plain() for call in calls]
     answers = await io(_answers(clients, [call._call_id for call in calls]))
     # A failure alone, or all of them: decoding runs user code, and so not on the library's loop.
     return [
@@ -214,8 +221,6 @@ async def _answers(clients: list[Client], call_ids: list[str]) -> dict[int, tupl
         while True:
             args = {"call_id": call_id, "index": 0, "timeout": _POLL_SECONDS}
             value, payloads = await client._request_full("call.get", args)
-            if value.get("is_generator"):
-                raise exception.InvalidError(_USE_GET_GEN)
             if value["done"]:
                 return value, payloads
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher.store.base import Store, StoredInput, StoredOutput
@@ -52,10 +53,27 @@ class DurableCalls:
             items = [(i.index, i.payload, i.flags) for i in page.inputs]
             self._handle(ev.InputsSubmitted(call.call_id, call.function_id, True, None, items))
 
-    async def submit(self, call_id: str, function_id: str, items: Sequence[ev.SubmittedInput]) -> None:
-        """Take inputs of a spawned call; returns when they are on the disk."""
+    async def submit(
+        self,
+        call_id: str,
+        function_id: str,
+        items: Sequence[ev.SubmittedInput],
+        *,
+        kind: str = "spawn",
+        num_inputs: int | None = None,
+    ) -> None:
+        """Take inputs of a spawned call; returns when they are on the disk.
+
+        Args:
+            call_id: the call.
+            function_id: whose call.
+            items: some of its inputs.
+            kind: ``spawn``, or ``generator`` when the function yields.
+            num_inputs: how many inputs the call has in all, once that is known.
+        """
         self.ids.add(call_id)
-        await self._store.add_inputs(call_id, function_id, [StoredInput(*item) for item in items])
+        inputs = [StoredInput(*item) for item in items]
+        await self._store.add_inputs(call_id, function_id, inputs, kind=kind, num_inputs=num_inputs)
         self._handle(ev.InputsSubmitted(call_id, function_id, True, None, items))
 
     async def keep(self, call_id: str, outputs: Sequence[ev.Output]) -> None:
@@ -65,9 +83,7 @@ class DurableCalls:
             call_id, [StoredOutput(i, s, p, f) for i, s, p, f in outputs], expires_at=expires
         )
         self._handle(ev.OutputsStored(call_id, [o[0] for o in outputs]))
-        for waiter in self._waiters.pop(call_id, ()):
-            if not waiter.done():
-                waiter.set_result(None)
+        self.wake(call_id)
 
     async def result(self, call_id: str, index: int, timeout: float | None) -> StoredOutput | None:
         """Wait for an output of a durable call; None when ``timeout`` seconds pass without one.
@@ -78,9 +94,7 @@ class DurableCalls:
         """
         deadline = None if timeout is None else self._loop.time() + timeout
         while True:
-            waiter: asyncio.Future[None] = self._loop.create_future()
-            self._waiters.setdefault(call_id, []).append(waiter)
-            try:
+            with self.waiter(call_id) as waiter:
                 found = await self._store.outputs(call_id, [index])
                 if found:
                     return found[0]
@@ -98,12 +112,26 @@ class DurableCalls:
                     await asyncio.wait_for(waiter, left)
                 except asyncio.TimeoutError:
                     return None
-            finally:
-                waiting = self._waiters.get(call_id, [])
-                if waiter in waiting:
-                    waiting.remove(waiter)
-                if not waiting:
-                    self._waiters.pop(call_id, None)
+
+    @contextlib.contextmanager
+    def waiter(self, call_id: str) -> Iterator[asyncio.Future[None]]:
+        """Give a future that is done when something of the call was stored after now."""
+        waiter: asyncio.Future[None] = self._loop.create_future()
+        self._waiters.setdefault(call_id, []).append(waiter)
+        try:
+            yield waiter
+        finally:
+            waiting = self._waiters.get(call_id, [])
+            if waiter in waiting:
+                waiting.remove(waiter)
+            if not waiting:
+                self._waiters.pop(call_id, None)
+
+    def wake(self, call_id: str) -> None:
+        """Wake who waits for something of a call."""
+        for waiter in self._waiters.pop(call_id, ()):
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def expire(self) -> None:
         """Drop results that were kept long enough, for ever."""

@@ -13,6 +13,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher._call_reader import GENERATOR, CallReader
 from modal_nomad.dispatcher._codec import encode
 from modal_nomad.dispatcher._containers import Containers, FunctionState
 from modal_nomad.dispatcher._durable_calls import DurableCalls
@@ -42,6 +43,7 @@ class Dispatcher:
         containers: what was started for them.
         calls: the call engine.
         durable: spawned calls, which outlive their callers.
+        reader: what clients ask of them.
         clients: the connected callers, by owner id.
         hub: containers' output.
 
@@ -91,6 +93,7 @@ class Dispatcher:
             self.background,
         )
         self.durable = DurableCalls(store, self.functions, settings.result_days, self.handle)
+        self.reader = CallReader(store, self.durable)
         self.clients: dict[str, ClientSession] = {}
         self._call_owner: dict[str, str] = {}
         self._graces = Graces()
@@ -210,6 +213,14 @@ class Dispatcher:
         """Take inputs of a call that its client waits for."""
         self._call_owner[call_id] = session.owner
         self.handle(ev.InputsSubmitted(call_id, function_id, False, session.caller, items))
+
+    async def submit_durable(
+        self, call_id: str, function_id: str, items: Sequence[ev.SubmittedInput], num_inputs: int | None
+    ) -> None:
+        """Take inputs of a spawned call; returns when they are on the disk."""
+        function = self.functions.get(function_id)
+        kind = GENERATOR if function is not None and function.spec.is_generator else "spawn"
+        await self.durable.submit(call_id, function_id, items, kind=kind, num_inputs=num_inputs)
 
     def end_call(self, call_id: str) -> None:
         """Forget a call that its client no longer waits for."""

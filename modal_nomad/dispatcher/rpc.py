@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 from modal_nomad.dispatcher._autoscaling import current_stats, update_autoscaler
+from modal_nomad.dispatcher._call_reader import GENERATOR
 from modal_nomad.dispatcher._containers import FunctionState
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.sessions import ClientSession
@@ -51,6 +52,20 @@ def _optional(args: Mapping[str, Any], name: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise InvalidError(f"{name} must be a string")
     return value or None
+
+
+def _count(args: Mapping[str, Any], name: str) -> int:
+    value = args.get(name)
+    if type(value) is not int or value < 0:
+        raise InvalidError(f"the request needs {name} as a whole number of 0 or more")
+    return value
+
+
+def _seconds(args: Mapping[str, Any], name: str) -> float:
+    value = args.get(name)
+    if not isinstance(value, (int, float)) or not value >= 0:
+        raise InvalidError(f"the request needs {name} as a number of seconds")
+    return float(value)
 
 
 @_method("blob.missing")
@@ -163,6 +178,27 @@ async def _call_get(server: Dispatcher, session: ClientSession, args: Mapping[st
     if output is None:
         return {"done": False}, []
     return {"done": True, "status": output.status, "flags": output.flags}, [output.payload]
+
+
+@_method("call.info")
+async def _call_info(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    call = await server.reader.record(_text(args, "call_id"))
+    return {
+        "function_id": call.function_id,
+        "is_generator": call.kind == GENERATOR,
+        "num_inputs": await server.reader.num_inputs(call),
+    }, []
+
+
+@_method("call.outputs")
+async def _call_outputs(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    start, limit, timeout = _count(args, "start"), _count(args, "limit"), _seconds(args, "timeout")
+    page = await server.reader.outputs(_text(args, "call_id"), start, min(limit, 10_000), timeout)
+    return {
+        "statuses": [x.status for x in page.outputs],
+        "flags": [x.flags for x in page.outputs],
+        "num_inputs": page.num_inputs,
+    }, [x.payload for x in page.outputs]
 
 
 @_method("call.cancel")

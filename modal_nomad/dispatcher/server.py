@@ -20,7 +20,7 @@ from modal_nomad.dispatcher.blobs import BlobError, BlobMissing
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.metrics import DispatcherCollector
 from modal_nomad.dispatcher.sessions import ClientSession, WorkerSession, integers, text
-from modal_nomad.exception import AuthError, Error
+from modal_nomad.exception import AuthError, Error, InvalidError
 from modal_nomad.wire import frames
 
 logger = logging.getLogger("modal_nomad.dispatcher")
@@ -204,7 +204,10 @@ class Server:
     ) -> None:
         answer: frames.Header = {"t": "rs", "i": header.get("i", 0), "v": {}}
         try:
-            await self.dispatcher.durable.submit(call_id, function_id, items)
+            total = header.get("n")
+            if total is not None and (type(total) is not int or total < 0):
+                raise InvalidError("the number of a call's inputs must be a whole number")
+            await self.dispatcher.submit_durable(call_id, function_id, items, total)
         except Exception as error:
             answer = {"t": "rs", "i": header.get("i", 0), "e": _error(error)}
         session.send_frame(answer)

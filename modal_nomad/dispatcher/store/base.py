@@ -211,6 +211,10 @@ class Store(abc.ABC):
         """Return a call."""
 
     @abc.abstractmethod
+    async def count_inputs(self, call_id: str) -> int:
+        """Return how many inputs of a call were accepted, answered or not."""
+
+    @abc.abstractmethod
     def load_pending(self) -> AsyncIterator[PendingCall]:
         """Yield every call that has unanswered inputs, oldest first, with these inputs by index."""
 

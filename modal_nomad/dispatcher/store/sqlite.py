@@ -313,6 +313,14 @@ class SqliteStore(Store):
         rows = await self._read(f"SELECT {_CALL} FROM calls WHERE call_id = ?", (call_id,))
         return CallRecord(*rows[0]) if rows else None
 
+    async def count_inputs(self, call_id: str) -> int:
+        rows = await self._read(
+            "SELECT (SELECT count(*) FROM inputs WHERE call = key)"
+            " + (SELECT count(*) FROM outputs WHERE call = key) FROM calls WHERE call_id = ?",
+            (call_id,),
+        )
+        return int(rows[0][0]) if rows else 0
+
     async def load_pending(self) -> AsyncIterator[PendingCall]:
         key = -1
         while True:
