@@ -18,6 +18,7 @@ from .wire.ids import new_id
 from .wire.serialization import loads
 
 if TYPE_CHECKING:
+    from ._output import CallProgress
     from .client import Client
 
 WINDOW = 1000
@@ -91,7 +92,7 @@ async def map_outputs(
     order_outputs: bool,
     instant: bool,
     failed: Callable[[BaseException], Any] | None,
-    progress: Callable[[int, int | None], None] | None = None,
+    progress: CallProgress | None = None,
 ) -> AsyncIterator[Any]:
     """Yield one result per input.
 
@@ -104,7 +105,7 @@ async def map_outputs(
         order_outputs: yield in input order rather than as they come.
         instant: drawing an input never waits, so no thread is needed to draw them.
         failed: what to yield for an exception; None raises it.
-        progress: called with the number of results so far and of inputs when known.
+        progress: what shows how far it is.
     """
     run = MapRun(client, function_id, home)
     feed: _Feed
@@ -131,7 +132,10 @@ async def map_outputs(
                 if waiter is not None:
                     await io(waiter)
                 continue
-            for output in arrived.popleft():
+            outputs = arrived.popleft()
+            if progress is not None:
+                progress.done += len(outputs)
+            for output in outputs:
                 if not order_outputs:
                     ready: Iterable[Output] = (output,)
                 elif output[0] == taken and not held:
@@ -142,8 +146,6 @@ async def map_outputs(
                 for _, status, payload, flags in ready:
                     taken += 1
                     feed.taken = taken
-                    if progress is not None and (taken % 64 == 0 or taken == run.drawn):
-                        progress(taken, run.drawn if run.exhausted else None)
                     try:
                         if flags:
                             payload = await blob_payload(client, payload, flags)
@@ -160,6 +162,10 @@ async def map_outputs(
         run.stopped = True
         feed.stop()
         client._end(run.call)
+        if progress is not None:
+            if run.exhausted:
+                progress.total = run.drawn
+            progress.end()
 
 
 def _in_order(held: dict[int, Output], index: int) -> Iterator[Output]:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from . import exception
 from ._bridge import blocking
-from ._execution_context import is_local
 from ._results import blocking_results
 from ._returned_exceptions import returned_exception
 
@@ -59,7 +58,8 @@ class MapMethods(Generic[R]):
         target = await self._plain_target("map")
         rows, instant = _rows("map", input_iterators)
         failed = _failed(return_exceptions, wrap_returned_exceptions)
-        async for value in self._outputs(target, rows, kwargs, order_outputs, instant, failed):
+        total = _known_length(input_iterators)
+        async for value in self._outputs(target, rows, kwargs, order_outputs, instant, failed, total):
             yield value
 
     @blocking_results
@@ -78,7 +78,8 @@ class MapMethods(Generic[R]):
         target = await self._plain_target("starmap")
         failed = _failed(return_exceptions, wrap_returned_exceptions)
         rows, instant = _tuples(input_iterator), is_instant(input_iterator)
-        async for value in self._outputs(target, rows, kwargs, order_outputs, instant, failed):
+        total = _known_length([input_iterator])
+        async for value in self._outputs(target, rows, kwargs, order_outputs, instant, failed, total):
             yield value
 
     @blocking
@@ -98,7 +99,8 @@ class MapMethods(Generic[R]):
         target = await self._plain_target("for_each")
         rows, instant = _rows("for_each", input_iterators)
         failed = _failed(ignore_exceptions, False)
-        async for _ in self._outputs(target, rows, kwargs, False, instant, failed):
+        total = _known_length(input_iterators)
+        async for _ in self._outputs(target, rows, kwargs, False, instant, failed, total):
             pass
 
     @blocking
@@ -142,7 +144,9 @@ class MapMethods(Generic[R]):
         ordered: bool,
         instant: bool,
         failed: Callable[[BaseException], Any] | None,
+        total: int | None,
     ) -> AsyncIterator[Any]:
+        from . import _output
         from ._map import map_outputs
 
         body = map_outputs(
@@ -153,24 +157,13 @@ class MapMethods(Generic[R]):
             order_outputs=ordered,
             instant=instant,
             failed=failed,
-            progress=self._progress(),
+            progress=_output.begin(self.tag, total),
         )
         try:
             async for value in body:
                 yield value
         finally:
             await body.aclose()  # type: ignore[attr-defined]
-
-    def _progress(self) -> Callable[[int, int | None], None] | None:
-        if not is_local():
-            return None
-        from . import _output
-
-        output = _output.current()
-        if output is None:
-            return None
-        tag = self.tag
-        return lambda done, total: output.input_progress(tag, done, total)
 
 
 def _failed(keep: bool, wrap: bool) -> Callable[[BaseException], Any] | None:
@@ -181,6 +174,14 @@ def _failed(keep: bool, wrap: bool) -> Callable[[BaseException], Any] | None:
 
 def _itself(error: BaseException) -> BaseException:
     return error
+
+
+def _known_length(iterables: Iterable[Any]) -> int | None:
+    """Return how many inputs there will be, where that can be known before they are drawn."""
+    try:
+        return min(len(iterable) for iterable in iterables)
+    except TypeError:
+        return None
 
 
 def _rows(verb: str, iterables: tuple[Any, ...]) -> tuple[Any, bool]:

@@ -1,20 +1,25 @@
 """What a run shows on the terminal: progress, and the containers' logs as they come.
 
-The SDK only tells what happens (``created``, ``attach``, ``input_progress``, ``finished``) to the manager
-that ``enable_output`` made current; without one it is silent.
+The SDK only tells what happens (``created``, ``attach``, ``begin``, ``finished``) to the manager that
+``enable_output`` made current; without one it is silent.
 """
 
 from __future__ import annotations
 
 import codecs
+import os
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
     from modal_nomad.client import Client
+
+
+_LONG_LINE = 1 << 16
 
 
 class _Active:
@@ -32,6 +37,12 @@ def current() -> OutputManager | None:
     return _active.manager
 
 
+def begin(function_name: str, total: int | None, *, one: bool = False) -> CallProgress | None:
+    """Tell the manager in force that a call begins; None without one."""
+    manager = _active.manager
+    return None if manager is None else manager.begin(function_name, total, one=one)
+
+
 @contextmanager
 def enable_output(show_progress: bool = True) -> Iterator[None]:
     """Show progress and container logs of the Apps that run inside this context.
@@ -47,14 +58,46 @@ def enable_output(show_progress: bool = True) -> Iterator[None]:
     finally:
         _active.manager = before
         manager.finished()
+        manager.close()
 
 
 def _make_manager(show_progress: bool) -> OutputManager:
-    if show_progress and sys.stdout.isatty():
+    terminal = sys.stdout.isatty() and os.environ.get("TERM", "dumb") not in ("dumb", "unknown")
+    # Inside another display, the outer one has the terminal.
+    if show_progress and terminal and _active.manager is None:
         from modal_nomad._output_rich import RichOutput
 
         return RichOutput()
     return OutputManager(sys.stdout, sys.stderr, show_progress)
+
+
+class CallProgress:
+    """How far one call is; the caller's thread moves it.
+
+    Attributes:
+        function_name: the Function's.
+        total: how many inputs there are, or None while that is not known.
+        done: how many have an output.
+        one: it is a call of a single input.
+        started: when, by the monotonic clock.
+    """
+
+    __slots__ = ("_manager", "done", "function_name", "one", "started", "total")
+
+    def __init__(self, manager: OutputManager, function_name: str, total: int | None, one: bool) -> None:
+        self._manager = manager
+        self.function_name, self.total, self.one = function_name, total, one
+        self.done = 0
+        self.started = time.monotonic()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every input has its output."""
+        return self.done == self.total
+
+    def end(self) -> None:
+        """Say that the call is over, whatever became of it."""
+        self._manager.ended(self)
 
 
 class OutputManager:
@@ -71,17 +114,14 @@ class OutputManager:
         self._show_progress = show_progress
         self._lock = threading.RLock()
         self._attached: list[tuple[Client, str]] = []
-        self._functions: set[str] = set()
         self._partial: dict[tuple[str, int], str] = {}
         self._decoders: dict[tuple[str, int], codecs.IncrementalDecoder] = {}
         self._names: dict[str, str] = {}
         self._pending_said: dict[str, str] = {}
+        self._announced: set[str] = set()
 
     def created(self, kind: str, name: str) -> None:
         """Say that an object is ready: ``created("function", "square")``."""
-        if kind == "function":
-            with self._lock:
-                self._functions.add(name)
         self._progress_line(f"Created {kind} {name}.")
 
     def attach(self, client: Client, app_id: str) -> None:
@@ -95,21 +135,32 @@ class OutputManager:
         request = {"app_id": app_id, "logs": True, "backlog": True}
         submit(client._request("app.subscribe", request))
 
-    def input_progress(self, function_name: str, done: int, total: int | None) -> None:
-        """Say how far a call over many inputs is; ``total`` is None while inputs are still read."""
-        if total is not None and done == total:
-            self._progress_line(f"{function_name}: {done} of {total} inputs done.")
+    def begin(self, function_name: str, total: int | None, *, one: bool = False) -> CallProgress:
+        """Say that a call begins.
+
+        Args:
+            function_name: the Function's.
+            total: how many inputs it has, or None where only its end will tell.
+            one: it is a call of a single input, of which nothing but its result is said.
+        """
+        return CallProgress(self, function_name, total, one)
+
+    def ended(self, call: CallProgress) -> None:
+        """Take note of a call's end."""
+        if call.is_complete and not call.one:
+            self._progress_line(f"{call.function_name}: {call.done} of {call.total} inputs done.")
 
     def finished(self) -> None:
-        """End the display: detach from every App, write what was left without an end of line."""
+        """Detach from every App, and write what was left without an end of line."""
         with self._lock:
             attached, self._attached = self._attached, []
-            leftovers, self._partial = self._partial, {}
         for client, app_id in attached:
             client._unsubscribe(app_id, self.on_event)
-        for (container, stream), text in leftovers.items():
-            if text:
-                self._log_line(self._names.get(container, ""), stream, text)
+        for container in list(self._names):
+            self._close_container(container)
+
+    def close(self) -> None:
+        """End the display."""
 
     def on_event(self, event: dict[str, Any], payload: bytes) -> None:
         """Take one event of an App; called on the library's thread."""
@@ -117,7 +168,10 @@ class OutputManager:
             self._on_log(str(event.get("k", "")), str(event.get("f", "")), int(event.get("s", 1)), payload)
         elif event.get("t") == "ev":
             kind, name = str(event.get("e", "")), str(event.get("f", ""))
-            self.container_event(kind, name, str(event.get("k", "")), str(event.get("r") or ""))
+            container = str(event.get("k", ""))
+            self.container_event(kind, name, container, str(event.get("r") or ""))
+            if kind == "ended":
+                self._close_container(container)
 
     def container_event(self, kind: str, function_name: str, container_id: str, reason: str) -> None:
         """Say that a container starts, is ready, waits for a place (and why), or ended."""
@@ -126,7 +180,13 @@ class OutputManager:
                 repeated = self._pending_said.get(function_name) == reason
                 self._pending_said[function_name] = reason
             if not repeated:
-                self._progress_line(f"{function_name}: waiting for a container: {reason}")
+                self._progress_line(f"{function_name}: waiting for a container: {reason}.")
+        elif kind == "starting":
+            with self._lock:
+                first = function_name not in self._announced
+                self._announced.add(function_name)
+            if first:
+                self._progress_line(f"{function_name}: starting a container.")
         elif kind == "ready":
             with self._lock:
                 self._pending_said.pop(function_name, None)
@@ -136,32 +196,48 @@ class OutputManager:
     def _on_log(self, container: str, function_name: str, stream: int, payload: bytes) -> None:
         with self._lock:
             key = (container, stream)
-            self._functions.add(function_name)
             self._names[container] = function_name
             decoder = self._decoders.get(key)
             if decoder is None:
                 # One for each stream: a character may be cut in two by the chunks.
                 decoder = self._decoders[key] = codecs.getincrementaldecoder("utf-8")("replace")
-            *lines, rest = (self._partial.get(key, "") + decoder.decode(payload)).split("\n")
-            self._partial[key] = rest
-            for line in lines:
-                self._log_line(function_name, stream, line)
+            *lines, rest = (self._partial.pop(key, "") + decoder.decode(payload)).split("\n")
+            if rest:
+                # A bar that redraws itself never ends its line; its last state is all that counts.
+                self._partial[key] = rest if len(rest) < _LONG_LINE else _last_state(rest)
+            if lines:
+                self._write_lines(function_name, stream, [_last_state(line) for line in lines])
+
+    def _close_container(self, container: str) -> None:
+        with self._lock:
+            name = self._names.pop(container, "")
+            for stream in (1, 2):
+                self._decoders.pop((container, stream), None)
+                if text := self._partial.pop((container, stream), ""):
+                    self._write_lines(name, stream, [_last_state(text)])
 
     def _prefix(self, function_name: str) -> str:
-        return f"{function_name} | " if len(self._functions) > 1 and function_name else ""
+        return f"{function_name} | " if function_name else ""
 
-    def _log_line(self, function_name: str, stream: int, line: str) -> None:
-        self._write(self._err if stream == 2 else self._out, self._prefix(function_name) + line)
+    def _write_lines(self, function_name: str, stream: int, lines: list[str]) -> None:
+        prefix = self._prefix(function_name)
+        text = "".join(f"{prefix}{line}\n" for line in lines)
+        self._write(self._err if stream == 2 else self._out, text)
 
     def _progress_line(self, text: str) -> None:
         if self._show_progress:
-            self._write(self._out, text)
+            self._write(self._out, text + "\n")
 
-    def _write(self, stream: TextIO, line: str) -> None:
+    def _write(self, stream: TextIO, text: str) -> None:
         with self._lock:
             try:
-                stream.write(line + "\n")
+                stream.write(text)
                 stream.flush()
             except (BrokenPipeError, ValueError):
                 # The reader has gone (`| head`) or the stream was closed: the run itself goes on.
                 return
+
+
+def _last_state(line: str) -> str:
+    """Return what stands on a terminal after a line with carriage returns in it."""
+    return line.rstrip("\r").rpartition("\r")[2]

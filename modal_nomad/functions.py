@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from . import exception
+from . import _output, exception
 from ._autoscaling import FunctionAutoscalerSettings, FunctionStats, current_stats, update_autoscaler
 from ._bridge import blocking, blocking_function, io
 from ._execution_context import is_local
@@ -258,7 +258,13 @@ class Function(MapMethods[R], Generic[P, R]):
             RemoteError: its container was lost too often, or the input was cancelled.
         """
         client, function_id = await self._plain_target("remote")
-        return cast(R, await call_remote(client, function_id, args, kwargs, self._home()))
+        progress = _output.begin(self.tag, 1, one=True)
+        if progress is None:
+            return cast(R, await call_remote(client, function_id, args, kwargs, self._home()))
+        try:
+            return cast(R, await call_remote(client, function_id, args, kwargs, self._home()))
+        finally:
+            progress.end()
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, in this process."""

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import typer
 
+from modal_nomad.cli import _terminal
+
 FAILURE = 1
 USAGE = 2
 INTERRUPTED = 130
@@ -140,4 +142,4 @@ def _wants_full_traceback() -> bool:
 
 
 def _say(text: str) -> None:
-    typer.secho(text, err=True, fg=typer.colors.RED if text.startswith("Error") else None)
+    _terminal.say(text, "red" if text.startswith("Error") else None, err=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import typer
+from modal_nomad.cli._terminal import style
 
 _MARKS = {"Added": ("+", "green"), "Deleted": ("-", "red"), "Edited": ("+/-", "yellow")}
 
@@ -17,9 +17,9 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
         return [f"  job {plan['job_id']}: no changes"]
     lines = list(_job(diff, str(plan["job_id"])))
     if plan.get("warnings"):
-        lines += [typer.style(f"  warning: {line}", fg="yellow") for line in plan["warnings"].splitlines()]
+        lines += [style(f"  warning: {line}", "yellow") for line in plan["warnings"].splitlines()]
     for group, reason in (plan.get("failures") or {}).items():
-        lines.append(typer.style(f"  group {group} cannot be placed now: {reason}", fg="yellow"))
+        lines.append(style(f"  group {group} cannot be placed now: {reason}", "yellow"))
     return lines
 
 
@@ -58,4 +58,4 @@ def _values(change: Mapping[str, Any]) -> str:
 
 def _line(diff: Mapping[str, Any], text: str, depth: int) -> str:
     mark, colour = _MARKS.get(diff.get("Type", "None"), ("", None))
-    return typer.style(f"{mark:<3} {'  ' * depth}{text}", fg=colour)
+    return style(f"{mark:<3} {'  ' * depth}{text}", colour)

@@ -9,6 +9,7 @@ from typing import Any
 import typer
 
 from modal_nomad.cli import _errors
+from modal_nomad.cli._terminal import say
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 
@@ -42,10 +43,10 @@ def deploy(
         warnings.simplefilter("always")
         result = runner.deploy_app(chosen, name or None, environment_name=environment or None, tag=tag)
     for warning in caught:
-        typer.secho(f"Warning: {warning.message}", err=True, fg="yellow")
+        say(f"Warning: {warning.message}", "yellow", err=True)
     for function in chosen.registered_functions:
         typer.echo(f"Created function {function}.")
-    typer.secho(f"Deployed {name or chosen.name} ({result.app_id}).", fg="green")
+    say(f"Deployed {name or chosen.name} ({result.app_id}).", "green")
     if result.app_page_url:
         typer.echo(f"View it at {result.app_page_url}")
     if stream_logs:

@@ -41,24 +41,42 @@ def run(
     if interactive and quiet:
         raise UsageError("To use interactive mode, remove the --quiet flag.")
     from modal_nomad import _alias
-    from modal_nomad.cli import _entrypoint_args, _import_ref
+    from modal_nomad._output import enable_output
 
     _alias.install()
+    # From before the user's module is imported: a logger that it sets up writes past the display, too.
+    with ExitStack() as stack:
+        if not quiet:
+            stack.enter_context(enable_output())
+        ran, result = _run(reference, arguments or [], detach, interactive, environment or None, is_module)
+    if ran and write_result is not None:
+        _write(write_result, result)
+
+
+def _run(
+    reference: str,
+    arguments: list[str],
+    detach: bool,
+    interactive: bool,
+    environment: str | None,
+    is_module: bool,
+) -> tuple[bool, Any]:
+    """Find what is meant, read its flags and run it; False when only help was asked for."""
+    from modal_nomad.cli import _entrypoint_args, _import_ref
+
     ref = _import_ref.parse_ref(reference, is_module)
     module = _import_ref.import_target(ref)
     chosen = _import_ref.choose_runnable(_import_ref.find_apps(module), ref)
     func = chosen.target.get_raw_f()
-    parsed = _entrypoint_args.parse_arguments(func, arguments or [], f"modal-nomad run {reference}")
+    parsed = _entrypoint_args.parse_arguments(func, arguments, f"modal-nomad run {reference}")
     if parsed is None:
-        return
+        return False, None
     args, kwargs = parsed
     if not chosen.is_entrypoint and inspect.isgeneratorfunction(func):
         raise CommandError(f"{chosen.names[0]} is a generator function; 'run' cannot run one.")
     if chosen.app.name is None and not chosen.app.description:
         chosen.app.set_description(f"{Path(ref.target).name}::{chosen.names[0]}")
-    result = _run_app(chosen, func, args, kwargs, detach, interactive, environment or None, quiet)
-    if write_result is not None:
-        _write(write_result, result)
+    return True, _run_app(chosen, func, args, kwargs, detach, interactive, environment)
 
 
 def _run_app(
@@ -69,18 +87,12 @@ def _run_app(
     detach: bool,
     interactive: bool,
     environment: str | None,
-    quiet: bool,
 ) -> Any:
-    from modal_nomad._output import enable_output
-
     result: Any = None
     interrupted = False
-    with ExitStack() as stack:
-        if not quiet:
-            stack.enter_context(enable_output())
-        stack.enter_context(
-            chosen.app.run(detach=detach, interactive=interactive, environment_name=environment)
-        )
+    app_id: str | None = None
+    with chosen.app.run(detach=detach, interactive=interactive, environment_name=environment):
+        app_id = chosen.app.app_id
         try:
             with user_code():
                 if not chosen.is_entrypoint:
@@ -93,9 +105,16 @@ def _run_app(
             interrupted = True
             _next_interrupt_kills()
             raise
+    if detach:
+        typer.echo(
+            f"App {app_id} goes on without this terminal: 'modal-nomad app logs -f {app_id}' follows it,"
+            f" 'modal-nomad app stop {app_id}' ends it.",
+            err=True,
+        )
     # The run's own exit swallows the interrupt: a stop that was asked for is no error of the app.
     if interrupted:
-        typer.echo("Cancelled.", err=True)
+        if not detach:
+            typer.echo("Cancelled.", err=True)
         raise typer.Exit(INTERRUPTED)
     return result
 

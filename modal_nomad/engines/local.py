@@ -187,7 +187,7 @@ class LocalEngine(Engine):
         self._containers[request.container_id] = container
         ready = self._ground.prepared(plan)
         if ready is not None:
-            self._publish(container, ContainerState.PENDING, "starting")
+            self._publish(container, ContainerState.PENDING, "")
             self._launch(container, ready)
             return
         building = plan.image is not None and plan.image.layers

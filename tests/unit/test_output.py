@@ -6,11 +6,9 @@ import io
 from typing import Any
 
 import pytest
-from rich.console import Console
 
 from modal_nomad import _output
 from modal_nomad._output import OutputManager
-from modal_nomad._output_rich import RichOutput
 
 
 def log(
@@ -34,17 +32,30 @@ def test_lines_cut_by_chunks_are_joined_even_inside_a_character() -> None:
     for byte in data:
         manager.on_event(*log(bytes([byte])))
     manager.on_event(*log(b"oops\n", stream=2))
-    assert (out.getvalue(), err.getvalue()) == ("größe\n", "oops\n")
+    assert (out.getvalue(), err.getvalue()) == ("f | größe\n", "f | oops\n")
     manager.finished()
-    assert out.getvalue() == "größe\nrest\n"
+    assert out.getvalue() == "f | größe\nf | rest\n"
 
 
-def test_prefix_only_where_there_are_several_functions() -> None:
+def test_every_line_bears_its_functions_name() -> None:
     manager, out, _ = make()
     manager.on_event(*log(b"one\n"))
     manager.on_event(*log(b"two\n", function="g", container="ta-2"))
-    manager.on_event(*log(b"three\n"))
-    assert out.getvalue() == "one\ng | two\nf | three\n"
+    assert out.getvalue() == "f | one\ng | two\n"
+
+
+def test_a_bar_that_redraws_itself_leaves_its_last_state() -> None:
+    manager, out, _ = make()
+    manager.on_event(*log(b"\r 1/3\r 2/3"))
+    manager.on_event(*log(b"\r 3/3\nwindows\r\n"))
+    assert out.getvalue() == "f |  3/3\nf | windows\n"
+
+
+def test_an_open_line_is_written_when_its_container_ends() -> None:
+    manager, out, _ = make()
+    manager.on_event(*log(b"open"))
+    manager.on_event(event("ended"), b"")
+    assert out.getvalue() == "f | open\n"
 
 
 def test_created_progress_and_reasons() -> None:
@@ -52,12 +63,14 @@ def test_created_progress_and_reasons() -> None:
     manager.created("function", "f")
     manager.on_event(event("pending", "no node has 64 GiB"), b"")
     manager.on_event(event("pending", "no node has 64 GiB"), b"")
-    manager.input_progress("f", 1, 2)
-    manager.input_progress("f", 2, 2)
+    one, many = manager.begin("f", 1, one=True), manager.begin("f", 2)
+    one.done, many.done = 1, 2
+    one.end()
+    many.end()
     manager.on_event(event("ended", "out of memory"), b"")
     assert out.getvalue().splitlines() == [
         "Created function f.",
-        "f: waiting for a container: no node has 64 GiB",
+        "f: waiting for a container: no node has 64 GiB.",
         "f: 2 of 2 inputs done.",
         "f: container ended: out of memory",
     ]
@@ -80,17 +93,3 @@ def test_enable_output_nests_and_restores(capsys: pytest.CaptureFixture[str]) ->
         assert _output.current() is outer
     assert _output.current() is None
     assert capsys.readouterr().out == ""
-
-
-def test_rich_display_shows_logs_as_they_are() -> None:
-    out = io.StringIO()
-    manager = RichOutput(Console(file=out, force_terminal=True, width=100, color_system=None))
-    manager.created("function", "f")
-    manager.created("function", "g")
-    manager.on_event(event("starting"), b"")
-    manager.input_progress("f", 1, 3)
-    manager.on_event(*log(b"[bold]not markup[/bold]\n"))
-    manager.finished()
-    shown = out.getvalue()
-    assert "f | [bold]not markup[/bold]" in shown
-    assert "Created function f." in shown
