@@ -66,7 +66,7 @@ def output_error(status: int, payload: bytes) -> BaseException:
 class Unary:
     """A call of one input that this process waits for."""
 
-    def __init__(self, client: Client, function_id: str) -> None:
+    def __init__(self, client: Client, function_id: str, method: str = "") -> None:
         from concurrent.futures import Future
 
         from .wire.connection import Call
@@ -74,7 +74,12 @@ class Unary:
         self.client = client
         self.future: Future[Output] = Future()
         self.call = Call(
-            new_id("fc"), function_id, self._arrived, self._failed, parent=context.current_input_id() or ""
+            new_id("fc"),
+            function_id,
+            self._arrived,
+            self._failed,
+            parent=context.current_input_id() or "",
+            method=method,
         )
 
     def _arrived(self, outputs: list[Output]) -> None:
@@ -87,11 +92,16 @@ class Unary:
 
 
 async def call_remote(
-    client: Client, function_id: str, args: tuple[Any, ...], kwargs: dict[str, Any], home: str = ""
+    client: Client,
+    function_id: str,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    home: str = "",
+    method: str = "",
 ) -> Any:
     """Run one input remotely and return its value; a cancelled wait cancels the input."""
     payload, flags = await encode_input(client, args, kwargs, home)
-    unary = Unary(client, function_id)
+    unary = Unary(client, function_id, method)
     client._submit(unary.call, [(0, payload, flags)])
     try:
         output = await io(unary.future)
@@ -100,11 +110,12 @@ async def call_remote(
     return await decode_output(client, *output[1:])
 
 
-async def spawn_call(client: Client, function_id: str, inputs: list[Input]) -> str:
+async def spawn_call(client: Client, function_id: str, inputs: list[Input], method: str = "") -> str:
     """Hand inputs over for good and return the call's id: the store has them then."""
     from .wire.connection import Call
 
-    call = Call(new_id("fc"), function_id, _ignore, _ignore, parent=context.current_input_id() or "")
+    parent = context.current_input_id() or ""
+    call = Call(new_id("fc"), function_id, _ignore, _ignore, parent=parent, method=method)
     await io(client._submit_durable(call, inputs, len(inputs)))
     return call.call_id
 

@@ -31,7 +31,7 @@ _INSTANT = (list, tuple, range, str, bytes, dict, set, frozenset)
 class MapRun:
     """The state that the caller's thread, the feeder and the library's loop share."""
 
-    def __init__(self, client: Client, function_id: str, home: str = "") -> None:
+    def __init__(self, client: Client, function_id: str, home: str = "", method: str = "") -> None:
         self.client = client
         self.home = home
         self.arrived: deque[list[Output]] = deque()
@@ -47,6 +47,7 @@ class MapRun:
             self._on_outputs,
             self._on_failure,
             parent=context.current_input_id() or "",
+            method=method,
         )
 
     def _on_outputs(self, outputs: list[Output]) -> None:
@@ -89,6 +90,7 @@ async def map_outputs(
     kwargs: dict[str, Any],
     *,
     home: str = "",
+    method: str = "",
     order_outputs: bool,
     instant: bool,
     failed: Callable[[BaseException], Any] | None,
@@ -102,12 +104,13 @@ async def map_outputs(
         inputs: argument tuples.
         kwargs: keyword arguments of every input.
         home: the module that the containers have loaded, where that is known.
+        method: which method of a class; empty for a plain function.
         order_outputs: yield in input order rather than as they come.
         instant: drawing an input never waits, so no thread is needed to draw them.
         failed: what to yield for an exception; None raises it.
         progress: what shows how far it is.
     """
-    run = MapRun(client, function_id, home)
+    run = MapRun(client, function_id, home, method)
     feed: _Feed
     if not instant:
         feed = _BackgroundFeed(run, inputs, kwargs)

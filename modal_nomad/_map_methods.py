@@ -20,6 +20,8 @@ R = TypeVar("R")
 class MapMethods(Generic[R]):
     """What ``Function`` offers for many inputs; it says which Function that is, and where."""
 
+    _method: str
+
     async def _plain_target(self, verb: str) -> tuple[Client, str]:
         raise NotImplementedError
 
@@ -134,7 +136,9 @@ class MapMethods(Generic[R]):
 
         client, function_id = await self._plain_target(verb)
         rows, _ = _rows(verb, iterables)
-        return client, await spawn_inputs(client, function_id, rows, dict(kwargs or {}), self._home())
+        return client, await spawn_inputs(
+            client, function_id, rows, dict(kwargs or {}), self._home(), self._method
+        )
 
     async def _outputs(
         self,
@@ -154,6 +158,7 @@ class MapMethods(Generic[R]):
             inputs,
             dict(kwargs or {}),
             home=self._home(),
+            method=self._method,
             order_outputs=ordered,
             instant=instant,
             failed=failed,

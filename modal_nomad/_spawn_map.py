@@ -29,9 +29,11 @@ async def spawn_inputs(
     inputs: Iterable[tuple[Any, ...]] | AsyncIterable[tuple[Any, ...]],
     kwargs: dict[str, Any],
     home: str = "",
+    method: str = "",
 ) -> str:
     """Hand over inputs as they are drawn; return the call's id when the store has all of them."""
-    call = Call(new_id("fc"), function_id, _ignore, _ignore, parent=context.current_input_id() or "")
+    parent = context.current_input_id() or ""
+    call = Call(new_id("fc"), function_id, _ignore, _ignore, parent=parent, method=method)
     waiting: deque[Future[None]] = deque()
     chunk: list[Input] = []
     count = size = 0

@@ -56,6 +56,8 @@ class Function(MapMethods[R], Generic[P, R]):
     _client: Client | None
     _where: tuple[str, str, str | None] | None
     _remote_generator: bool
+    # Which method of a class its calls name; empty for a plain function.
+    _method: str
 
     @classmethod
     def _new(cls) -> Function[Any, Any]:
@@ -63,6 +65,7 @@ class Function(MapMethods[R], Generic[P, R]):
         function._app = function._raw_f = function._info = function._options = None
         function._function_id = function._client = function._where = None
         function._remote_generator = False
+        function._method = ""
         return cast("Function[Any, Any]", function)
 
     @classmethod
@@ -259,10 +262,11 @@ class Function(MapMethods[R], Generic[P, R]):
         """
         client, function_id = await self._plain_target("remote")
         progress = _output.begin(self.tag, 1, one=True)
+        home, method = self._home(), self._method
         if progress is None:
-            return cast(R, await call_remote(client, function_id, args, kwargs, self._home()))
+            return cast(R, await call_remote(client, function_id, args, kwargs, home, method))
         try:
-            return cast(R, await call_remote(client, function_id, args, kwargs, self._home()))
+            return cast(R, await call_remote(client, function_id, args, kwargs, home, method))
         finally:
             progress.end()
 
@@ -282,7 +286,7 @@ class Function(MapMethods[R], Generic[P, R]):
         """
         client, function_id = await self._plain_target("spawn")
         payload, flags = await encode_input(client, args, dict(kwargs), self._home())
-        call_id = await spawn_call(client, function_id, [(0, payload, flags)])
+        call_id = await spawn_call(client, function_id, [(0, payload, flags)], self._method)
         return FunctionCall._new(call_id, client, is_generator=False)
 
     # --- containers -------------------------------------------------------------------------------

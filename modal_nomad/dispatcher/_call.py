@@ -38,15 +38,19 @@ class Call:
         "function_id",
         "last",
         "low",
+        "method",
         "owner",
         "pending",
     )
 
-    def __init__(self, call_id: str, function_id: str, durable: bool, owner: str | None) -> None:
+    def __init__(
+        self, call_id: str, function_id: str, durable: bool, owner: str | None, method: str = ""
+    ) -> None:
         self.call_id = call_id
         self.function_id = function_id
         self.durable = durable
         self.owner = owner
+        self.method = method
         self.entries: dict[int, Input | Output] = {}
         self.low = 0
         self.forgotten: set[int] = set()

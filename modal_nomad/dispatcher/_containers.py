@@ -227,6 +227,7 @@ class Containers:
             # The same container again: its old connection broke without our noticing.
             self.handle(ev.WorkerLost(session.container_id, "its connection was replaced"))
         info.session = session
+        session.of_class = info.function.spec.is_class
         return info
 
     def ready(self, info: ContainerInfo, slots: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 
@@ -48,10 +49,11 @@ class DurableCalls:
             if call.function_id not in self._functions:
                 continue
             done = [o.index for o in await self._store.outputs(call.call_id)]
-            self._handle(ev.InputsSubmitted(call.call_id, call.function_id, True, None, []))
+            again = ev.InputsSubmitted(call.call_id, call.function_id, True, None, [], method=call.method)
+            self._handle(again)
             self._handle(ev.OutputsStored(call.call_id, done))
             items = [(i.index, i.payload, i.flags) for i in page.inputs]
-            self._handle(ev.InputsSubmitted(call.call_id, call.function_id, True, None, items))
+            self._handle(dataclasses.replace(again, inputs=items))
 
     async def submit(
         self,
@@ -61,6 +63,7 @@ class DurableCalls:
         *,
         kind: str = "spawn",
         num_inputs: int | None = None,
+        method: str = "",
     ) -> None:
         """Take inputs of a spawned call; returns when they are on the disk.
 
@@ -70,11 +73,14 @@ class DurableCalls:
             items: some of its inputs.
             kind: ``spawn``, or ``generator`` when the function yields.
             num_inputs: how many inputs the call has in all, once that is known.
+            method: which method of a class; empty for a plain function.
         """
         self.ids.add(call_id)
         inputs = [StoredInput(*item) for item in items]
-        await self._store.add_inputs(call_id, function_id, inputs, kind=kind, num_inputs=num_inputs)
-        self._handle(ev.InputsSubmitted(call_id, function_id, True, None, items))
+        await self._store.add_inputs(
+            call_id, function_id, inputs, kind=kind, num_inputs=num_inputs, method=method
+        )
+        self._handle(ev.InputsSubmitted(call_id, function_id, True, None, items, method=method))
 
     async def keep(self, call_id: str, outputs: Sequence[ev.Output]) -> None:
         """Put outputs into the store, then wake who waits for them."""

@@ -74,7 +74,7 @@ class FunctionPolicy:
             max_containers=spec.max_containers,
             buffer_containers=spec.buffer_containers,
             scaledown_window=spec.scaledown_window,
-            max_concurrent_inputs=spec.max_concurrent_inputs,
+            max_concurrent_inputs=spec.slots,
             target_inputs=spec.target_concurrent_inputs,
             single_use=spec.single_use_containers,
         )
@@ -114,6 +114,7 @@ class InputsSubmitted:
         owner: the client whose loss cancels a call that is not durable. For a call made inside a
             container pass that container's id: so the engine knows which containers wait for a child.
         last: no inputs beyond these will come, so that ``CallDone`` can be said.
+        method: which method of a class is called; empty for a plain function.
     """
 
     call_id: str
@@ -122,6 +123,7 @@ class InputsSubmitted:
     owner: str | None
     inputs: Sequence[SubmittedInput]
     last: bool = False
+    method: str = ""
 
 
 @dataclass(frozen=True, slots=True)

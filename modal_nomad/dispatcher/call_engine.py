@@ -84,6 +84,11 @@ class CallEngine(Upkeep):
         call = self._calls.get(call_id)
         return call.pending if call else None
 
+    def method(self, call_id: str) -> str:
+        """Which method a call names; empty for a plain function or an unknown call."""
+        call = self._calls.get(call_id)
+        return call.method if call else ""
+
     def stats(self) -> ev.EngineStats:
         """Totals now and since the start."""
         views = self.pools()
@@ -142,7 +147,7 @@ class CallEngine(Upkeep):
     def _inputs_submitted(self, event: ev.InputsSubmitted) -> None:
         call = self._calls.get(event.call_id)
         if call is None:
-            call = Call(event.call_id, event.function_id, event.durable, event.owner)
+            call = Call(event.call_id, event.function_id, event.durable, event.owner, event.method)
             self._calls[event.call_id] = call
             self._own(call, event.owner)
         elif call.owner != event.owner and event.owner is not None:

@@ -184,6 +184,8 @@ class Dispatcher:
             }
             if any(r[4] for r in part):
                 header["f"] = [r[4] for r in part]
+            if session.of_class:
+                header["m"] = [self.calls.method(r[1]) for r in part]
             session.send(encode(header, [r[3] for r in part]))
 
     def _deliver(self, command: ev.Deliver) -> None:
@@ -208,19 +210,31 @@ class Dispatcher:
     # --- calls ------------------------------------------------------------------------------------
 
     def submit(
-        self, session: ClientSession, call_id: str, function_id: str, items: Sequence[ev.SubmittedInput]
+        self,
+        session: ClientSession,
+        call_id: str,
+        function_id: str,
+        items: Sequence[ev.SubmittedInput],
+        method: str = "",
     ) -> None:
         """Take inputs of a call that its client waits for."""
         self._call_owner[call_id] = session.owner
-        self.handle(ev.InputsSubmitted(call_id, function_id, False, session.caller, items))
+        self.handle(ev.InputsSubmitted(call_id, function_id, False, session.caller, items, method=method))
 
     async def submit_durable(
-        self, call_id: str, function_id: str, items: Sequence[ev.SubmittedInput], num_inputs: int | None
+        self,
+        call_id: str,
+        function_id: str,
+        items: Sequence[ev.SubmittedInput],
+        num_inputs: int | None,
+        method: str = "",
     ) -> None:
         """Take inputs of a spawned call; returns when they are on the disk."""
         function = self.functions.get(function_id)
-        kind = GENERATOR if function is not None and function.spec.is_generator else "spawn"
-        await self.durable.submit(call_id, function_id, items, kind=kind, num_inputs=num_inputs)
+        kind = GENERATOR if function is not None and function.spec.yields(method) else "spawn"
+        await self.durable.submit(
+            call_id, function_id, items, kind=kind, num_inputs=num_inputs, method=method
+        )
 
     def end_call(self, call_id: str) -> None:
         """Forget a call that its client no longer waits for."""

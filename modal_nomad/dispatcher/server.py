@@ -175,14 +175,15 @@ class Server:
         dispatcher = self.dispatcher
         if kind == "in":
             call_id, function_id = text(header.get("c")), text(header.get("f"))
+            method = text(header.get("m", ""))
             items = _inputs(header, payloads)
             acked = header.get("k")
             if acked:
                 dispatcher.handle(ev.OutputsAcked(call_id, integers(acked)))
             if header.get("d"):
-                dispatcher.background(self._durable(session, header, call_id, function_id, items))
+                dispatcher.background(self._durable(session, header, call_id, function_id, items, method))
             else:
-                dispatcher.submit(session, call_id, function_id, items)
+                dispatcher.submit(session, call_id, function_id, items, method)
         elif kind == "end":
             calls = header.get("c")
             if not isinstance(calls, list):
@@ -201,13 +202,14 @@ class Server:
         call_id: str,
         function_id: str,
         items: Sequence[ev.SubmittedInput],
+        method: str,
     ) -> None:
         answer: frames.Header = {"t": "rs", "i": header.get("i", 0), "v": {}}
         try:
             total = header.get("n")
             if total is not None and (type(total) is not int or total < 0):
                 raise InvalidError("the number of a call's inputs must be a whole number")
-            await self.dispatcher.submit_durable(call_id, function_id, items, total)
+            await self.dispatcher.submit_durable(call_id, function_id, items, total, method)
         except Exception as error:
             answer = {"t": "rs", "i": header.get("i", 0), "e": _error(error)}
         session.send_frame(answer)
@@ -263,7 +265,7 @@ class Server:
                     payloads[0] if payloads else b"",
                 )
             elif kind == "ready":
-                dispatcher.containers.ready(info, function.spec.max_concurrent_inputs)
+                dispatcher.containers.ready(info, function.spec.slots)
             elif kind == "back":
                 dispatcher.handle(ev.InputsGivenBack(container_id, integers(header.get("x"))))
             elif kind == "init_failed":

@@ -39,12 +39,17 @@ class ClientSession(Session):
 
 
 class WorkerSession(Session):
-    """A container's worker."""
+    """A container's worker.
+
+    Attributes:
+        of_class: it runs a class, so that inputs must say their method.
+    """
 
     def __init__(self, peer: Peer, identity: Identity, container_id: str) -> None:
         super().__init__(peer, identity)
         self.container_id = container_id
         self.said_bye = False
+        self.of_class = False
 
 
 def integers(value: Any, count: int | None = None) -> list[int]:

@@ -36,10 +36,11 @@ class Call:
     Attributes:
         call_id: ``fc-…``.
         function_id: ``fu-…``.
+        method: which method of a class; empty for a plain function.
         pending: inputs without an output, by index; sent again after a reconnect.
     """
 
-    __slots__ = ("acks", "call_id", "function_id", "on_failure", "on_outputs", "parent", "pending")
+    __slots__ = ("acks", "call_id", "function_id", "method", "on_failure", "on_outputs", "parent", "pending")
 
     def __init__(
         self,
@@ -49,12 +50,14 @@ class Call:
         on_failure: Callable[[BaseException], None],
         *,
         parent: str = "",
+        method: str = "",
     ) -> None:
         self.call_id = call_id
         self.function_id = function_id
         self.on_outputs = on_outputs
         self.on_failure = on_failure
         self.parent = parent
+        self.method = method
         self.pending: Dict[int, Tuple[bytes, int]] = {}
         self.acks: List[int] = []
 
@@ -443,4 +446,6 @@ def _inputs_frame(header: frames.Header, call: Call, inputs: List[Input]) -> byt
         header["g"] = [item[2] for item in inputs]
     if call.parent:
         header["p"] = call.parent
+    if call.method:
+        header["m"] = call.method
     return frames.encode(header, [item[1] for item in inputs])

@@ -96,6 +96,29 @@ class ImageSpec:
 
 
 @dataclass(frozen=True)
+class MethodSpec:
+    """A method of a class that can be called: whether it yields, and whether it is async."""
+
+    is_generator: bool = False
+    is_async: bool = False
+
+
+@dataclass(frozen=True)
+class ParameterSpec:
+    """A ``modal.parameter()`` of a class.
+
+    Attributes:
+        name: of the attribute.
+        type: ``str``, ``int``, ``bool`` or ``bytes``.
+        default: as JSON, the hexadecimal digits of bytes; None when the parameter must be given.
+    """
+
+    name: str
+    type: str
+    default: Any = None
+
+
+@dataclass(frozen=True)
 class FunctionSpec:
     """All that the dispatcher, an engine and a container need to know of one Function.
 
@@ -122,10 +145,17 @@ class FunctionSpec:
         max_containers: ceiling, or None.
         buffer_containers: extra idle containers kept while the Function is active.
         scaledown_window: seconds an idle container lives.
-        max_concurrent_inputs: inputs one container runs at a time.
+        max_concurrent_inputs: inputs (or batches of them) one container runs at a time.
         target_concurrent_inputs: inputs per container that the autoscaler aims at, or None.
+        batch_max_size: the most inputs of one batch; None: each input is a call of its own.
+        batch_wait_ms: milliseconds a batch waits, from its first input on, to fill up.
         single_use_containers: a container ends after one input.
         region: datacenters to be placed in; empty means any.
+        is_class: what is found at ``qualname`` is a class, and each call names one of its ``methods``.
+        methods: the methods of a class that can be called, by name.
+        parameters: its ``modal.parameter()`` fields.
+        needs_parameters: it cannot be constructed without any.
+        enable_memory_snapshot: its ``@enter(snap=True)`` hooks run before the others.
     """
 
     app: str
@@ -152,8 +182,26 @@ class FunctionSpec:
     scaledown_window: float = 60.0
     max_concurrent_inputs: int = 1
     target_concurrent_inputs: Optional[int] = None
+    batch_max_size: Optional[int] = None
+    batch_wait_ms: int = 0
     single_use_containers: bool = False
     region: Tuple[str, ...] = ()
+    is_class: bool = False
+    methods: Mapping[str, MethodSpec] = field(default_factory=dict)
+    parameters: Tuple[ParameterSpec, ...] = ()
+    needs_parameters: bool = False
+    enable_memory_snapshot: bool = False
+
+    @property
+    def slots(self) -> int:
+        """Inputs that one container may hold at a time to run them."""
+        return self.max_concurrent_inputs * (self.batch_max_size or 1)
+
+    def yields(self, method: str = "") -> bool:
+        """Say whether the function, or this method of the class, is a generator."""
+        if self.is_class:
+            return method in self.methods and self.methods[method].is_generator
+        return self.is_generator
 
     def to_dict(self) -> Dict[str, Any]:
         """Return the JSON object of this specification."""
@@ -172,6 +220,11 @@ class FunctionSpec:
             known["image"] = ImageSpec.from_dict(known["image"])
         if known.get("retries"):
             known["retries"] = RetrySpec(**_known(RetrySpec, known["retries"]))
+        methods = known.get("methods") or {}
+        known["methods"] = {k: MethodSpec(**_known(MethodSpec, v)) for k, v in methods.items()}
+        known["parameters"] = tuple(
+            ParameterSpec(**_known(ParameterSpec, x)) for x in known.get("parameters") or ()
+        )
         for name in ("cpu", "memory", "region"):
             if name in known:
                 known[name] = tuple(known[name])

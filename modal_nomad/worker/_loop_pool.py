@@ -153,7 +153,7 @@ class LoopPool:
             self._ended.set_result(None)
 
     async def _one(self, work: Work, running: _Running) -> None:
-        lease, _, _, flags, data = work
+        lease, _, _, flags, data, _ = work
         current_work.set(work)
         try:
             if flags:

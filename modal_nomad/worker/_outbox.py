@@ -12,8 +12,8 @@ from ._session import Session
 MAX_OUTPUTS = 64
 MAX_BYTES = 256 * 1024
 
-Work = Tuple[Any, str, int, int, bytes]
-"""A leased input: lease, call id, index, flags, payload."""
+Work = Tuple[Any, str, int, int, bytes, str]
+"""A leased input: lease, call id, index, flags, payload, method of a class (empty for a function)."""
 Output = Tuple[Any, int, int, bytes]
 """An output: lease, status, flags, payload."""
 

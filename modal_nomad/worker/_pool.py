@@ -248,7 +248,7 @@ class Lane:
                 outbox.flush()
                 size = 0
                 oldest = now = monotonic()
-            lease, _, _, flags, data = work
+            lease, _, _, flags, data, _ = work
             self.started = now
             self.lease = lease
             set_current(work)

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections import deque
+from itertools import repeat
 from typing import Any, Callable, Deque, Dict, List, Optional
 
 from ..wire import frames
@@ -102,7 +103,7 @@ class Runner:
             self._queue,
             self._values,
             lambda: Outbox(self._session, self._sync),
-            spec.max_concurrent_inputs,
+            spec.slots,
             spec.timeout,
             self._give_back,
             self.request_drain,
@@ -110,7 +111,7 @@ class Runner:
         self._pool = pool
         if self._draining:
             pool.stop()
-        self._session.ready(spec.max_concurrent_inputs)
+        self._session.ready(spec.slots)
         pool.run()
 
     def _finish(self, code: int) -> int:
@@ -239,7 +240,8 @@ class Runner:
                 self._give_back(leases)
                 return
             flags = header.get("f") or [0] * len(leases)
-            works = zip(leases, header["c"], header["n"], flags, payloads)  # noqa: B905 (not on 3.9)
+            methods = header.get("m") or repeat("")
+            works = zip(leases, header["c"], header["n"], flags, payloads, methods)  # noqa: B905 (not on 3.9)
             self._queue.extend(works)
             self._pool.wake(len(leases))
         elif kind == "cancel":

@@ -70,7 +70,7 @@ class FunctionRecord:
 
 @dataclass(frozen=True)
 class CallRecord:
-    """A durable call. ``num_inputs`` is None while its caller may still add inputs."""
+    """A durable call: ``num_inputs`` is None while its caller may still add inputs, ``method`` a class's."""
 
     call_id: str
     function_id: str
@@ -78,6 +78,28 @@ class CallRecord:
     created_at: float
     num_inputs: int | None = None
     expires_at: float | None = None
+    method: str = ""
+
+
+@dataclass(frozen=True)
+class VariantRecord:
+    """A Function made from another at run time.
+
+    Attributes:
+        function_id: its own id.
+        parent_id: what it was made from.
+        app_id: the parent's App.
+        params: the serialized constructor parameters of a class, or None.
+        spec: its specification when it has options of its own; None follows the parent's.
+        job: the rendered job that goes with ``spec``.
+    """
+
+    function_id: str
+    parent_id: str
+    app_id: str
+    params: bytes | None = None
+    spec: Mapping[str, Any] | None = None
+    job: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -174,6 +196,20 @@ class Store(abc.ABC):
     async def function_ids(self, app_name: str, environment: str) -> dict[str, str]:
         """Return name to id of every Function ever deployed under an App's name."""
 
+    # Variants of Functions
+
+    @abc.abstractmethod
+    async def add_variant(self, variant: VariantRecord) -> None:
+        """Keep a variant; one that is known already is no error."""
+
+    @abc.abstractmethod
+    async def variants(self) -> list[VariantRecord]:
+        """Return every variant, parents before what was made from them."""
+
+    @abc.abstractmethod
+    async def remove_variants(self, function_ids: Sequence[str]) -> None:
+        """Forget variants; unknown ones are no error."""
+
     # Durable calls
 
     @abc.abstractmethod
@@ -186,6 +222,7 @@ class Store(abc.ABC):
         kind: str = "spawn",
         num_inputs: int | None = None,
         expires_at: float | None = None,
+        method: str = "",
     ) -> None:
         """Accept inputs of a call, making the call on its first ones.
 

@@ -93,5 +93,22 @@ CREATE TABLE tokens (
 
 _AUTOSCALER = "ALTER TABLE functions ADD COLUMN autoscaler TEXT NOT NULL DEFAULT '{}'"
 
-STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER)
+_CLASSES = """
+ALTER TABLE calls ADD COLUMN method TEXT NOT NULL DEFAULT '';
+
+-- Functions made from others at run time: a class with parameters, or with other options. A row without
+-- a job follows its parent.
+CREATE TABLE variants (
+    key INTEGER PRIMARY KEY,
+    function_id TEXT NOT NULL UNIQUE,
+    parent_id TEXT NOT NULL,
+    app_id TEXT NOT NULL,
+    params BLOB,
+    spec TEXT,
+    job TEXT
+);
+CREATE INDEX variants_by_parent ON variants (parent_id);
+"""
+
+STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER, _CLASSES)
 VERSION = len(STEPS)

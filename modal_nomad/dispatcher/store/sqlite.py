@@ -26,6 +26,7 @@ from modal_nomad.dispatcher.store.base import (
     StoredOutput,
     StoreError,
     TokenRecord,
+    VariantRecord,
     VersionRecord,
 )
 
@@ -36,7 +37,8 @@ PAGE = 1000
 _APP = "app_id, name, description, environment, state, version, created_at, stopped_at"
 _VERSION = "app_id, version, deployed_at, client, deployed_by, tag"
 _FUNCTION = "function_id, app_id, name, environment, version, spec, job, autoscaler"
-_CALL = "call_id, function_id, kind, created_at, num_inputs, expires_at"
+_VARIANT = "function_id, parent_id, app_id, params, spec, job"
+_CALL = "call_id, function_id, kind, created_at, num_inputs, expires_at, method"
 
 
 class SqliteStore(Store):
@@ -251,6 +253,32 @@ class SqliteStore(Store):
         )
         return {row[0]: row[1] for row in rows}
 
+    # Variants of Functions
+
+    async def add_variant(self, variant: VariantRecord) -> None:
+        await self._execute(
+            f"INSERT OR IGNORE INTO variants ({_VARIANT}) VALUES (?,?,?,?,?,?)",
+            (
+                variant.function_id,
+                variant.parent_id,
+                variant.app_id,
+                variant.params,
+                None if variant.spec is None else json.dumps(variant.spec),
+                None if variant.job is None else json.dumps(variant.job),
+            ),
+        )
+
+    async def variants(self) -> list[VariantRecord]:
+        rows = await self._read(f"SELECT {_VARIANT} FROM variants ORDER BY key")
+        return [
+            VariantRecord(*row[:4], *(None if text is None else json.loads(text) for text in row[4:]))
+            for row in rows
+        ]
+
+    async def remove_variants(self, function_ids: Sequence[str]) -> None:
+        rows = [(x,) for x in function_ids]
+        await self._write(lambda db: db.executemany("DELETE FROM variants WHERE function_id = ?", rows))
+
     # Durable calls
 
     async def add_inputs(
@@ -262,16 +290,17 @@ class SqliteStore(Store):
         kind: str = "spawn",
         num_inputs: int | None = None,
         expires_at: float | None = None,
+        method: str = "",
     ) -> None:
         now = self._clock()
 
         def write(db: sqlite3.Connection) -> None:
             db.execute(
-                "INSERT INTO calls (call_id, function_id, kind, created_at, num_inputs, expires_at)"
-                " VALUES (?,?,?,?,?,?) ON CONFLICT (call_id) DO UPDATE SET"
+                f"INSERT INTO calls ({_CALL}) VALUES (?,?,?,?,?,?,?)"
+                " ON CONFLICT (call_id) DO UPDATE SET"
                 " num_inputs = coalesce(excluded.num_inputs, num_inputs),"
                 " expires_at = coalesce(excluded.expires_at, expires_at)",
-                (call_id, function_id, kind, now, num_inputs, expires_at),
+                (call_id, function_id, kind, now, num_inputs, expires_at, method),
             )
             key = _key(db, call_id)
             db.executemany(
