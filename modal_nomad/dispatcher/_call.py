@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 from modal_nomad.dispatcher._events import Output
+
+if TYPE_CHECKING:
+    from modal_nomad.dispatcher._streams import Stream
 
 
 class Input:
@@ -41,6 +45,7 @@ class Call:
         "method",
         "owner",
         "pending",
+        "streams",
     )
 
     def __init__(
@@ -58,6 +63,7 @@ class Call:
         self.last = False
         self.done_said = False
         self.closed = False
+        self.streams: dict[int, Stream] | None = None
 
     def forget(self, indexes: Iterable[int]) -> None:
         """Drop the outputs of these indexes and remember that they are done; pending ones stay."""
@@ -66,6 +72,8 @@ class Call:
             if type(entries.get(index)) is Input:
                 continue
             entries.pop(index, None)
+            if self.streams is not None:
+                self.streams.pop(index, None)
             if index == low:
                 low += 1
                 while low in forgotten:

@@ -30,6 +30,8 @@ ReturnedOutput: TypeAlias = tuple[int, int, bytes, int]
 """lease, status, payload, flags"""
 Output: TypeAlias = tuple[int, int, bytes, int]
 """index, status, payload, flags"""
+Item: TypeAlias = tuple[bytes, int]
+"""What a generator yielded: payload, flags"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,6 +239,25 @@ class OutputsReturned:
 
 
 @dataclass(frozen=True, slots=True)
+class ItemsProduced:
+    """What one generator input yielded next; the first of the items has number ``first``."""
+
+    container_id: str
+    lease: int
+    first: int
+    items: Sequence[Item]
+
+
+@dataclass(frozen=True, slots=True)
+class ItemsTaken:
+    """The reader of a generator has its first ``count`` items; of a durable call: the store has them."""
+
+    call_id: str
+    index: int
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class InputsGivenBack:
     """Prefetched inputs that a worker did not start (a long input is ahead of them, or it drains)."""
 
@@ -280,6 +301,8 @@ Event: TypeAlias = (
     | WorkerReady
     | WorkerInitFailed
     | OutputsReturned
+    | ItemsProduced
+    | ItemsTaken
     | InputsGivenBack
     | WorkerDraining
     | WorkerLost
@@ -304,6 +327,25 @@ class Deliver:
 
     call_id: str
     outputs: list[Output]
+
+
+@dataclass(frozen=True, slots=True)
+class DeliverItems:
+    """Pass on what a generator yielded, as ``Deliver``; the first of the items has number ``first``."""
+
+    call_id: str
+    index: int
+    first: int
+    items: list[Item]
+
+
+@dataclass(frozen=True, slots=True)
+class GrantItems:
+    """Tell the worker how many of a generator's items its reader has taken."""
+
+    container_id: str
+    lease: int
+    taken: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -351,7 +393,15 @@ class CancelLeases:
 
 
 Command: TypeAlias = (
-    Lease | Deliver | CallDone | StartContainers | DrainContainer | StopContainer | CancelLeases
+    Lease
+    | Deliver
+    | DeliverItems
+    | GrantItems
+    | CallDone
+    | StartContainers
+    | DrainContainer
+    | StopContainer
+    | CancelLeases
 )
 
 

@@ -16,12 +16,13 @@ from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher._call import Call, Input
 from modal_nomad.dispatcher._events import Command, Event, FunctionPolicy, Output
 from modal_nomad.dispatcher._pool import Container, Pool
-from modal_nomad.dispatcher._upkeep import CHECK_SECONDS, Upkeep
+from modal_nomad.dispatcher._streams import Streams
+from modal_nomad.dispatcher._upkeep import CHECK_SECONDS
 from modal_nomad.dispatcher.autoscaler import STALL_SECONDS
 from modal_nomad.wire.spec import RetrySpec
 
 
-class CallEngine(Upkeep):
+class CallEngine(Streams):
     """Queues, leases, retries and containers of all Functions.
 
     Args:
@@ -48,6 +49,8 @@ class CallEngine(Upkeep):
             ev.WorkerReady: self._worker_ready,
             ev.WorkerInitFailed: self._worker_init_failed,
             ev.OutputsReturned: self._outputs_returned,
+            ev.ItemsProduced: self._items_produced,
+            ev.ItemsTaken: self._items_taken,
             ev.InputsGivenBack: self._inputs_given_back,
             ev.WorkerDraining: self._worker_draining,
             ev.WorkerLost: self._container_gone,
@@ -170,6 +173,8 @@ class CallEngine(Upkeep):
                     append(item)
             elif type(known) is tuple:
                 again.append(known)
+        if call.streams is not None:
+            self._deliver_items_again(call)
         if again:
             self._out.append(ev.Deliver(call.call_id, again))
         count = len(queue) - waiting
@@ -271,6 +276,7 @@ class CallEngine(Upkeep):
     def _call_attached(self, event: ev.CallAttached) -> None:
         call = self._calls.get(event.call_id)
         if call is not None:
+            self._deliver_items_again(call)
             outputs = call.outputs()
             if outputs:
                 self._out.append(ev.Deliver(call.call_id, outputs))
