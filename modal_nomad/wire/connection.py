@@ -366,7 +366,7 @@ class Connection:
                     )
                     return
             await asyncio.sleep(delay)
-            delay = min(delay * 1.6, 2.0)
+            delay = min(delay * 1.6, 0.5)
 
     def _fail(self, error: BaseException) -> None:
         for _, future in list(self._requests.values()):

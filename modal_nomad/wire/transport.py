@@ -1,6 +1,7 @@
 """Blocking sockets for the container: a WebSocket and a blob client, standard library only."""
 
 import hashlib
+import os
 import socket
 import threading
 from collections import deque
@@ -84,8 +85,12 @@ class SyncWebSocket:
             except OSError as error:
                 raise ConnectionError(f"the connection to the dispatcher is lost: {error}") from error
 
-    def recv(self, timeout: Optional[float] = None) -> Optional[bytes]:
+    def recv(self, timeout: Optional[float] = None, alarm: int = -1) -> Optional[bytes]:
         """Return the next message, or None when ``timeout`` seconds pass without one.
+
+        Args:
+            timeout: seconds, or None for ever.
+            alarm: the reading end of a pipe; when there is something in it, that is read and None returned.
 
         Raises:
             ConnectionError: the connection is gone.
@@ -94,7 +99,7 @@ class SyncWebSocket:
         while not messages:
             if self._closed:
                 raise ConnectionError("the dispatcher closed the connection")
-            if timeout is not None and not self._readable(timeout):
+            if timeout is not None and not self._readable(timeout, alarm):
                 return None
             self._read()
         return messages.popleft()
@@ -111,19 +116,27 @@ class SyncWebSocket:
             pass
         self._sock.close()
 
-    def _readable(self, timeout: float) -> bool:
-        import select
-
+    def _readable(self, timeout: float, alarm: int) -> bool:
         pending = getattr(self._sock, "pending", None)
         if pending is not None and pending():
             return True
         if self._poll is None:
+            import select
+
             self._poll = select.poll()
             try:
                 self._poll.register(self._sock, select.POLLIN)
+                if alarm >= 0:
+                    self._poll.register(alarm, select.POLLIN)
             except (OSError, ValueError) as error:
                 raise ConnectionError("the connection is closed") from error
-        return bool(self._poll.poll(timeout * 1000))
+        ready = self._poll.poll(timeout * 1000)
+        if not ready:
+            return False
+        if ready[0][0] == alarm or len(ready) > 1:
+            os.read(alarm, 4096)
+            return False
+        return True
 
     def _read(self) -> None:
         try:

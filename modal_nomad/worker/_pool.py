@@ -66,6 +66,7 @@ class Pool:
         self.request_drain = request_drain
         self.idle: Deque[Lane] = deque()
         self.lanes: List[Lane] = []
+        self.turn: Any = None
         self.stopping = False
         self.abandoned = False
         self._grow = threading.Lock()
@@ -98,6 +99,8 @@ class Pool:
         self._stopped.put(None)
         for lane in list(self.lanes):
             lane.token.put(None)
+        if self.turn is not None:
+            self.turn.interrupt()
 
     def wake(self, count: int) -> None:
         """Tell that ``count`` inputs were queued."""
@@ -117,6 +120,10 @@ class Pool:
                 lane.thread = threading.Thread(target=lane.run, name="modal-slot", daemon=True)
                 lane.thread.start()
                 count -= 1
+
+    def has_work(self) -> bool:
+        """Tell whether an idle lane has to get up."""
+        return bool(self.queue) or self.stopping
 
     def running(self) -> List[Any]:
         """Return the leases that are being run."""
@@ -283,14 +290,21 @@ class Lane:
     def _wait(self) -> bool:
         """Sleep until there is an input; False when the pool has stopped."""
         pool = self.pool
+        turn = pool.turn
+        if turn is not None and turn.read(pool.has_work):
+            return bool(pool.queue) or not pool.stopping
         pool.idle.append(self)
-        if pool.queue or pool.stopping:
+        if turn is not None:
+            turn.want(True)
+        if pool.has_work():
             try:
                 pool.idle.remove(self)
             except ValueError:
                 self.token.get()
-            return bool(pool.queue) or not pool.stopping
-        self.token.get()
+        else:
+            self.token.get()
+        if turn is not None:
+            turn.want(False)
         return bool(pool.queue) or not pool.stopping
 
     def _failed(self, lease: Any, error: BaseException) -> None:

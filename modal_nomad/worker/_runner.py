@@ -15,6 +15,7 @@ from ._capture import Capture, leave_signals_to_main
 from ._loader import load_function, place_files, prepare
 from ._outbox import Outbox, Values, Work, pack, stopped
 from ._session import HEARTBEAT, Gone, Refused, Session, Settings
+from ._turn import Turn
 
 EXIT_FAILED = 1
 EXIT_STUCK = 124
@@ -40,6 +41,7 @@ class Runner:
         self._signals = 0
         self._to_cancel: Dict[Any, float] = {}
         self._spec: Optional[FunctionSpec] = None
+        self._turn = Turn(self._session, self._handle, self._wake_lane)
 
     def run(self) -> int:
         """Live the container's life."""
@@ -109,6 +111,8 @@ class Runner:
             self.request_drain,
         )
         self._pool = pool
+        if not spec.is_async and pool.slots == 1:
+            pool.turn = self._turn
         if self._draining:
             pool.stop()
         self._session.ready(spec.slots)
@@ -116,6 +120,7 @@ class Runner:
 
     def _finish(self, code: int) -> int:
         self._draining = True
+        self._turn.end()
         self._give_back_queued()
         session = self._session
         # The last outputs may wait for a reconnect; the reader ends the process when there is none.
@@ -189,15 +194,20 @@ class Runner:
 
     def _read_until_closed(self) -> None:
         session = self._session
+        turn = self._turn
         beat_at = time.monotonic() + HEARTBEAT
         while not self._closing:
             now = time.monotonic()
             if now >= beat_at:
                 session.send({"t": "hb"})
                 beat_at = now + HEARTBEAT
+            turn.pass_on()
+            if turn.lanes:
+                turn.park(beat_at)
+                continue
             wait = min(beat_at - now, self._tick(now))
             try:
-                data = session.receive(wait)
+                data = turn.receive(wait)
                 if data is not None:
                     self._handle(*frames.decode(data))
             except (OSError, frames.FrameError):
@@ -206,6 +216,10 @@ class Runner:
                 # Queued inputs are not in the next hello, so the dispatcher gives them to others.
                 self._take_queued()
                 session.connect(self._held)
+
+    def _wake_lane(self) -> None:
+        if self._pool is not None:
+            self._pool.wake(1)
 
     def _held(self) -> List[Any]:
         pool = self._pool

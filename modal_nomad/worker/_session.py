@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+from contextlib import suppress
 from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..wire import frames
@@ -66,6 +67,9 @@ class Session:
         self._unsent_logs: Deque[bytes] = Deque()
         self._unsent_log_bytes = 0
         self._ready = False
+        self._alarm = os.pipe()
+        for end in self._alarm:
+            os.set_blocking(end, False)
         self.slots = 1
 
     def connect(self, leases: Callable[[], List[Any]] = list) -> Dict[str, Any]:
@@ -141,11 +145,20 @@ class Session:
             return [lease for _, leases in self._unsent for lease in leases]
 
     def receive(self, timeout: float) -> Optional[bytes]:
-        """Return the next frame's bytes, None after ``timeout``. Raises ConnectionError when lost."""
+        """Return the next frame's bytes, None after ``timeout`` or ``wake``.
+
+        Raises:
+            ConnectionError: the connection is lost.
+        """
         ws = self._ws
         if ws is None:
             raise ConnectionError("not connected")
-        return ws.recv(timeout)
+        return ws.recv(timeout, self._alarm[0])
+
+    def wake(self) -> None:
+        """Have who is in ``receive``, or comes there next, return. Safe in a signal handler."""
+        with suppress(BlockingIOError):
+            os.write(self._alarm[1], b"\0")
 
     def send(self, header: Dict[str, Any], payloads: Sequence[bytes] = ()) -> bool:
         """Send a frame that means nothing on another connection; False when there is none."""
@@ -206,6 +219,10 @@ class Session:
 
     def close(self) -> None:
         """Close the connection."""
+        self.drop()
+
+    def drop(self) -> None:
+        """Give the connection up, so that ``receive`` raises until there is another."""
         with self._lock:
             self._drop()
 

@@ -131,14 +131,14 @@ def test_a_restarted_dispatcher_gives_a_living_client_its_app_back(
     def same(x: int) -> int:
         return x
 
-    killed = serve(client_grace=0.2)
+    killed = serve(client_grace=0.8)
     with app.run():
         assert same.remote(1) == 1
         killed.kill()
         killed.wait()
-        serve(client_grace=0.2)
+        serve(client_grace=0.8)
         # Well beyond the time after which an App that nobody claims is stopped.
-        end = time.monotonic() + 1.5
+        end = time.monotonic() + 2.2
         while time.monotonic() < end:
             assert same.remote(2) == 2
 
