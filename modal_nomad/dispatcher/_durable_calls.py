@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import dataclasses
+import logging
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from modal_nomad.dispatcher import _events as ev
-from modal_nomad.dispatcher.store.base import Store, StoredInput, StoredOutput
+from modal_nomad.dispatcher.call_engine import CallEngine
+from modal_nomad.dispatcher.store.base import Store, StoredInput, StoredOutput, StoreError
 from modal_nomad.exception import NotFoundError, OutputExpiredError
+from modal_nomad.wire.ids import created_at
+
+logger = logging.getLogger("modal_nomad.dispatcher")
 
 EXPIRY_SECONDS = 600.0
 """How often results are looked through for those kept long enough."""
+FIRST_RETRY = 0.25
+MAX_RETRY = 30.0
+"""Seconds between attempts to keep results while the store fails."""
 
 
 class DurableCalls:
@@ -21,21 +29,18 @@ class DurableCalls:
 
     Args:
         store: an open store.
-        functions: the ids of the live Functions.
+        calls: the call engine, to look at.
         result_days: how long results are kept.
         handle: gives the call engine an event.
     """
 
     def __init__(
-        self,
-        store: Store,
-        functions: Container[str],
-        result_days: float,
-        handle: Callable[[ev.Event], None],
+        self, store: Store, calls: CallEngine, result_days: float, handle: Callable[[ev.Event], None]
     ) -> None:
         self.ids: set[str] = set()
+        """The durable calls that the call engine holds: no more than are in progress."""
         self._store = store
-        self._functions = functions
+        self._calls = calls
         self._keep_seconds = result_days * 86400
         self._handle = handle
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
@@ -46,14 +51,12 @@ class DurableCalls:
         async for page in self._store.load_pending():
             call = page.call
             self.ids.add(call.call_id)
-            if call.function_id not in self._functions:
-                continue
-            done = [o.index for o in await self._store.outputs(call.call_id)]
-            again = ev.InputsSubmitted(call.call_id, call.function_id, True, None, [], method=call.method)
-            self._handle(again)
-            self._handle(ev.OutputsStored(call.call_id, done))
             items = [(i.index, i.payload, i.flags) for i in page.inputs]
-            self._handle(dataclasses.replace(again, inputs=items))
+            inputs = ev.InputsSubmitted(call.call_id, call.function_id, True, None, items, method=call.method)
+            self._handle(inputs)
+            losses = {i.index: i.losses for i in page.inputs if i.losses}
+            if losses:
+                self._handle(ev.LossesKnown(call.call_id, losses))
 
     async def submit(
         self,
@@ -74,22 +77,45 @@ class DurableCalls:
             kind: ``spawn``, or ``generator`` when the function yields.
             num_inputs: how many inputs the call has in all, once that is known.
             method: which method of a class; empty for a plain function.
+
+        Raises:
+            StoreError: they are not, and none of them will run.
         """
-        self.ids.add(call_id)
         inputs = [StoredInput(*item) for item in items]
-        await self._store.add_inputs(
+        answered = await self._store.add_inputs(
             call_id, function_id, inputs, kind=kind, num_inputs=num_inputs, method=method
         )
-        self._handle(ev.InputsSubmitted(call_id, function_id, True, None, items, method=method))
+        # The call engine has forgotten a call whose outputs are all stored.
+        fresh = [item for item in items if item[0] not in answered] if answered else items
+        if fresh:
+            self.ids.add(call_id)
+            self._handle(ev.InputsSubmitted(call_id, function_id, True, None, fresh, method=method))
 
     async def keep(self, call_id: str, outputs: Sequence[ev.Output]) -> None:
-        """Put outputs into the store, then wake who waits for them."""
-        expires = time.time() + self._keep_seconds
-        await self._store.add_outputs(
-            call_id, [StoredOutput(i, s, p, f) for i, s, p, f in outputs], expires_at=expires
-        )
+        """Put outputs into the store, however long that takes, then wake who waits for them."""
+        stored = [StoredOutput(i, s, p, f) for i, s, p, f in outputs]
+        delay = FIRST_RETRY
+        while True:
+            try:
+                expires = time.time() + self._keep_seconds
+                await self._store.add_outputs(call_id, stored, expires_at=expires)
+                break
+            except StoreError as error:
+                logger.error("results of call %s wait for the store: %s", call_id, error)
+                await asyncio.sleep(delay)
+                delay = min(delay * 2, MAX_RETRY)
         self._handle(ev.OutputsStored(call_id, [o[0] for o in outputs]))
+        if self._calls.settled(call_id):
+            self._handle(ev.CallClosed(call_id))
+            self.ids.discard(call_id)
         self.wake(call_id)
+
+    async def keep_losses(self, command: ev.KeepLosses) -> None:
+        """Put into the store how many containers were lost under inputs."""
+        try:
+            await self._store.set_losses(command.call_id, command.losses)
+        except StoreError as error:
+            logger.warning("lost containers of call %s are not counted: %s", command.call_id, error)
 
     async def result(self, call_id: str, index: int, timeout: float | None) -> StoredOutput | None:
         """Wait for an output of a durable call; None when ``timeout`` seconds pass without one.
@@ -106,11 +132,9 @@ class DurableCalls:
                     return found[0]
                 call = await self._store.call(call_id)
                 if call is None:
-                    raise NotFoundError(
-                        f"there is no call {call_id}: the id is wrong, or its results expired"
-                    )
-                if call.expires_at is not None and call.expires_at < time.time():
-                    raise OutputExpiredError(f"the results of call {call_id} are no longer kept")
+                    self._refuse(call_id)
+                elif call.expires_at is not None and call.expires_at < time.time():
+                    raise _expired(call_id)
                 left = None if deadline is None else deadline - self._loop.time()
                 if left is not None and left <= 0:
                     return None
@@ -139,10 +163,26 @@ class DurableCalls:
             if not waiter.done():
                 waiter.set_result(None)
 
+    def _refuse(self, call_id: str) -> NoReturn:
+        made = created_at(call_id)
+        if made is not None and made < time.time() - self._keep_seconds:
+            raise _expired(call_id)
+        raise NotFoundError(
+            f"there is no call {call_id}: check the id, and that it was spawned on this server"
+        )
+
     async def expire(self) -> None:
         """Drop results that were kept long enough, for ever."""
         while True:
-            for call_id in await self._store.expire(time.time()):
-                self.ids.discard(call_id)
-                self._handle(ev.CallClosed(call_id))
+            try:
+                await self._store.expire(time.time())
+            except StoreError as error:
+                logger.warning("old results cannot be dropped: %s", error)
             await asyncio.sleep(EXPIRY_SECONDS)
+
+
+def _expired(call_id: str) -> OutputExpiredError:
+    return OutputExpiredError(
+        f"the results of call {call_id} are no longer kept: spawn it again, or raise result_days in the "
+        "dispatcher's configuration"
+    )

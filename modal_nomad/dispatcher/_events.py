@@ -10,7 +10,7 @@ Statuses of outputs are those of the wire: 0 success, 1 failure, 2 init failure,
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -168,6 +168,14 @@ class OutputsStored:
 
 
 @dataclass(frozen=True, slots=True)
+class LossesKnown:
+    """How many containers were lost under pending inputs, by index, before a restart."""
+
+    call_id: str
+    losses: Mapping[int, int]
+
+
+@dataclass(frozen=True, slots=True)
 class CallAttached:
     """A caller came (back): all outputs that are held are delivered again."""
 
@@ -293,6 +301,7 @@ Event: TypeAlias = (
     | CallClosed
     | OutputsAcked
     | OutputsStored
+    | LossesKnown
     | CallAttached
     | OwnerLost
     | ContainersStarting
@@ -392,6 +401,14 @@ class CancelLeases:
     leases: list[int]
 
 
+@dataclass(frozen=True, slots=True)
+class KeepLosses:
+    """Put into the store how many containers were lost under inputs of a durable call, by index."""
+
+    call_id: str
+    losses: Mapping[int, int]
+
+
 Command: TypeAlias = (
     Lease
     | Deliver
@@ -402,6 +419,7 @@ Command: TypeAlias = (
     | DrainContainer
     | StopContainer
     | CancelLeases
+    | KeepLosses
 )
 
 

@@ -19,6 +19,10 @@ from modal_nomad.engines.base import Engine, EngineError
 logger = logging.getLogger("modal_nomad.dispatcher")
 
 
+_RECONNECT_SECONDS = 3.0
+"""After a restart clients have this long more to come back: they wait up to 2 s between attempts."""
+
+
 class LiveApps:
     """Brings the registry's Apps to the engine and to the call engine, and takes them away again.
 
@@ -58,8 +62,8 @@ class LiveApps:
         for app, functions in await self.apps.active():
             await asyncio.gather(*(self._resume(f) for f in functions))
             if app.state == "ephemeral":
-                # A restart costs its client time to notice, besides that to come back.
-                self._graces.begin(app.app_id, 2 * self._client_grace, self._expire, app.app_id)
+                seconds = self._client_grace + _RECONNECT_SECONDS
+                self._graces.begin(app.app_id, seconds, self._expire, app.app_id)
             resumed += len(functions)
         return resumed
 

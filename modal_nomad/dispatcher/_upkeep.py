@@ -224,12 +224,17 @@ class Upkeep:
             return
         pool = container.pool
         was = container.state
+        counted: dict[str, dict[int, int]] = {}
         for _, item in container.running():
             item.losses += 1
-            self._losses += item.call is not None
+            call = item.call
+            self._losses += call is not None
             if item.losses > MAX_LOSSES:
                 text = f"the input's container was lost {item.losses} times, the last time: {event.reason}"
                 self._finish(item, ev.INTERNAL, text.encode())
+            elif call is not None and call.durable:
+                counted.setdefault(call.call_id, {})[item.index] = item.losses
+        self._out.extend(ev.KeepLosses(call_id, losses) for call_id, losses in counted.items())
         items = pool.take_leases(container)
         pool.discard(container)
         self._requeue(pool, items)

@@ -41,6 +41,7 @@ class CallEngine(Streams):
             ev.CallClosed: self._call_closed,
             ev.OutputsAcked: self._outputs_acked,
             ev.OutputsStored: self._outputs_stored,
+            ev.LossesKnown: self._losses_known,
             ev.CallAttached: self._call_attached,
             ev.OwnerLost: self._owner_lost,
             ev.ContainersStarting: self._containers_starting,
@@ -91,6 +92,11 @@ class CallEngine(Streams):
         """Which method a call names; empty for a plain function or an unknown call."""
         call = self._calls.get(call_id)
         return call.method if call else ""
+
+    def settled(self, call_id: str) -> bool:
+        """Say whether a call is known and holds neither pending inputs nor outputs."""
+        call = self._calls.get(call_id)
+        return call is not None and not call.entries
 
     def stats(self) -> ev.EngineStats:
         """Totals now and since the start."""
@@ -272,6 +278,14 @@ class CallEngine(Streams):
         call = self._calls.get(event.call_id)
         if call is not None and call.durable:
             call.forget(event.indexes)
+
+    def _losses_known(self, event: ev.LossesKnown) -> None:
+        call = self._calls.get(event.call_id)
+        if call is not None:
+            for index, losses in event.losses.items():
+                item = call.entries.get(index)
+                if type(item) is Input:
+                    item.losses = losses
 
     def _call_attached(self, event: ev.CallAttached) -> None:
         call = self._calls.get(event.call_id)

@@ -92,7 +92,7 @@ class Dispatcher:
             self.handle,
             self.background,
         )
-        self.durable = DurableCalls(store, self.functions, settings.result_days, self.handle)
+        self.durable = DurableCalls(store, self.calls, settings.result_days, self.handle)
         self.reader = CallReader(store, self.durable)
         self.clients: dict[str, ClientSession] = {}
         self._call_owner: dict[str, str] = {}
@@ -168,6 +168,8 @@ class Dispatcher:
             session = self.containers.session(command.container_id)
             if session is not None:
                 session.send_frame({"t": "cancel", "x": command.leases})
+        elif isinstance(command, ev.KeepLosses):
+            self.background(self.durable.keep_losses(command))
 
     def _lease(self, command: ev.Lease) -> None:
         session = self.containers.session(command.container_id)

@@ -58,7 +58,7 @@ class Bench:
 
     def job(self, script: str, **changes: Any) -> dict[str, Any]:
         """Return a parameterized job that runs a shell script."""
-        name = "contract-" + new_id("fu")[3:11]
+        name = "contract-" + new_id("fu")[-8:]
         resources = {"CPU": 50, "MemoryMB": changes.pop("memory", 64)}
         task = {
             "Name": "container",

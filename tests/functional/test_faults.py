@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 import signal
+import sqlite3
 import threading
 import time
 from collections.abc import Callable
@@ -93,6 +96,55 @@ def test_spawned_calls_outlive_the_dispatcher_and_their_client(own: Live) -> Non
     assert own.python(fetch, *calls).split() == [str(x + 1) for x in range(40)]
 
 
+def test_nothing_acknowledged_is_lost_when_the_dispatcher_is_killed_at_once(own: Live) -> None:
+    count = 2_000
+    app = square_app("acknowledged")
+    app.deploy()
+    pid = own.status()["pid"]
+
+    async def spawn() -> list[str]:
+        calls = await asyncio.gather(*(app["square"].spawn.aio(x) for x in range(count)))
+        # All are acknowledged, and most have not run.
+        os.kill(pid, signal.SIGKILL)
+        return [call.object_id for call in calls]
+
+    async def fetch(ids: list[str]) -> list[int]:
+        calls = [modal.FunctionCall.from_id(call) for call in ids]
+        return list(await asyncio.gather(*(call.get.aio(timeout=60) for call in calls)))
+
+    ids = asyncio.run(spawn())
+    assert len(set(ids)) == count
+    assert asyncio.run(fetch(ids)) == [x * x for x in range(count)]
+    assert own.status()["pid"] != pid
+
+
+def test_containers_lost_before_a_restart_count_after_it(own: Live) -> None:
+    runs = own.folder / "runs"
+    app = modal.App("poison")
+
+    @app.function(serialized=True, name="poison", max_containers=1)
+    def poison() -> None:
+        with runs.open("a") as file:
+            file.write("x")
+        if runs.stat().st_size == 5:
+            signal.pause()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    app.deploy()
+    call = app["poison"].spawn()
+
+    def stored() -> bool:
+        with contextlib.closing(sqlite3.connect(f"file:{own.home}/store.db?mode=ro", uri=True)) as store:
+            return store.execute("SELECT losses FROM inputs").fetchall() == [(4,)]
+
+    until(lambda: runs.exists() and runs.stat().st_size == 5 and stored())
+    own.kill()
+    with pytest.raises(modal.exception.Error, match="lost 9 times"):
+        call.get(timeout=60)
+    # Four before the restart, the one that it ended, and five to the bound.
+    assert runs.stat().st_size == 10
+
+
 def test_a_call_that_runs_outlives_the_dispatcher(own: Live) -> None:
     started, gate = own.folder / "started", own.folder / "gate"
     app = modal.App("runs")
@@ -131,14 +183,14 @@ def test_a_restarted_dispatcher_gives_a_living_client_its_app_back(
     def same(x: int) -> int:
         return x
 
-    killed = serve(client_grace=0.8)
+    killed = serve(client_grace=0.2)
     with app.run():
         assert same.remote(1) == 1
         killed.kill()
         killed.wait()
-        serve(client_grace=0.8)
+        serve(client_grace=0.2)
         # Well beyond the time after which an App that nobody claims is stopped.
-        end = time.monotonic() + 2.2
+        end = time.monotonic() + 4.0
         while time.monotonic() < end:
             assert same.remote(2) == 2
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import abc
 import hashlib
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -223,11 +223,14 @@ class Store(abc.ABC):
         num_inputs: int | None = None,
         expires_at: float | None = None,
         method: str = "",
-    ) -> None:
+    ) -> Collection[int]:
         """Accept inputs of a call, making the call on its first ones.
 
         The same input twice, or one already answered, changes nothing: callers re-send.
         ``num_inputs`` says that the call is complete, and with how many inputs.
+
+        Returns:
+            Which of these inputs are answered already, by index.
         """
 
     @abc.abstractmethod
@@ -265,7 +268,10 @@ class Store(abc.ABC):
 
     @abc.abstractmethod
     async def expire(self, now: float) -> list[str]:
-        """Forget the calls whose time has passed and return their ids."""
+        """Forget the calls whose time has passed and return their ids.
+
+        One with an unanswered input stays, whatever its time: that input was accepted.
+        """
 
     # Tokens
 

@@ -9,7 +9,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
@@ -291,25 +291,34 @@ class SqliteStore(Store):
         num_inputs: int | None = None,
         expires_at: float | None = None,
         method: str = "",
-    ) -> None:
+    ) -> Collection[int]:
         now = self._clock()
 
-        def write(db: sqlite3.Connection) -> None:
-            db.execute(
+        def write(db: sqlite3.Connection) -> Collection[int]:
+            key = _key(db, call_id)
+            made = db.execute(
                 f"INSERT INTO calls ({_CALL}) VALUES (?,?,?,?,?,?,?)"
                 " ON CONFLICT (call_id) DO UPDATE SET"
                 " num_inputs = coalesce(excluded.num_inputs, num_inputs),"
                 " expires_at = coalesce(excluded.expires_at, expires_at)",
                 (call_id, function_id, kind, now, num_inputs, expires_at, method),
             )
-            key = _key(db, call_id)
+            answered: Collection[int] = ()
+            if key is None:
+                key = made.lastrowid
+            else:
+                rows = db.execute(
+                    "SELECT idx FROM outputs WHERE call = ? AND idx IN (SELECT value FROM json_each(?))",
+                    (key, json.dumps([x.index for x in inputs])),
+                )
+                answered = frozenset(row[0] for row in rows)
             db.executemany(
-                "INSERT OR IGNORE INTO inputs SELECT ?1, ?2, ?3, ?4, ?5"
-                " WHERE NOT EXISTS (SELECT 1 FROM outputs WHERE call = ?1 AND idx = ?2)",
-                [(key, x.index, x.payload, x.flags, x.losses) for x in inputs],
+                "INSERT OR IGNORE INTO inputs VALUES (?,?,?,?,?)",
+                [(key, x.index, x.payload, x.flags, x.losses) for x in inputs if x.index not in answered],
             )
+            return answered
 
-        await self._write(write)
+        return await self._write(write)
 
     async def add_outputs(
         self, call_id: str, outputs: Sequence[StoredOutput], *, expires_at: float | None = None
@@ -389,7 +398,11 @@ class SqliteStore(Store):
 
     async def expire(self, now: float) -> list[str]:
         def write(db: sqlite3.Connection) -> list[str]:
-            rows = db.execute("SELECT key, call_id FROM calls WHERE expires_at <= ?", (now,)).fetchall()
+            rows = db.execute(
+                "SELECT key, call_id FROM calls WHERE expires_at <= ?"
+                " AND NOT EXISTS (SELECT 1 FROM inputs WHERE call = key)",
+                (now,),
+            ).fetchall()
             _forget(db, [(row[0],) for row in rows])
             return [row[1] for row in rows]
 
