@@ -50,6 +50,7 @@ class FunctionPolicy:
         max_concurrent_inputs: inputs one container runs at a time.
         target_inputs: inputs per container that the autoscaler aims at; None means the maximum.
         single_use: a container ends after one input.
+        cpu: cores that one container asks for, or None.
     """
 
     version_key: str
@@ -63,6 +64,7 @@ class FunctionPolicy:
     max_concurrent_inputs: int = 1
     target_inputs: int | None = None
     single_use: bool = False
+    cpu: float | None = None
 
     @classmethod
     def from_spec(cls, spec: FunctionSpec, version_key: str | None = None) -> FunctionPolicy:
@@ -79,6 +81,7 @@ class FunctionPolicy:
             max_concurrent_inputs=spec.slots,
             target_inputs=spec.target_concurrent_inputs,
             single_use=spec.single_use_containers,
+            cpu=spec.cpu[0],
         )
 
 
@@ -239,11 +242,38 @@ class WorkerInitFailed:
 
 @dataclass(frozen=True, slots=True)
 class OutputsReturned:
-    """A batch of outputs of one worker, and the seconds of user code spent on it."""
+    """A batch of outputs of one worker.
+
+    Attributes:
+        busy_seconds: of user code spent on it.
+        usage: seconds of a processor that the container's inputs wanted, and the seconds of user code they
+            wanted them in, since it last said so; None when it does not say.
+    """
 
     container_id: str
     outputs: Sequence[ReturnedOutput]
     busy_seconds: float
+    usage: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerUsage:
+    """What a worker's inputs that run on wanted of a processor, and in how many seconds."""
+
+    container_id: str
+    usage: tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityChanged:
+    """The nodes that containers are placed on have ``cores``.
+
+    Attributes:
+        default_max_containers: the ceiling of Functions that name none, from now on.
+    """
+
+    cores: int
+    default_max_containers: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -312,6 +342,8 @@ Event: TypeAlias = (
     | OutputsReturned
     | ItemsProduced
     | ItemsTaken
+    | WorkerUsage
+    | CapacityChanged
     | InputsGivenBack
     | WorkerDraining
     | WorkerLost

@@ -27,6 +27,9 @@ MAX_CREDIT = 1024
 QUANTUM_SECONDS = 0.001
 """Work below this is not split between containers: frames would shrink and nothing be gained."""
 DEFAULT_START_SECONDS = 0.2
+CPU_MEMORY_SECONDS = 2.0
+"""Seconds of running inputs after which most of what was known of their use of a processor is forgotten."""
+CPU_KNOWN_SECONDS = 0.02
 FOREVER = float("inf")
 
 _NOWHERE, _FREE, _ROOM = 0, 1, 2
@@ -95,6 +98,8 @@ class Pool:
         self.leased = 0
         self.busy = 0
         self.average: float | None = None
+        self.cpu_seconds = 0.0
+        self.cpu_of = 0.0
         self.prefetch = 1
         self.quantum = 1
         self.start_seconds = DEFAULT_START_SECONDS
@@ -208,6 +213,17 @@ class Pool:
         else:
             self.prefetch = max(1, int(PREFETCH_SECONDS / average))
         self.quantum = max(1, min(MAX_PREFETCH // 4, int(QUANTUM_SECONDS / max(average, 1e-6))))
+
+    def learn_cpu(self, cpu_seconds: float, seconds: float) -> None:
+        """Learn how much of a processor inputs use, mostly from the last seconds of them."""
+        kept = CPU_MEMORY_SECONDS / (CPU_MEMORY_SECONDS + seconds)
+        self.cpu_seconds = self.cpu_seconds * kept + min(cpu_seconds, seconds)
+        self.cpu_of = self.cpu_of * kept + seconds
+
+    @property
+    def cpu_share(self) -> float | None:
+        """How much of a processor one running input uses; None until inputs ran long enough to tell."""
+        return self.cpu_seconds / self.cpu_of if self.cpu_of >= CPU_KNOWN_SECONDS else None
 
     def lease(self, container: Container, count: int, next_lease: int, out: list[Command]) -> int:
         """Lease the ``count`` oldest inputs to a container; gives the next unused lease number."""

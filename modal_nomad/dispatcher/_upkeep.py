@@ -369,6 +369,24 @@ class Upkeep:
         self._force_stop(container, text)
         return container.deadline
 
+    def _capacity_changed(self, event: ev.CapacityChanged) -> None:
+        self._autoscaler.cores = max(1, event.cores)
+        self._autoscaler.default_max_containers = max(1, event.default_max_containers)
+        for pool in self._pools.values():
+            if pool.queue:
+                self._review(pool)
+
+    def _worker_usage(self, event: ev.WorkerUsage) -> None:
+        container = self._containers.get(event.container_id)
+        if container is None or not container.leases:
+            return
+        pool = container.pool
+        running = min(len(container.leases), container.slots)
+        wanted, seconds = event.usage
+        pool.learn_cpu(wanted, seconds * running)
+        if pool.queue:
+            self._review(pool)
+
     def _scale(self, pool: Pool) -> float:
         """Start and drain containers; gives when to look again."""
         now = self._now
@@ -391,10 +409,11 @@ class Upkeep:
             start_seconds=pool.start_seconds,
             silent=silent,
             stalled=stalled,
+            cpu_share=pool.cpu_share,
         )
         if stalled:
             pool.stall_next = now + STALL_SECONDS
-            if policy.max_containers is None and pool.alive >= self._autoscaler.ceiling(policy):
+            if policy.max_containers is None and pool.alive >= self._autoscaler.worthwhile(policy, load):
                 load.blocked = self._blocked(pool)
         count = self._autoscaler.to_start(policy, load)
         if count:

@@ -18,6 +18,19 @@ or wait for a child call that stands in this very queue."""
 FIRST_BURST = 4
 """Containers started for a burst of inputs whose duration nobody knows yet; stalls then double them."""
 
+LARGEST_BURST = 16
+"""The same where the cores are known: one container a core, up to this many."""
+
+BLIND_FACTOR = 2
+"""Containers per core while nobody knows how much of a processor an input uses."""
+
+SATURATION = 0.8
+"""The part of the cores that one Function's inputs may keep busy. Below 1, because inputs that share a
+processor seem to use less of it the more they are, and each estimate would then ask for more."""
+
+IDLE_SHARE = 0.001
+"""An input that uses less of a processor than this is taken to use this much."""
+
 BLOCKED_FACTOR = 16
 """Containers that wait for child calls may be replaced up to this multiple of the default ceiling."""
 
@@ -37,6 +50,7 @@ class Load:
         silent: seconds that inputs have waited without an output, though containers are ready.
         stalled: the queue waited STALL_SECONDS without an output.
         blocked: busy containers that wait for calls they made.
+        cpu_share: how much of a processor one running input uses, None until known.
     """
 
     queued: int
@@ -50,6 +64,7 @@ class Load:
     silent: float = 0.0
     stalled: bool = False
     blocked: int = 0
+    cpu_share: float | None = None
 
 
 class Autoscaler:
@@ -58,14 +73,17 @@ class Autoscaler:
     Args:
         default_max_containers: the ceiling of Functions that name none. Containers blocked on child
             calls do not count against it, else a Function that calls itself could wait for ever.
+        cores: of the nodes that containers are placed on. Functions that name no ceiling get no more
+            containers than these can feed. None: not known, and not asked.
     """
 
-    __slots__ = ("default_max_containers",)
+    __slots__ = ("cores", "default_max_containers")
 
-    def __init__(self, default_max_containers: int) -> None:
+    def __init__(self, default_max_containers: int, cores: int | None = None) -> None:
         if default_max_containers < 1:
             raise ValueError("default_max_containers must be at least 1")
         self.default_max_containers = default_max_containers
+        self.cores = cores
 
     def ceiling(self, policy: FunctionPolicy, blocked: int = 0) -> int:
         """The most containers the Function may have."""
@@ -74,12 +92,31 @@ class Autoscaler:
         default = max(self.default_max_containers, policy.min_containers)
         return min(default + blocked, default * BLOCKED_FACTOR)
 
+    def worthwhile(self, policy: FunctionPolicy, load: Load) -> int:
+        """How many containers are worth having: more would only share the same processors.
+
+        The inputs' own use of a processor decides: a Function that waits for the network gets many
+        containers a core, one that computes gets one.
+        """
+        ceiling = self.ceiling(policy, load.blocked)
+        cores = self.cores
+        if cores is None or policy.max_containers is not None:
+            return ceiling
+        least = max(2, int(cores / policy.cpu) if policy.cpu else cores)
+        if load.cpu_share is None:
+            fed = BLIND_FACTOR * cores
+        else:
+            slots = 1 if policy.single_use else policy.max_concurrent_inputs
+            fed = int(SATURATION * cores / max(load.cpu_share * slots, IDLE_SHARE))
+        return min(ceiling, max(least, fed) + load.blocked)
+
     def to_start(self, policy: FunctionPolicy, load: Load) -> int:
         """How many containers to start now."""
         alive = load.ready + load.starting
         wanted = policy.min_containers
         if load.queued or load.leased:
-            wanted = max(wanted, self._for_demand(policy, load, alive) + policy.buffer_containers)
+            demand = min(self._for_demand(policy, load, alive), self.worthwhile(policy, load))
+            wanted = max(wanted, demand + policy.buffer_containers)
         room = self.ceiling(policy, load.blocked) - alive
         if policy.max_containers is not None:
             # A ceiling the user named holds for containers that are on their way out, too.
@@ -107,7 +144,8 @@ class Autoscaler:
         if (average is None and load.silent >= STALL_SECONDS) or load.silent >= load.start_seconds:
             average = max(average or 0.0, load.silent)
         if average is None:
-            wanted = min(needed, FIRST_BURST)
+            burst = FIRST_BURST if self.cores is None else min(self.cores, LARGEST_BURST)
+            wanted = min(needed, burst)
         else:
             work = outstanding * average
             full = load.queued or outstanding > alive * slots

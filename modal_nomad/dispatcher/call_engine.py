@@ -52,6 +52,8 @@ class CallEngine(Streams):
             ev.OutputsReturned: self._outputs_returned,
             ev.ItemsProduced: self._items_produced,
             ev.ItemsTaken: self._items_taken,
+            ev.WorkerUsage: self._worker_usage,
+            ev.CapacityChanged: self._capacity_changed,
             ev.InputsGivenBack: self._inputs_given_back,
             ev.WorkerDraining: self._worker_draining,
             ev.WorkerLost: self._container_gone,
@@ -125,6 +127,7 @@ class CallEngine(Streams):
         pool.removed = None
         if new_version:
             pool.average, pool.prefetch, pool.quantum = None, 1, 1
+            pool.cpu_seconds = pool.cpu_of = 0.0
             pool.failures = pool.strikes = 0
             pool.not_before = 0.0
             for container in list(pool.containers.values()):
@@ -343,6 +346,8 @@ class CallEngine(Streams):
         if not returned:
             return
         pool.learn(returned, event.busy_seconds)
+        if event.usage is not None:
+            pool.learn_cpu(*event.usage)
         pool.stall_from = self._now
         container.no_prefetch = False
         if container.state != "ready":

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import time
 from collections.abc import Coroutine, Sequence
 from typing import Any
@@ -31,6 +30,9 @@ from modal_nomad.engines.base import Engine
 from modal_nomad.wire import frames
 
 logger = logging.getLogger("modal_nomad.dispatcher")
+
+_NOMAD_CEILING = 100
+_NOMAD_CEILING_PER_CORE = 4
 
 
 class Dispatcher:
@@ -73,11 +75,8 @@ class Dispatcher:
         self.runtime_sha = runtime_sha
         self.hub = LogHub()
         self.started = time.time()
-        ceiling = settings.default_max_containers
-        if ceiling <= 0:
-            ceiling = max(4, os.cpu_count() or 1) if engine.name == "local" else 100
         # Leases of an earlier process of this dispatcher must never be taken for ours.
-        self.calls = CallEngine(ceiling, first_lease=int(time.time() * 1000) << 10)
+        self.calls = CallEngine(self._ceiling(0), first_lease=int(time.time() * 1000) << 10)
         self.functions: dict[str, FunctionState] = {}
         self.containers = Containers(
             engine, self.functions, self.hub, settings, workers, self.handle, self.background
@@ -108,6 +107,7 @@ class Dispatcher:
     async def start(self) -> None:
         """Resume what the store has and begin watching the engine."""
         self.background(self.containers.watch())
+        self.background(self._follow_capacity())
         resumed = await self.live_apps.resume()
         await self.durable.resume()
         self.background(self.durable.expire())
@@ -122,6 +122,19 @@ class Dispatcher:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow_capacity(self) -> None:
+        async for capacity in self.engine.capacities():
+            logger.info("%d cores on %d nodes take containers", capacity.cores, capacity.nodes)
+            self.handle(ev.CapacityChanged(capacity.cores, self._ceiling(capacity.cores)))
+
+    def _ceiling(self, cores: int) -> int:
+        """Return the most containers of a Function that names no ceiling, whatever its inputs do."""
+        if self.settings.default_max_containers > 0:
+            return self.settings.default_max_containers
+        if self.engine.name == "local":
+            return max(4, cores)
+        return max(_NOMAD_CEILING, _NOMAD_CEILING_PER_CORE * cores)
 
     def background(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run a coroutine that nobody waits for; its failure is logged."""

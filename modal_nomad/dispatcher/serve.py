@@ -141,7 +141,8 @@ def _engine(settings: Settings, home: Path, blobs: BlobStore) -> Engine:
     if unknown:
         raise SettingsError(f"[nomad] has no setting {unknown[0]!r}")
     given = {name: value for name, value in settings.nomad.items() if value}
-    return NomadEngine(dataclasses.replace(NomadSettings.from_env(), **given))
+    placed = {name: settings.render[name] for name in ("node_pool", "datacenters") if name in settings.render}
+    return NomadEngine(dataclasses.replace(NomadSettings.from_env(), **given), **placed)
 
 
 async def _listen(server: Server, settings: Settings, stack: contextlib.AsyncExitStack) -> None:

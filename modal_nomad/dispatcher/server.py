@@ -252,7 +252,9 @@ class Server:
             kind = header["t"]
             if kind == "done":
                 dispatcher.handle(
-                    ev.OutputsReturned(container_id, _outputs(header, payloads), _seconds(header))
+                    ev.OutputsReturned(
+                        container_id, _outputs(header, payloads), _seconds(header.get("d")), _usage(header)
+                    )
                 )
             elif kind == "log":
                 stamp = header.get("ts")
@@ -274,7 +276,11 @@ class Server:
                 dispatcher.handle(ev.WorkerDraining(container_id))
             elif kind == "bye":
                 session.said_bye = True
-            elif kind != "hb":
+            elif kind == "hb":
+                usage = _usage(header)
+                if usage is not None:
+                    dispatcher.handle(ev.WorkerUsage(container_id, usage))
+            else:
                 raise frames.FrameError(f"a worker sent a frame of type {kind!r}")
 
         peer.start(take)
@@ -317,8 +323,12 @@ def _outputs(header: frames.Header, payloads: list[bytes]) -> list[ev.ReturnedOu
     return list(zip(leases, status_list, payloads, flag_list, strict=True))
 
 
-def _seconds(header: frames.Header) -> float:
-    value = header.get("d", 0.0)
+def _usage(header: frames.Header) -> tuple[float, float] | None:
+    value = header.get("u")
+    return (_seconds(value[0]), _seconds(value[1])) if isinstance(value, list) and len(value) == 2 else None
+
+
+def _seconds(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) and value >= 0 else 0.0
 
 

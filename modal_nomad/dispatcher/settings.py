@@ -43,8 +43,9 @@ client_grace = 10.0
 # Days that the results of spawned calls are kept.
 result_days = 7.0
 
-# Containers of one Function when it names no max_containers; 0 means by the engine: the machine's
-# cores (at least 4) locally, 100 on Nomad.
+# The most containers of one Function that names no max_containers; 0 means by the engine: the machine's
+# cores (at least 4) locally, four a core of the cluster (at least 100) on Nomad. Below that, a Function
+# whose inputs compute gets about one a core, one whose inputs wait gets many.
 default_max_containers = 0
 
 [nomad]

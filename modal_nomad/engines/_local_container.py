@@ -93,3 +93,10 @@ def pick_cpus(count: int, containers: list[LocalContainer]) -> tuple[int, ...]:
             if cpu in load:
                 load[cpu] += 1
     return tuple(sorted(load, key=lambda cpu: (load[cpu], cpu))[:count])
+
+
+def usable_cores() -> int:
+    """Return how many processors this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 from typing import Any
 
-from modal_nomad.engines.base import ContainerEvent, ContainerState
+from modal_nomad.engines.base import Capacity, ContainerEvent, ContainerState
 
 _CHILD = re.compile(r"^(?P<parent>.+)/dispatch-(?P<container>ta-[A-Za-z0-9]+)-\d+-[0-9a-f]{8}$")
 CHILD_FILTER = "/dispatch-ta-"
@@ -56,6 +57,20 @@ def allocation_event(container_id: str, allocation: Mapping[str, Any]) -> Contai
         allocation_id=str(allocation.get("ID", "")),
         node=str(allocation.get("NodeName", "")),
     )
+
+
+def capacity_of(nodes: Sequence[Mapping[str, Any]], *, pool: str, datacenters: Sequence[str]) -> Capacity:
+    """Return what the nodes that take new containers have together."""
+    cores = [
+        int(((node.get("NodeResources") or {}).get("Cpu") or {}).get("TotalCpuCores") or 1)
+        for node in nodes
+        if node.get("Status") == "ready"
+        and node.get("SchedulingEligibility") == "eligible"
+        and not node.get("Drain")
+        and pool in (node.get("NodePool", pool), "all")
+        and any(fnmatchcase(str(node.get("Datacenter", "")), pattern) for pattern in datacenters)
+    ]
+    return Capacity(sum(cores), len(cores))
 
 
 def task_of(allocation: Mapping[str, Any]) -> str:

@@ -85,6 +85,14 @@ class ContainerEvent:
 
 
 @dataclass(frozen=True)
+class Capacity:
+    """What containers can be placed on: the ``cores`` of the ``nodes`` that take new ones."""
+
+    cores: int
+    nodes: int = 1
+
+
+@dataclass(frozen=True)
 class PlanResult:
     """What submitting would change.
 
@@ -162,6 +170,10 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     async def containers(self) -> Sequence[ContainerEvent]:
         """Return the last known event of each container that has not ended."""
+
+    @abc.abstractmethod
+    def capacities(self) -> AsyncIterator[Capacity]:
+        """Yield the capacity now, where it is known, then each change; ends with ``close``."""
 
     @abc.abstractmethod
     def logs(

@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from modal_nomad.engines._local_container import LocalContainer, Watch, describe_end, pick_cpus
+from modal_nomad.engines._local_container import LocalContainer, Watch, describe_end, pick_cpus, usable_cores
 from modal_nomad.engines._local_diff import diff_jobs
 from modal_nomad.engines._local_files import (
     Unpack,
@@ -43,6 +43,7 @@ from modal_nomad.engines._local_job import (
 )
 from modal_nomad.engines._warm import Spawn, WarmInterpreter, WarmKey
 from modal_nomad.engines.base import (
+    Capacity,
     ContainerEvent,
     ContainerRequest,
     ContainerState,
@@ -100,6 +101,7 @@ class LocalEngine(Engine):
         self._leaving: set[asyncio.Task[Any]] = set()
         self._node = os.uname().nodename
         self._closed = False
+        self._ended = asyncio.Event()
 
     async def start(self) -> None:
         """Make the directories and clear what an earlier daemon's containers left behind."""
@@ -113,9 +115,14 @@ class LocalEngine(Engine):
         await asyncio.to_thread(prepare)
         self._background(self._trim_logs())
 
+    async def capacities(self) -> AsyncIterator[Capacity]:
+        yield Capacity(usable_cores())
+        await self._ended.wait()
+
     async def close(self) -> None:
         """End every container at once, then the warm interpreters, then the watchers."""
         self._closed = True
+        self._ended.set()
         for task in list(self._tasks):
             task.cancel()
         warm = list(self._warm.values())

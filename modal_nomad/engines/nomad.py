@@ -16,6 +16,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from modal_nomad.engines._nomad_capacity import NomadCapacity
 from modal_nomad.engines._nomad_identity import NomadIdentities
 from modal_nomad.engines._nomad_words import (
     CHILD_FILTER,
@@ -26,6 +27,7 @@ from modal_nomad.engines._nomad_words import (
     task_of,
 )
 from modal_nomad.engines.base import (
+    Capacity,
     ContainerEvent,
     ContainerRequest,
     ContainerState,
@@ -84,14 +86,24 @@ class NomadEngine(Engine):
     Args:
         settings: how to reach Nomad.
         namespace: the namespace watched, ``*`` for all that the token may see.
+        node_pool: where containers are placed, for the capacity.
+        datacenters: the same; patterns.
     """
 
     name = "nomad"
 
-    def __init__(self, settings: NomadSettings, *, namespace: str = "*") -> None:
+    def __init__(
+        self,
+        settings: NomadSettings,
+        *,
+        namespace: str = "*",
+        node_pool: str = "default",
+        datacenters: Sequence[str] = ("*",),
+    ) -> None:
         self.client = NomadClient(settings)
         self.identify = NomadIdentities(self.client).identify
         self._namespace = namespace
+        self._capacity = NomadCapacity(self.client, node_pool, datacenters)
         self._containers: OrderedDict[str, _Container] = OrderedDict()
         self._queues: set[asyncio.Queue[ContainerEvent | None]] = set()
         self._watcher: asyncio.Task[None] | None = None
@@ -101,6 +113,7 @@ class NomadEngine(Engine):
     async def start(self) -> None:
         with _engine_errors():
             await self.client.leader()
+            await self._capacity.read()
             await self._relist()
         self._watcher = asyncio.create_task(self._watch_forever(), name="nomad events")
 
@@ -111,6 +124,7 @@ class NomadEngine(Engine):
                 await self._watcher
         for queue in self._queues:
             queue.put_nowait(None)
+        self._capacity.close()
         for container in self._containers.values():
             container.changed.set()
         await self.client.close()
@@ -227,6 +241,9 @@ class NomadEngine(Engine):
 
     async def containers(self) -> Sequence[ContainerEvent]:
         return [c.event for c in self._containers.values() if not c.event.state.ended]
+
+    def capacities(self) -> AsyncIterator[Capacity]:
+        return self._capacity.watch()
 
     # -- looking inside
 
@@ -345,13 +362,16 @@ class NomadEngine(Engine):
         while True:
             try:
                 async with self.client.events(
-                    _TOPICS, namespace=self._namespace, index=self._index
+                    [*_TOPICS, *self._capacity.topics], namespace=self._namespace, index=self._index
                 ) as batches:
+                    await self._capacity.read()
                     await self._relist()
                     delay = 0.1
                     async for batch in batches:
                         for event in batch["Events"]:
                             self._take(event)
+                        if any(event["Topic"] == "Node" for event in batch["Events"]):
+                            await self._capacity.read()
                         self._index = max(self._index, int(batch["Index"]))
             except NomadError as error:
                 _log.warning("event stream: %s; again in %.1f s", error, delay)

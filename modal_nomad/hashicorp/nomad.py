@@ -208,6 +208,10 @@ class NomadClient:
         """Return one allocation."""
         return dict(await self._call(lambda n: n.allocation.get_allocation(allocation_id)))
 
+    async def nodes(self) -> list[dict[str, Any]]:
+        """List the client nodes, with their resources."""
+        return list(await self._get_json("/v1/nodes", {"resources": "true"}))
+
     async def evaluations(self, job_id: str, *, namespace: str) -> list[dict[str, Any]]:
         """List a job's evaluations: they carry why nothing was placed."""
         return list(await self._call(lambda n: n.job.get_evaluations(job_id, namespace=namespace)))

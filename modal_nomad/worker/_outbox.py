@@ -64,14 +64,19 @@ class Outbox:
         self._sending = batch = [items.popleft() for _ in range(len(items))]
         seconds, self.seconds = self.seconds, 0.0
         leases = [item[0] for item in batch]
-        self._session.send_kept(_done_frame(leases, batch, seconds), leases)
+        usage = self._session.cpu.spent(seconds)
+        self._session.send_kept(_done_frame(leases, batch, seconds, usage), leases)
         self._sending = []
 
 
-def _done_frame(leases: List[int], batch: List[Output], seconds: float) -> bytes:
+def _done_frame(
+    leases: List[int], batch: List[Output], seconds: float, usage: Optional[List[float]]
+) -> bytes:
     # A list of integers prints as JSON: several times faster than the general encoder.
     payloads = [item[3] for item in batch]
     head = f'{{"t":"done","x":{leases},"d":{seconds:.6f},"z":{[len(p) for p in payloads]}'
+    if usage is not None:
+        head += f',"u":{usage}'
     if any(item[1] for item in batch):
         head += f',"s":{[item[1] for item in batch]}'
     if any(item[2] for item in batch):

@@ -14,7 +14,7 @@ from ..wire.spec import FunctionSpec
 from ._capture import Capture, leave_signals_to_main
 from ._loader import load_function, place_files, prepare
 from ._outbox import Outbox, Values, Work, pack, stopped
-from ._session import HEARTBEAT, Gone, Refused, Session, Settings
+from ._session import FIRST_HEARTBEAT, HEARTBEAT, Gone, Refused, Session, Settings
 from ._turn import Turn
 
 EXIT_FAILED = 1
@@ -195,11 +195,12 @@ class Runner:
     def _read_until_closed(self) -> None:
         session = self._session
         turn = self._turn
-        beat_at = time.monotonic() + HEARTBEAT
+        # Soon at first: the autoscaler waits for word of inputs that run long.
+        beat_at = time.monotonic() + FIRST_HEARTBEAT
         while not self._closing:
             now = time.monotonic()
             if now >= beat_at:
-                session.send({"t": "hb"})
+                session.send({"t": "hb", "u": session.cpu.beat()})
                 beat_at = now + HEARTBEAT
             turn.pass_on()
             if turn.lanes:

@@ -8,8 +8,10 @@ from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence
 
 from ..wire import frames
 from ..wire.transport import BlobClient, SyncWebSocket
+from ._usage import CpuClock
 
 HEARTBEAT = 5.0
+FIRST_HEARTBEAT = 1.0
 RECONNECT_FOR = 60.0
 _FIRST_DELAY = 0.05
 _LAST_DELAY = 2.0
@@ -71,6 +73,7 @@ class Session:
         for end in self._alarm:
             os.set_blocking(end, False)
         self.slots = 1
+        self.cpu = CpuClock()
 
     def connect(self, leases: Callable[[], List[Any]] = list) -> Dict[str, Any]:
         """Connect (again), greet, send what could not be sent before; return the welcome's header.
@@ -174,6 +177,7 @@ class Session:
     def ready(self, slots: int) -> None:
         """Say, now and after each reconnect, that inputs may come."""
         self.slots = slots
+        self.cpu.start()
         with self._lock:
             self._ready = True
             self.send({"t": "ready", "slots": slots})

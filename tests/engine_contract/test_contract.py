@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 
 import pytest
 
@@ -126,6 +127,14 @@ async def test_stats(bench: Bench) -> None:
     await bench.running(container)
     stats = await bench.engine.stats(container)
     assert stats.cpu >= 0 and stats.memory >= 0
+
+
+async def test_the_capacity_is_known_at_once(bench: Bench) -> None:
+    capacities = bench.engine.capacities()
+    first = await asyncio.wait_for(anext(capacities), 10)
+    assert first.cores == len(os.sched_getaffinity(0)) and first.nodes == 1
+    await bench.engine.close()
+    assert [c async for c in capacities] == []
 
 
 async def test_unknown_ids(bench: Bench) -> None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from urllib.parse import urlsplit
 
+import aiohttp
 import pytest
 
-from modal_nomad.engines.base import ContainerState, Engine
+from modal_nomad.engines.base import Capacity, ContainerState, Engine
 from modal_nomad.engines.nomad import NomadEngine
 from modal_nomad.hashicorp.nomad import NomadSettings
 from tests.engine_contract.conftest import Bench
@@ -50,6 +51,27 @@ async def test_a_second_engine_learns_what_runs(bench: Bench, engine: Engine, no
         await bench.ended(running)
     finally:
         await other.close()
+
+
+async def test_a_node_that_takes_no_more_containers_is_no_capacity(
+    bench: Bench, engine: Engine, nomad_address: str
+) -> None:
+    assert isinstance(engine, NomadEngine)
+    (node,) = await engine.client.nodes()
+    capacities = engine.capacities()
+    before = await anext(capacities)
+
+    async def eligible(value: str) -> None:
+        async with aiohttp.ClientSession(nomad_address) as http:
+            body = {"NodeID": node["ID"], "Eligibility": value}
+            (await http.put(f"/v1/node/{node['ID']}/eligibility", json=body)).raise_for_status()
+
+    await eligible("ineligible")
+    try:
+        assert await asyncio.wait_for(anext(capacities), 30) == Capacity(0, 0)
+    finally:
+        await eligible("eligible")
+    assert await asyncio.wait_for(anext(capacities), 30) == before
 
 
 class _Cable:

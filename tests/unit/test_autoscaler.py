@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modal_nomad.dispatcher._events import FunctionPolicy
-from modal_nomad.dispatcher.autoscaler import FIRST_BURST, Autoscaler, Load
+from modal_nomad.dispatcher.autoscaler import FIRST_BURST, LARGEST_BURST, Autoscaler, Load
 
 POLICY = FunctionPolicy("v1")
 QUIET = Load(queued=0, leased=0, ready=0, busy=0, starting=0, winding_down=0, average=None, start_seconds=0.2)
@@ -97,6 +97,42 @@ def test_drain_keeps_the_floor_the_busy_and_the_buffer() -> None:
 def test_a_ceiling_below_one_is_refused() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         Autoscaler(0)
+
+
+def test_inputs_that_compute_get_a_container_a_core() -> None:
+    many = load(queued=1700, leased=2, ready=2, busy=2, average=0.5, cpu_share=1.0)
+    assert Autoscaler(100).to_start(POLICY, many) == 98
+    assert Autoscaler(100, cores=2).to_start(POLICY, many) == 0
+    assert Autoscaler(100, cores=16).to_start(POLICY, many) == 14
+
+
+def test_inputs_that_wait_get_many_containers_a_core() -> None:
+    waiting = load(queued=1700, leased=2, ready=2, busy=2, average=0.5, cpu_share=0.02)
+    assert Autoscaler(100, cores=2).to_start(POLICY, waiting) == 78
+    assert Autoscaler(100, cores=2).to_start(policy(max_concurrent_inputs=4), waiting) == 18
+    assert Autoscaler(10, cores=2).to_start(POLICY, waiting) == 8
+
+
+def test_an_unknown_burst_starts_a_container_a_core_and_twice_that_until_more_is_known() -> None:
+    scaler = Autoscaler(100, cores=3)
+    assert scaler.to_start(POLICY, load(queued=1000)) == 3
+    assert scaler.to_start(POLICY, load(queued=1000, ready=3, busy=3, leased=3, silent=5.0)) == 3
+    assert Autoscaler(1000, cores=500).to_start(POLICY, load(queued=1000)) == LARGEST_BURST
+
+
+def test_a_fraction_of_a_core_packs_more_and_named_limits_are_obeyed_as_they_are() -> None:
+    many = load(queued=1700, leased=2, ready=2, busy=2, average=0.5, cpu_share=1.0)
+    scaler = Autoscaler(100, cores=2)
+    assert scaler.to_start(policy(cpu=0.125), many) == 14
+    assert scaler.to_start(policy(max_containers=30), many) == 28
+    assert scaler.to_start(policy(min_containers=7), many) == 5
+    assert scaler.to_start(policy(buffer_containers=3), many) == 3
+
+
+def test_containers_blocked_on_children_do_not_count_as_fed() -> None:
+    stalled = load(queued=2, leased=2, ready=2, busy=2, average=0.001, stalled=True, cpu_share=1.0)
+    assert Autoscaler(100, cores=2).to_start(POLICY, stalled) == 0
+    assert Autoscaler(100, cores=2).to_start(POLICY, dataclasses.replace(stalled, blocked=1)) == 1
 
 
 @given(

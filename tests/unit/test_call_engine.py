@@ -437,3 +437,39 @@ def test_a_flood_reviews_each_container_a_few_times_only(monkeypatch: pytest.Mon
     for name in names:
         rim.do(ev.WorkerReady(name, "fu", "v1"))
     assert looks <= 3 * 500
+
+
+def starts(commands: list[ev.Command]) -> int:
+    return sum(c.count for c in only(commands, ev.StartContainers))
+
+
+def test_what_inputs_want_of_a_processor_decides_how_many_containers_there_are() -> None:
+    for wanted, expected in ((0.5, 0), (0.005, 60)):
+        rim = Rim(default_max=100)
+        rim.do(ev.CapacityChanged(2, 100))
+        assert starts(rim.submit(1000)) == 2
+        given = leases(rim.start("ta-1", "ta-2"))
+        returned = rim.do(ev.OutputsReturned("ta-1", [(given[0], 0, b"", 0)], 0.5, (wanted, 0.5)), after=0.5)
+        assert starts(returned + rim.wait(0.2)) >= expected, wanted
+        assert starts(returned) == 0 or expected, wanted
+
+
+def test_inputs_that_run_on_tell_what_they_want_by_heartbeats() -> None:
+    rim = Rim(default_max=100)
+    rim.do(ev.CapacityChanged(2, 100))
+    rim.submit(50)
+    rim.start("ta-1", "ta-2")
+    begun = starts(rim.wait(3.0))
+    assert begun <= 2
+    rim.do(ev.ContainersStarting("fu", "v1", ("ta-3", "ta-4"), begun))
+    told = [c for x in ("ta-1", "ta-2") for c in rim.do(ev.WorkerUsage(x, (0.001, 5.0)))]
+    assert starts(told + rim.wait(0.2)) > 2
+    assert rim.do(ev.WorkerUsage("ta-unknown", (1.0, 1.0))) == []
+
+
+def test_more_cores_let_a_waiting_queue_have_more_containers_at_once() -> None:
+    rim = Rim(default_max=100)
+    rim.do(ev.CapacityChanged(1, 100))
+    assert starts(rim.submit(100)) == 1
+    rim.do(ev.ContainersStarting("fu", "v1", ("ta-1",), 1))
+    assert starts(rim.do(ev.CapacityChanged(8, 100))) == 7
