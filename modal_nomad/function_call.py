@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import builtins
 import time
 from collections.abc import AsyncIterator
@@ -216,6 +215,7 @@ async def _gather(calls: tuple[FunctionCall[Any], ...]) -> list[Any]:
 
 async def _answers(clients: list[Client], call_ids: list[str]) -> dict[int, tuple[Any, list[bytes]]]:
     """Return every call's answer by position, or, as soon as one has failed, that one alone."""
+    import asyncio
 
     async def ask(client: Client, call_id: str) -> tuple[Any, list[bytes]]:
         while True:

@@ -54,7 +54,9 @@ def test_bytes_that_are_no_text_are_not_held_back() -> None:
     )
 )
 def test_done_frames_are_frames(batch: list[Output]) -> None:
-    header, payloads = frames.decode(_done_frame([item[0] for item in batch], batch, 0.25))
+    header, payloads = frames.decode(_done_frame([item[0] for item in batch], batch, 0.25, [0.1, 0.25]))
+    assert header["u"] == [0.1, 0.25]
+    assert "u" not in frames.decode(_done_frame([item[0] for item in batch], batch, 0.25, None))[0]
     assert header["t"] == "done" and header["x"] == [item[0] for item in batch] and header["d"] == 0.25
     assert payloads == [item[3] for item in batch]
     assert header.get("s", [0] * len(batch)) == [item[1] for item in batch]
