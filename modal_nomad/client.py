@@ -98,7 +98,8 @@ class Client:
         """Return a client of the configured server under a token of its own."""
         from .config import config
 
-        return await Client._shared(config.get("server_url"), f"{token_id}:{token_secret}")
+        token = f"{token_id}:{token_secret}" if token_id else token_secret
+        return await Client._shared(config.get("server_url"), token)
 
     @staticmethod
     async def _shared(url: str | None, token: str) -> Client:
@@ -144,8 +145,8 @@ class Client:
             raise _translate(error) from None
         except (OSError, asyncio.TimeoutError) as error:
             raise exception.ConnectionError(
-                f"no dispatcher answers at {self.server.address or self._url}: {error}; "
-                "check MODAL_SERVER_URL, or unset it to run on this machine"
+                f"no dispatcher answers at {self.server.address or self._url}: {_reason(error)}; "
+                "check MODAL_SERVER_URL or the profile's server_url, or unset it to run on this machine"
             ) from None
         except ValueError as error:
             raise exception.InvalidError(str(error)) from None
@@ -252,6 +253,12 @@ class Client:
     async def _close(self) -> None:
         if self._connection is not None:
             await io(self._connection.close())
+
+
+def _reason(error: BaseException) -> str:
+    # asyncio's own words for a refused connection name an address tuple and an error number.
+    number = getattr(error, "errno", None)
+    return os.strerror(number) if number and number > 0 else str(error) or "no answer in time"
 
 
 def _translate(error: Any) -> exception.Error:

@@ -41,13 +41,19 @@ from .exception import InvalidError, NotFoundError
 
 DEFAULT_PATH = "~/.modal.toml"
 DEFAULT_PROFILE = "default"
-_SECRET_KEYS = frozenset({"token_secret"})
+SECRET_KEYS = frozenset({"token_secret"})
 
 
 class _UnknownProfile(NotFoundError, KeyError):
     """Both what the pages promise (KeyError) and what newer clients raise (NotFoundError)."""
 
     __str__ = Exception.__str__
+
+
+def _unknown_profile(name: str) -> _UnknownProfile:
+    return _UnknownProfile(
+        f"There is no profile {name!r} in {config_path()}; `modal-nomad profile list` shows what there is"
+    )
 
 
 class _Setting(NamedTuple):
@@ -168,7 +174,11 @@ class Config:
             value, origin = os.environ[variable], variable
         else:
             profiles = self._profiles()
-            section = profiles.get(profile or _pick_profile(profiles), {})
+            name = profile or _pick_profile(profiles)
+            if key == "server_url" and name not in profiles and name != DEFAULT_PROFILE:
+                # Else a misspelt profile would run on this machine what was meant for a cluster.
+                raise _unknown_profile(name)
+            section = profiles.get(name, {})
             if key not in section:
                 return setting.default
             value, origin = section[key], f"{key} in {config_path()}"
@@ -196,7 +206,7 @@ class Config:
         return {key: self.get(key) for key in _SETTINGS}
 
     def __repr__(self) -> str:
-        shown = {k: "***" if k in _SECRET_KEYS and v else v for k, v in self.to_dict().items()}
+        shown = {k: "***" if k in SECRET_KEYS and v else v for k, v in self.to_dict().items()}
         return f"Config({shown})"
 
 
@@ -221,27 +231,7 @@ def config_set_active_profile(env: str) -> None:
     if in_container():
         raise InvalidError("The configuration file cannot be written inside a container")
     if env not in _read_profiles():
-        raise _UnknownProfile(
-            f"There is no profile {env!r} in {config_path()}; `modal-nomad profile list` shows what there is"
-        )
-    import tempfile
+        raise _unknown_profile(env)
+    from ._config_file import activate_profile
 
-    import tomlkit
-
-    path = os.path.realpath(config_path())
-    with open(path, encoding="utf-8") as file:
-        document = tomlkit.load(file)
-    for name, section in document.items():
-        if name == env:
-            section["active"] = True
-        else:
-            section.pop("active", None)
-    # A new file that replaces the old one: a crash leaves one of the two, never half of it.
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".modal-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(tomlkit.dumps(document))
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    activate_profile(env)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,6 +21,9 @@ COMMANDS = {
     "app": "app",
     "local": "local",
     "dispatcher": "dispatcher",
+    "token": "token",
+    "profile": "profile",
+    "config": "config",
 }
 
 
@@ -73,8 +77,11 @@ def _root(
     version: bool = typer.Option(
         False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
     ),
+    profile: str = typer.Option("", "--profile", help="Profile to use, as MODAL_PROFILE."),
 ) -> None:
     """Run and deploy Modal apps on your own Nomad cluster, or on this machine."""
+    if profile:
+        os.environ["MODAL_PROFILE"] = profile
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import datetime
-import json
 import sys
 import threading
-from collections.abc import Sequence
 from typing import Any
 
 import typer
 
 from modal_nomad.cli import _client
+from modal_nomad.cli._table import print_table
 
 app = typer.Typer(
     add_completion=False,
@@ -121,23 +120,3 @@ def _moment(seconds: float | None) -> str:
     if seconds is None:
         return ""
     return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S%z")
-
-
-def print_table(columns: Sequence[str], rows: Sequence[Sequence[str]], as_json: bool) -> None:
-    """Print rows: JSON objects keyed by column, a table on a terminal, tab-separated text in a pipe."""
-    if as_json:
-        typer.echo(
-            json.dumps([dict(zip(columns, row, strict=True)) for row in rows], indent=2, ensure_ascii=False)
-        )
-    elif sys.stdout.isatty():
-        from rich.console import Console
-        from rich.table import Table
-        from rich.text import Text
-
-        table = Table(*columns)
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        Console().print(table)
-    else:
-        for row in (columns, *rows):
-            typer.echo("\t".join(row))

@@ -7,13 +7,16 @@ from typing import Annotated
 
 import typer
 
+from modal_nomad.cli import _dispatcher_token
 from modal_nomad.cli._errors import UsageError
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+app.add_typer(_dispatcher_token.app, name="token")
 
 
-@app.command()
+@app.callback(invoke_without_command=True)
 def dispatcher(
+    context: typer.Context,
     config: Annotated[
         Path | None, typer.Option("--config", help="Configuration file of a cluster's dispatcher.")
     ] = None,
@@ -25,6 +28,8 @@ def dispatcher(
     ),
 ) -> None:
     """Serve a dispatcher in the foreground until Ctrl-C."""
+    if context.invoked_subcommand is not None:
+        return
     chosen = [
         flag
         for flag, given in (("--config", config), ("--home", home), ("--print-config", print_config))

@@ -25,11 +25,13 @@ class Identity:
         name: for histories and logs.
         token: the Nomad token to act under, or None.
         container: the container it runs in; empty for callers outside.
+        environments: the only ones it may touch; none means all.
     """
 
     name: str
     token: str | None = None
     container: str = ""
+    environments: tuple[str, ...] = ()
 
 
 class WorkerTokens:
@@ -110,5 +112,8 @@ class Authenticator:
         token_id, _, secret = token.partition(":")
         record = await self._store.token(token_id) if secret else None
         if record is None or not hmac.compare_digest(record.secret_hash, hash_secret(secret)):
-            raise AuthError("the token is unknown: set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET to a valid one")
-        return Identity(record.label or token_id)
+            raise AuthError(
+                "the token is missing or unknown: `modal-nomad token set` stores one, or set MODAL_TOKEN_ID"
+                " and MODAL_TOKEN_SECRET"
+            )
+        return Identity(record.label or token_id, environments=record.environments)

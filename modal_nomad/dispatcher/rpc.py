@@ -218,7 +218,10 @@ async def _status(server: Dispatcher, session: ClientSession, args: Mapping[str,
     names = {a["app_id"]: a["name"] or a["description"] for a in (await server.apps.list(None))["apps"]}
     now = server._now()
     containers = []
+    allowed = session.identity.environments
     for info in server.containers.values():
+        if allowed and info.function.environment not in allowed:
+            continue
         view = busy.get(info.container_id)
         containers.append(
             {

@@ -12,7 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from modal_nomad import __version__
 from modal_nomad.dispatcher import _events as ev
-from modal_nomad.dispatcher import rpc
+from modal_nomad.dispatcher import rpc, scope
 from modal_nomad.dispatcher._codec import decode, encode
 from modal_nomad.dispatcher._peer import NORMAL, POLICY, Peer
 from modal_nomad.dispatcher.auth import Authenticator, Identity
@@ -183,6 +183,8 @@ class Server:
             if header.get("d"):
                 dispatcher.background(self._durable(session, header, call_id, function_id, items, method))
             else:
+                if session.identity.environments:
+                    _check_scope(dispatcher, session.identity, function_id)
                 dispatcher.submit(session, call_id, function_id, items, method)
         elif kind == "end":
             calls = header.get("c")
@@ -209,6 +211,7 @@ class Server:
             total = header.get("n")
             if total is not None and (type(total) is not int or total < 0):
                 raise InvalidError("the number of a call's inputs must be a whole number")
+            scope.check_function(self.dispatcher, session.identity, function_id)
             await self.dispatcher.submit_durable(call_id, function_id, items, total, method)
         except Exception as error:
             answer = {"t": "rs", "i": header.get("i", 0), "e": _error(error)}
@@ -218,8 +221,10 @@ class Server:
         number = header.get("i", 0)
         try:
             args = header.get("a")
+            args = args if isinstance(args, dict) else {}
             method = rpc.find(header.get("m"))
-            value, payloads = await method(self.dispatcher, session, args if isinstance(args, dict) else {})
+            await scope.check_request(self.dispatcher, session.identity, header.get("m"), args)
+            value, payloads = await method(self.dispatcher, session, args)
         except Exception as error:
             session.send_frame({"t": "rs", "i": number, "e": _error(error)})
         else:
@@ -291,6 +296,14 @@ def _refuse(peer: Peer, error: list[str]) -> Callable[[], None]:
     peer.send(encode({"t": "refused", "e": error}))
     peer.close()
     return lambda: None
+
+
+def _check_scope(dispatcher: Dispatcher, identity: Identity, function_id: str) -> None:
+    try:
+        scope.check_function(dispatcher, identity, function_id)
+    except AuthError as error:
+        # An id that no look-up gave it: the client does not keep to the protocol.
+        raise frames.FrameError(str(error)) from None
 
 
 def _refusal(hello: frames.Header, identity: Identity) -> list[str] | None:

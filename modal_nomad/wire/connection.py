@@ -304,7 +304,9 @@ class Connection:
             peer.transport.abort()
             if error.status in (401, 403):
                 raise Refused(
-                    "AuthError", f"{url} refused the token: set MODAL_TOKEN_ID and MODAL_TOKEN_SECRET"
+                    "AuthError",
+                    f"{url} refused the token: store a valid one with `modal-nomad token set`, or set "
+                    "MODAL_TOKEN_ID and MODAL_TOKEN_SECRET",
                 ) from error
             raise ConnectionError(f"{url}: {error}") from error
         except asyncio.TimeoutError as error:

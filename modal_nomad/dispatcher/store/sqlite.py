@@ -42,10 +42,23 @@ _CALL = "call_id, function_id, kind, created_at, num_inputs, expires_at, method"
 
 
 class SqliteStore(Store):
-    """A store in one file, for one dispatcher."""
+    """A store in one file, for one dispatcher.
 
-    def __init__(self, path: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
+    Args:
+        path: the file.
+        clock: for tests.
+        beside: open it while a dispatcher may have it, to read or write single rows.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        clock: Callable[[], float] = time.time,
+        beside: bool = False,
+    ) -> None:
         self.path = Path(path)
+        self._beside = beside
         self._clock = clock
         self._writer: GroupWriter | None = None
         self._reader: ThreadPoolExecutor | None = None
@@ -64,7 +77,8 @@ class SqliteStore(Store):
         except OSError as exc:
             raise StoreError(f"cannot open the store {self.path}: {exc.strerror}; check the path") from exc
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not self._beside:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
             self._release()
             raise StoreError(f"the store {self.path} is in use by another dispatcher: stop that one") from exc

@@ -1,0 +1,65 @@
+"""What a token that is scoped to environments may touch; tokens without a scope, and containers, see all.
+
+A call's and an App's environment never change, so each is looked up where a request names one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT
+from modal_nomad.dispatcher.auth import Identity
+from modal_nomad.exception import AuthError
+
+if TYPE_CHECKING:
+    from modal_nomad.dispatcher.core import Dispatcher
+
+# Requests about the server as a whole, which name no environment.
+_OPEN = frozenset({"blob.missing", "server.status", "server.stop"})
+
+
+def check(identity: Identity, environment: str) -> None:
+    """Refuse an environment that a token is not for.
+
+    Raises:
+        AuthError: naming the environments that it is for.
+    """
+    if identity.environments and environment not in identity.environments:
+        allowed = ", ".join(identity.environments)
+        raise AuthError(
+            f"this token is for the environments {allowed}, not for {environment!r}:"
+            " give --env, or set MODAL_ENVIRONMENT"
+        )
+
+
+def check_function(server: Dispatcher, identity: Identity, function_id: str) -> None:
+    """Refuse a Function of an environment that a token is not for. Raises AuthError."""
+    state = server.functions.get(function_id)
+    if state is not None:
+        check(identity, state.environment)
+
+
+async def check_request(server: Dispatcher, identity: Identity, method: Any, args: Mapping[str, Any]) -> None:
+    """Refuse a request that reaches beyond a token's environments. Raises AuthError, NotFoundError."""
+    if not identity.environments or method in _OPEN:
+        return
+    named = False
+    for key in ("app_id", "app"):
+        app = args.get(key)
+        if isinstance(app, str) and app.startswith("ap-"):
+            check(identity, (await server.apps.find(app)).environment)
+            named = True
+    if isinstance(function_id := args.get("function_id"), str):
+        check_function(server, identity, function_id)
+        named = True
+    if isinstance(call_id := args.get("call_id"), str):
+        call = await server.store.call(call_id)
+        if call is not None:
+            check_function(server, identity, call.function_id)
+        named = True
+    environment = args.get("environment")
+    if isinstance(environment, str) and environment:
+        check(identity, environment)
+    elif not named:
+        check(identity, DEFAULT_ENVIRONMENT)
