@@ -16,10 +16,16 @@ STALL_SECONDS = 0.05
 or wait for a child call that stands in this very queue."""
 
 FIRST_BURST = 4
-"""Containers started for a burst of inputs whose duration nobody knows yet; stalls then double them."""
+"""Containers started at least for a burst of inputs whose duration nobody knows yet."""
 
 LARGEST_BURST = 16
 """The same where the cores are known: one container a core, up to this many."""
+
+UNKNOWN_SECONDS = 0.002
+"""What an input is taken to last while nobody knows: a large burst starts more than ``FIRST_BURST``."""
+
+PATIENCE_FACTOR = 2.0
+"""Inputs that have run for t without an output are taken to last this many t: durations have long tails."""
 
 BLIND_FACTOR = 2
 """Containers per core while nobody knows how much of a processor an input uses."""
@@ -139,20 +145,26 @@ class Autoscaler:
         needed = -(-outstanding // slots)
         if policy.single_use:
             return needed
-        average = load.average
-        # Inputs that have run this long take at least that long: no need to wait for their outputs.
-        if (average is None and load.silent >= STALL_SECONDS) or load.silent >= load.start_seconds:
-            average = max(average or 0.0, load.silent)
-        if average is None:
-            burst = FIRST_BURST if self.cores is None else min(self.cores, LARGEST_BURST)
-            wanted = min(needed, burst)
+        if load.average is None and not load.silent:
+            return min(needed, self._first_burst(outstanding / slots, load.start_seconds))
+        average = load.average or 0.0
+        # No need to wait for outputs: what has run this long takes longer than that. Where outputs have
+        # come before, one long input is no news before the silence has outlasted a container's start.
+        if load.average is None or load.silent >= load.start_seconds:
+            average = max(average, PATIENCE_FACTOR * load.silent)
+        work = outstanding * average
+        full = load.queued or outstanding > alive * slots
+        if not full or (alive and work <= alive * slots * load.start_seconds):
+            wanted = load.busy
         else:
-            work = outstanding * average
-            full = load.queued or outstanding > alive * slots
-            if not full or (alive and work <= alive * slots * load.start_seconds):
-                wanted = load.busy
-            else:
-                wanted = max(1, min(needed, int(work / (slots * load.start_seconds)) + 1))
+            wanted = max(1, min(needed, int(work / (slots * load.start_seconds)) + 1))
         if load.stalled and load.queued and load.starting < max(1, load.ready):
             wanted = max(wanted, alive + min(max(1, load.ready), -(-load.queued // slots)))
         return wanted
+
+    def _first_burst(self, rounds: float, start_seconds: float) -> int:
+        """How many containers to start for inputs of which nothing is known; ``rounds`` of one container."""
+        guess = int(rounds * UNKNOWN_SECONDS / start_seconds) + 1
+        if self.cores is None:
+            return max(FIRST_BURST, guess)
+        return max(min(self.cores, LARGEST_BURST), min(self.cores, guess))

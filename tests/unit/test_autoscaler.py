@@ -9,7 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modal_nomad.dispatcher._events import FunctionPolicy
-from modal_nomad.dispatcher.autoscaler import FIRST_BURST, LARGEST_BURST, Autoscaler, Load
+from modal_nomad.dispatcher.autoscaler import (
+    FIRST_BURST,
+    LARGEST_BURST,
+    UNKNOWN_SECONDS,
+    Autoscaler,
+    Load,
+)
 
 POLICY = FunctionPolicy("v1")
 QUIET = Load(queued=0, leased=0, ready=0, busy=0, starting=0, winding_down=0, average=None, start_seconds=0.2)
@@ -33,7 +39,28 @@ def test_the_first_input_starts_one_container_at_once() -> None:
 
 
 def test_an_unknown_burst_starts_a_few() -> None:
-    assert Autoscaler(100).to_start(POLICY, load(queued=1000)) == FIRST_BURST
+    assert Autoscaler(100).to_start(POLICY, load(queued=100)) == FIRST_BURST
+    flood = Autoscaler(100_000).to_start(POLICY, load(queued=10_000))
+    assert FIRST_BURST < flood <= 10_000 * UNKNOWN_SECONDS / 0.2 + 1
+
+
+def test_silence_tells_that_unknown_inputs_are_long() -> None:
+    silent = [load(queued=996, leased=4, ready=4, busy=4, silent=x) for x in (0.01, 0.05, 0.2)]
+    counts = [Autoscaler(2000).to_start(POLICY, x) for x in silent]
+    assert counts[0] < counts[1] < counts[2] == 996
+
+
+def test_a_short_silence_says_nothing_where_outputs_have_come() -> None:
+    known = load(queued=900, leased=100, ready=1, busy=1, average=1e-5, silent=0.1)
+    assert Autoscaler(100).to_start(POLICY, known) == 0
+    assert Autoscaler(100).to_start(POLICY, dataclasses.replace(known, silent=0.3)) == 99
+
+
+def test_a_target_counts_instead_of_the_maximum() -> None:
+    full = load(leased=30, ready=2, busy=2, average=10.0)
+    slots = policy(max_concurrent_inputs=20)
+    assert Autoscaler(100).to_start(slots, full) == 0
+    assert Autoscaler(100).to_start(dataclasses.replace(slots, target_inputs=10), full) == 1
 
 
 def test_tiny_inputs_start_nothing_more() -> None:
@@ -142,6 +169,7 @@ def test_containers_blocked_on_children_do_not_count_as_fed() -> None:
     starting=st.integers(0, 20),
     winding_down=st.integers(0, 5),
     average=st.none() | st.floats(0, 1000),
+    silent=st.floats(0, 100),
     stalled=st.booleans(),
     blocked=st.integers(0, 20),
     floor=st.integers(0, 5),
