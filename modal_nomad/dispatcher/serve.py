@@ -141,7 +141,8 @@ def _engine(settings: Settings, home: Path, blobs: BlobStore) -> Engine:
     if unknown:
         raise SettingsError(f"[nomad] has no setting {unknown[0]!r}")
     given = {name: value for name, value in settings.nomad.items() if value}
-    placed = {name: settings.render[name] for name in ("node_pool", "datacenters") if name in settings.render}
+    names = ("node_pool", "datacenters", "core_mhz")
+    placed = {name: settings.render[name] for name in names if name in settings.render}
     return NomadEngine(dataclasses.replace(NomadSettings.from_env(), **given), **placed)
 
 

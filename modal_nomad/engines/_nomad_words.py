@@ -20,7 +20,7 @@ _STATES = {
     # The node does not answer: its containers' sockets are gone, whatever became of the processes.
     "unknown": ContainerState.LOST,
 }
-_UNITS = {"memory": ("MemoryMB", "MiB of memory"), "cpu": ("CPU", "MHz of CPU"), "cores": ("Cores", "cores")}
+_ASKED = {"memory": "MemoryMB", "cpu": "CPU", "cores": "Cores"}
 _START_FAILURES = (
     "Driver Failure",
     "Setup Failure",
@@ -101,8 +101,11 @@ def _ending(events: list[Mapping[str, Any]]) -> tuple[int | None, str]:
     return None, "stopped before it started" if stopped else ""
 
 
-def placement_words(metrics: Mapping[str, Any]) -> str:
-    """Say in words why Nomad placed nothing, from the metrics of one task group."""
+def placement_words(metrics: Mapping[str, Any], core_mhz: int = 1000) -> str:
+    """Say in words why Nomad placed nothing, from the metrics of one task group.
+
+    ``core_mhz`` is how many of Nomad's MHz one core of ``cpu=`` was rendered as.
+    """
     parts: list[str] = []
     available = metrics.get("NodesAvailable") or {}
     empty = sorted(name for name, count in available.items() if not count)
@@ -115,7 +118,7 @@ def placement_words(metrics: Mapping[str, Any]) -> str:
             parts.append(f"{_nodes(count)} of class {name} excluded")
     asked = [ask for ask in (metrics.get("ResourcesExhausted") or {}).values() if ask]
     for dimension, count in sorted((metrics.get("DimensionExhausted") or {}).items()):
-        parts.append(_exhausted(dimension, count, asked))
+        parts.append(_exhausted(dimension, count, asked, core_mhz))
     for quota in metrics.get("QuotaExhausted") or []:
         parts.append(f"quota exhausted: {quota}")
     if not parts:
@@ -125,10 +128,10 @@ def placement_words(metrics: Mapping[str, Any]) -> str:
     return "; ".join(parts)
 
 
-def evaluation_words(evaluation: Mapping[str, Any]) -> str:
+def evaluation_words(evaluation: Mapping[str, Any], core_mhz: int = 1000) -> str:
     """Say why an evaluation placed nothing; empty when it placed everything."""
     failed = evaluation.get("FailedTGAllocs") or {}
-    return "; ".join(placement_words(metrics) for metrics in failed.values())
+    return "; ".join(placement_words(metrics, core_mhz) for metrics in failed.values())
 
 
 def _nodes(count: int) -> str:
@@ -141,9 +144,13 @@ def _constraint(text: str) -> str:
     return f"the constraint {text}"
 
 
-def _exhausted(dimension: str, count: int, asked: list[Mapping[str, Any]]) -> str:
-    field, unit = _UNITS.get(dimension, ("", ""))
-    amount = sum(int(ask.get(field) or 0) for ask in asked) if field else 0
-    if amount:
-        return f"no node has {amount} {unit} free ({_nodes(count)} exhausted)"
-    return f"{dimension} exhausted on {_nodes(count)}"
+def _exhausted(dimension: str, count: int, asked: Sequence[Mapping[str, Any]], core_mhz: int) -> str:
+    amount = sum(int(ask.get(_ASKED.get(dimension, "")) or 0) for ask in asked)
+    if not amount:
+        return f"{dimension} exhausted on {_nodes(count)}"
+    needs = {
+        "memory": f"{amount:,} MiB of memory",
+        "cpu": f"{amount / core_mhz:g} cores ({amount:,} MHz)",
+        "cores": f"{amount:,} cores of its own",
+    }[dimension]
+    return f"needs {needs}: {_nodes(count)} {'has' if count == 1 else 'have'} too little free"

@@ -67,7 +67,7 @@ class ContainerEvent:
         container_id: ``ta-…``.
         state: the state it is in now.
         reason: why it pends or how it ended: ``"out of memory"``, ``"killed by signal 9"``,
-            ``"node pool gpu: no node has 64 GiB of memory free"``.
+            ``"needs 65,536 MiB of memory: 2 nodes have too little free"``.
         exit_code: of the process, when it ended; None where unknown.
         allocation_id: the engine's own id, for its UI.
         node: where it runs.

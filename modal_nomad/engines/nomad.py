@@ -88,6 +88,7 @@ class NomadEngine(Engine):
         namespace: the namespace watched, ``*`` for all that the token may see.
         node_pool: where containers are placed, for the capacity.
         datacenters: the same; patterns.
+        core_mhz: what one core of ``cpu=`` is rendered as, for words on placement.
     """
 
     name = "nomad"
@@ -99,10 +100,12 @@ class NomadEngine(Engine):
         namespace: str = "*",
         node_pool: str = "default",
         datacenters: Sequence[str] = ("*",),
+        core_mhz: int = 1000,
     ) -> None:
         self.client = NomadClient(settings)
         self.identify = NomadIdentities(self.client).identify
         self._namespace = namespace
+        self._core_mhz = core_mhz
         self._capacity = NomadCapacity(self.client, node_pool, datacenters)
         self._containers: OrderedDict[str, _Container] = OrderedDict()
         self._queues: set[asyncio.Queue[ContainerEvent | None]] = set()
@@ -157,7 +160,7 @@ class NomadEngine(Engine):
             changes=diff.get("Type", "None") != "None",
             diff=diff,
             warnings=str(answer.get("Warnings") or ""),
-            failures={group: placement_words(metrics) for group, metrics in failures.items()},
+            failures={group: placement_words(metrics, self._core_mhz) for group, metrics in failures.items()},
         )
 
     async def submit(self, job: Job, *, token: str | None = None) -> None:
@@ -386,7 +389,7 @@ class NomadEngine(Engine):
             self._take_allocation(payload["Allocation"])
         elif event["Topic"] == "Evaluation":
             evaluation = payload["Evaluation"]
-            words = evaluation_words(evaluation)
+            words = evaluation_words(evaluation, self._core_mhz)
             container = self._of(str(evaluation["JobID"]), str(evaluation.get("Namespace", "default")))
             if container is not None and words and not container.event.allocation_id:
                 self._change(container, replace(container.event, reason=words))
@@ -482,7 +485,7 @@ class NomadEngine(Engine):
     async def _take_pending(self, container: _Container) -> None:
         evaluations = await self.client.evaluations(container.child, namespace=container.namespace)
         newest = max(evaluations, key=lambda e: int(e["ModifyIndex"]), default={})
-        reason = evaluation_words(newest) or container.event.reason
+        reason = evaluation_words(newest, self._core_mhz) or container.event.reason
         self._change(container, replace(container.event, reason=reason))
 
 

@@ -20,7 +20,7 @@ async def test_too_much_memory_is_said_in_words(bench: Bench) -> None:
     container = await bench.start("true", memory=900_000_000)
     event = await bench.wait(container, lambda e: bool(e.reason))
     assert event.state is ContainerState.PENDING
-    assert "memory" in event.reason and "no node has" in event.reason
+    assert "needs 900,000,000 MiB of memory: 1 node has too little free" in event.reason
     await bench.engine.stop_container(container)
     end = await bench.ended(container)
     assert end.state is ContainerState.FAILED and "before it was placed" in end.reason

@@ -31,8 +31,17 @@ def test_the_child_carries_the_container(job: str, container: str | None) -> Non
                 "DimensionExhausted": {"memory": 2},
                 "ResourcesExhausted": {"t": {"MemoryMB": 64}},
             },
-            "no node has 64 MiB of memory free (2 nodes exhausted)",
+            "needs 64 MiB of memory: 2 nodes have too little free",
         ),
+        (
+            {
+                "NodesEvaluated": 1,
+                "DimensionExhausted": {"cpu": 1},
+                "ResourcesExhausted": {"t": {"CPU": 999_000}},
+            },
+            "needs 999 cores (999,000 MHz): 1 node has too little free",
+        ),
+        ({"NodesEvaluated": 1, "DimensionExhausted": {"ports": 1}}, "ports exhausted on 1 node"),
         ({"NodesEvaluated": 0, "NodesAvailable": {"dc9": 0}}, "no ready node in datacenter dc9"),
         ({"NodesEvaluated": 0, "NodePool": "gpu"}, "no node in node pool gpu is eligible"),
         ({"NodesEvaluated": 2, "ConstraintFiltered": {"missing drivers": 1}}, "missing task driver"),
