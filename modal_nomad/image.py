@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
+from ._bridge import blocking_function, io
 from ._image_files import (
     SOURCE_ROOT,
     LocalFiles,
@@ -18,48 +19,72 @@ from ._image_files import (
     mounted,
     remote_file_path,
 )
+from ._image_pip import PipInstalls
+from ._image_steps import Contents, CopyStep, PipStep, Step
 from ._options import check_env
-from .exception import ExecutionError, InvalidError
+from .config import in_container
+from .exception import ExecutionError, InvalidError, NotFoundError
 from .file_pattern_matcher import FilePatternMatcher, as_matcher
 from .wire.ids import new_id
-from .wire.spec import ImageLayer, ImageSpec
+from .wire.spec import ImageLayer, ImageSpec, content_key
+
+if TYPE_CHECKING:
+    from .client import Client
 
 _PYTHON_VERSION = re.compile(r"3\.\d+(\.\d+)?")
-_SPECIFIER = re.compile(r"[A-Za-z0-9./~@:]")
+_IMAGE_ID = re.compile(r"im-([0-9a-f]{64})")
 # Patterns of add_local_python_source: everything but Python sources is left out.
 NON_PYTHON_FILES = ~FilePatternMatcher("**/*.py")
+DEFINITION_VARIABLE = "MODAL_IMAGE_DEFINITION"
+"""Tells a container which Image of the user's module it is of; ids are known on the caller's side only."""
 _FACTORY = object()
 
 
-class Image:
+class Image(PipInstalls):
     """What a Function's containers have: a Python, its packages, environment variables and files.
 
     An Image never changes: each step returns a new one. Equal definitions are built once.
 
     Example:
         >>> image = Image.debian_slim().pip_install("requests").env({"LEVEL": "1"})
+        >>> image == Image.debian_slim().pip_install("requests").env({"LEVEL": "1"})
+        True
     """
 
-    __slots__ = ("_force_build", "_spec", "_wishes")
+    __slots__ = ("_base_id", "_force_build", "_object_id", "_spec", "_steps", "_wishes")
+
+    _spec: ImageSpec
+    _steps: tuple[Step, ...]
+    _wishes: tuple[LocalFiles, ...]
+    _force_build: bool
+    _base_id: str
+    _object_id: str | None
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if args[:1] != (_FACTORY,):
             raise InvalidError("Image has no constructor; start from a factory such as Image.debian_slim()")
-        _, self._spec, self._wishes, self._force_build = args
+        _, self._spec, self._steps, self._wishes, self._force_build, self._base_id = args
+        self._object_id = None
 
-    @staticmethod
-    def _make(spec: ImageSpec, wishes: tuple[LocalFiles, ...] = (), force_build: bool = False) -> Image:
-        return Image(_FACTORY, spec, wishes, force_build)
+    def _with(self, **changes: Any) -> Image:
+        names = ("_spec", "_steps", "_wishes", "_force_build", "_base_id")
+        return Image(_FACTORY, *(changes.get(name, getattr(self, name)) for name in names))
 
     def __repr__(self) -> str:
-        steps = "".join(f".{layer.kind}_install(...)" for layer in self._spec.layers)
-        return f"Image.debian_slim({self._spec.python or ''}){steps}"
+        base = f"from_id({self._base_id!r})" if self._base_id else f"debian_slim({self._spec.python or ''})"
+        steps = "".join(f".{s.step if isinstance(s, PipStep) else 'add_local'}(...)" for s in self._steps)
+        return f"Image.{base}{steps}"
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Image) and (self._spec, self._wishes) == (other._spec, other._wishes)
+        if not isinstance(other, Image):
+            return NotImplemented
+        return all(
+            getattr(self, name) == getattr(other, name)
+            for name in ("_spec", "_steps", "_wishes", "_force_build", "_base_id")
+        )
 
     def __hash__(self) -> int:
-        return hash((self._spec.environment_key, self._wishes))
+        return hash((self._definition, self._wishes))
 
     @staticmethod
     def debian_slim(python_version: str | None = None, force_build: bool = False) -> Image:
@@ -72,163 +97,176 @@ class Image:
         Raises:
             TypeError: when the version is no string (``3.10`` the number is ``3.1``).
             InvalidError: when it is no version of Python 3.
+
+        Example:
+            >>> Image.debian_slim("3.11")
+            Image.debian_slim(3.11)
         """
         if python_version is not None and not isinstance(python_version, str):
             raise TypeError(f"python_version is {python_version!r}; give a string such as '3.11'")
         if python_version is not None and not _PYTHON_VERSION.fullmatch(python_version):
             raise InvalidError(f"python_version is {python_version!r}; give '3.x' or '3.x.y', such as '3.11'")
-        return Image._make(ImageSpec(python=python_version), force_build=force_build)
+        return Image(_FACTORY, ImageSpec(python=python_version), (), (), force_build, "")
 
-    def _replace(self, **changes: Any) -> ImageSpec:
-        spec = self._spec
-        fields = {"python": spec.python, "layers": spec.layers, "env": spec.env, "workdir": spec.workdir}
-        return ImageSpec(**{**fields, **changes})
-
-    def _build_step(self, layer: ImageLayer, force_build: bool) -> Image:
-        self._no_files_yet(f"{layer.kind}_install")
-        spec = self._replace(layers=(*self._spec.layers, layer))
-        return Image._make(spec, self._wishes, self._force_build or force_build)
-
-    def _no_files_yet(self, step: str) -> None:
-        if self._wishes:
-            raise InvalidError(
-                f"{step} cannot follow an add_local_... step, whose files are added at container start: "
-                "move the build steps before it"
-            )
-
-    def pip_install(
-        self,
-        *packages: str | list[str],
-        find_links: str | None = None,
-        index_url: str | None = None,
-        extra_index_url: str | None = None,
-        pre: bool = False,
-        extra_options: str = "",
-        force_build: bool = False,
-    ) -> Image:
-        """Install Python packages.
+    @staticmethod
+    @blocking_function
+    async def from_id(image_id: str, client: Client | None = None) -> Image:
+        """Find an Image that an App was run or deployed with, by its id.
 
         Args:
-            *packages: requirement specifiers, or lists of them: ``"numpy>=2"``.
-            find_links: a page or directory with distributions.
-            index_url: the package index to use in place of the default.
-            extra_index_url: one more package index.
-            pre: allow pre-releases.
-            extra_options: further words for the installer, as on a command line.
-            force_build: build this and the later steps anew.
+            image_id: an ``object_id`` of another Image, ``im-…``.
+            client: the client to use.
 
         Raises:
-            InvalidError: when a package is no string, or is a flag.
-        """
-        args = _packages("pip_install", packages)
-        if not args:
-            return self
-        options: dict[str, Any] = {
-            "find_links": find_links,
-            "index_url": index_url,
-            "extra_index_url": extra_index_url,
-            "pre": pre,
-            "extra_options": shlex.join(shlex.split(extra_options)),
-        }
-        return self._build_step(ImageLayer("pip", args, _given(options)), force_build)
+            InvalidError: when it has not the form of an id.
+            NotFoundError: when the server knows no such Image.
 
-    def uv_pip_install(
-        self,
-        *packages: str | list[str],
-        requirements: Sequence[str] | None = None,
-        find_links: str | None = None,
-        index_url: str | None = None,
-        extra_index_url: str | None = None,
-        pre: bool = False,
-        extra_options: str = "",
-        force_build: bool = False,
-    ) -> Image:
-        """Install Python packages with uv; as `pip_install`, which uses uv here too.
-
-        Args:
-            *packages: requirement specifiers, or lists of them.
-            requirements: local requirements files, read when the step is defined.
-            find_links: a page or directory with distributions.
-            index_url: the package index to use in place of the default.
-            extra_index_url: one more package index.
-            pre: allow pre-releases.
-            extra_options: further words for uv, as on a command line.
-            force_build: build this and the later steps anew.
+        Example:
+            >>> with app.run():
+            ...     same = Image.from_id(image.object_id)
+            ...     same.object_id == image.object_id
+            True
         """
-        listed: list[str] = []
-        for name in requirements or ():
-            text = Path(name).expanduser().read_text(encoding="utf-8")
-            lines = (re.sub(r"(^|\s)#.*", "", line).strip() for line in text.splitlines())
-            listed.extend(line for line in lines if line)
-        return self.pip_install(
-            *packages,
-            listed,
-            find_links=find_links,
-            index_url=index_url,
-            extra_index_url=extra_index_url,
-            pre=pre,
-            extra_options=extra_options,
-            force_build=force_build,
-        )
+        import json
+
+        match = _IMAGE_ID.fullmatch(image_id) if isinstance(image_id, str) else None
+        if match is None:
+            raise InvalidError(f"{image_id!r} is no id of an Image, which is 'im-' and 64 hex digits")
+        spec = ImageSpec()
+        # A container is of one Image already; its module need not ask for others.
+        if not in_container():
+            from .client import Client
+
+            client = client or await Client.from_env.aio()
+            try:
+                spec = ImageSpec.from_dict(json.loads(await io(client._get_blob(match.group(1)))))
+            except NotFoundError:
+                raise NotFoundError(
+                    f"there is no Image {image_id} on this server; run or deploy an App with it first"
+                ) from None
+        image = Image(_FACTORY, spec, (), (), False, image_id)
+        image._object_id = image_id
+        return image
+
+    @property
+    def object_id(self) -> str:
+        """The id, ``im-…``: the content of the Image says what it is.
+
+        Raises:
+            ExecutionError: before an App that uses the Image was run or deployed.
+        """
+        if self._object_id is None:
+            raise ExecutionError(f"{self!r} has no id before an App that uses it is run or deployed")
+        return self._object_id
+
+    def _build_step(self, step: Step, name: str, force_build: bool = False) -> Image:
+        if self._wishes:
+            raise InvalidError(
+                f"{name} is a build step after add_local_..., whose files are added at container start: "
+                "move it before that, or add the files with copy=True"
+            )
+        return self._with(_steps=(*self._steps, step), _force_build=self._force_build or force_build)
 
     def env(self, vars: Mapping[str, str]) -> Image:
-        """Set environment variables; later ones win.
+        """Set environment variables, of containers and of the build steps that follow; later ones win.
 
         Raises:
             InvalidError: when a value is no string.
+
+        Example:
+            >>> image = Image.debian_slim().env({"HF_HUB_OFFLINE": "1"})
         """
         checked = check_env("Image.env", vars)
-        merged = {**self._spec.env, **checked}
-        return Image._make(self._replace(env=merged), self._wishes, self._force_build)
+        return self._with(_spec=replace(self._spec, env={**self._spec.env, **checked}))
 
-    def workdir(self, path: str | Path) -> Image:
-        """Set the working directory of containers; an absolute path."""
+    def workdir(self, path: str | PurePosixPath) -> Image:
+        """Set the working directory of containers; it is made where there is none.
+
+        Args:
+            path: an absolute path.
+
+        Raises:
+            InvalidError: when the path is not absolute.
+
+        Example:
+            >>> image = Image.debian_slim().workdir("/app")
+        """
         check_remote_path("workdir", str(path))
-        return Image._make(self._replace(workdir=str(path)), self._wishes, self._force_build)
+        return self._with(_spec=replace(self._spec, workdir=str(path)))
 
-    def _with_files(self, wishes: list[LocalFiles]) -> Image:
-        return Image._make(self._spec, (*self._wishes, *wishes), self._force_build)
+    def _add_local(self, name: str, wishes: list[LocalFiles], copy: bool) -> Image:
+        if not copy:
+            return self._with(_wishes=(*self._wishes, *wishes))
+        image = self
+        for wish in wishes:
+            image = image._build_step(CopyStep(wish), f"{name}(copy=True)")
+        return image
 
-    def add_local_file(self, local_path: str | Path, remote_path: str) -> Image:
-        """Add a local file, at container start.
+    def add_local_file(self, local_path: str | Path, remote_path: str, *, copy: bool = False) -> Image:
+        """Add a local file.
 
         Args:
             local_path: the file; looked at when the App is run or deployed.
             remote_path: an absolute path; with a trailing slash the file keeps its name.
+            copy: make it part of the Image, so that build steps may follow and see it; other content
+                builds them anew. By default it is added at container start, which builds nothing.
+
+        Raises:
+            InvalidError: when the remote path is not absolute.
+
+        Example:
+            >>> image = Image.debian_slim().add_local_file("model.json", "/assets/")
         """
         local = str(local_path)
-        return self._with_files([LocalFiles("file", local, remote_file_path(local, remote_path))])
+        wish = LocalFiles("file", local, remote_file_path(local, remote_path))
+        return self._add_local("add_local_file", [wish], copy)
 
     def add_local_dir(
         self,
         local_path: str | Path,
         remote_path: str,
         *,
+        copy: bool = False,
         ignore: Sequence[str] | Callable[[Path], bool] = (),
     ) -> Image:
-        """Add the content of a local directory, at container start.
+        """Add the content of a local directory.
 
         Args:
             local_path: the directory; looked at when the App is run or deployed.
             remote_path: an absolute path.
+            copy: as for `add_local_file`.
             ignore: what to leave out: patterns as in a ``.dockerignore``, or a callable that gets each
                 path relative to the directory.
+
+        Raises:
+            InvalidError: when the remote path is not absolute.
+
+        Example:
+            >>> image = Image.debian_slim().add_local_dir("~/assets", "/assets", ignore=["*.venv"])
         """
         check_remote_path("add_local_dir", remote_path)
-        return self._with_files([LocalFiles("dir", str(local_path), remote_path, as_matcher(ignore))])
+        wish = LocalFiles("dir", str(local_path), remote_path, as_matcher(ignore))
+        return self._add_local("add_local_dir", [wish], copy)
 
     def add_local_python_source(
-        self, *modules: str, ignore: Sequence[str] | Callable[[Path], bool] = NON_PYTHON_FILES
+        self,
+        *modules: str,
+        copy: bool = False,
+        ignore: Sequence[str] | Callable[[Path], bool] = NON_PYTHON_FILES,
     ) -> Image:
         """Add local Python packages or modules to ``/root``, where containers import them from.
 
         Args:
             *modules: names to import, such as ``"mypackage"``.
+            copy: as for `add_local_file`.
             ignore: what to leave out; by default all but ``.py`` files. Dot-prefixed and compiled files
                 always stay out.
 
         Raises:
             InvalidError: when a name is no string.
+
+        Example:
+            >>> image = Image.debian_slim().add_local_python_source("mypackage", ignore=["data.json"])
         """
         for module in modules:
             if not isinstance(module, str):
@@ -236,7 +274,8 @@ class Image:
                     f"add_local_python_source got {module!r}; give names of modules as strings"
                 )
         matcher = as_matcher(ignore)
-        return self._with_files([LocalFiles("python", name, SOURCE_ROOT, matcher) for name in modules])
+        wishes = [LocalFiles("python", name, SOURCE_ROOT, matcher) for name in modules]
+        return self._add_local("add_local_python_source", wishes, copy)
 
     @contextlib.contextmanager
     def imports(self) -> Iterator[None]:
@@ -251,46 +290,56 @@ class Image:
         try:
             yield
         except ImportError:
-            own = os.environ.get("MODAL_IMAGE_ID") == self._image_id
-            if os.environ.get("MODAL_IS_REMOTE") == "1" and own:
+            if in_container() and os.environ.get(DEFINITION_VARIABLE) == self._definition:
                 raise
 
-    def hydrate(self, client: Any = None) -> Image:
-        """Raise: an Image is built when a Function that uses it is run or deployed."""
-        raise ExecutionError("Images cannot currently be hydrated on demand; they are built with the App")
+    def hydrate(self, client: Client | None = None) -> Image:
+        """Return an Image that has its id already; raise for others.
+
+        Raises:
+            ExecutionError: an Image is built when a Function that uses it is run or deployed.
+        """
+        if self._object_id is None:
+            raise ExecutionError(
+                "Images cannot currently be hydrated on demand; they are built with the App that uses them"
+            )
+        return self
 
     @property
     def _python(self) -> str:
         return self._spec.python or f"{sys.version_info.major}.{sys.version_info.minor}"
 
     @property
-    def _image_id(self) -> str:
-        return "im-" + self._replace(python=self._python).environment_key[:22]
+    def _definition(self) -> str:
+        """A key that the user's module comes to on every machine, with the local files and without."""
+        steps = [step.definition() for step in self._steps]
+        wishes = [(wish.kind, wish.remote) for wish in self._wishes]
+        rest = [] if self._base_id else [self._spec.python, dict(self._spec.env), self._spec.workdir]
+        return content_key([self._base_id, steps, wishes, rest])[:32]
 
-    def _resolve(self, force_build: bool = False) -> tuple[ImageSpec, dict[str, Path]]:
-        """Return the finished specification, and where its files' contents are here (by SHA-256)."""
-        files, contents = mounted(self._wishes)
-        layers = self._spec.layers
+    def _resolve(self, force_build: bool = False) -> tuple[ImageSpec, Contents]:
+        """Return the finished specification, and the contents that it refers to (by SHA-256)."""
+        files = {file.path: file for file in self._spec.files}
+        layers = list(self._spec.layers)
+        contents: Contents = {}
+        for step in self._steps:
+            layer, copied, found = step.resolve()
+            layers.append(layer)
+            files.update((file.path, file) for file in copied)
+            contents.update(found)
+        added, places = mounted(self._wishes)
+        files.update((file.path, file) for file in added)
+        contents.update(places)
         if layers and (force_build or self._force_build):
             # A word that was never there before makes a content key that was never built before.
-            first = ImageLayer(layers[0].kind, layers[0].args, {**layers[0].options, "build": new_id("im")})
-            layers = (first, *layers[1:])
-        return self._replace(python=self._python, layers=layers, files=files), contents
-
-
-def _packages(step: str, packages: Sequence[str | list[str]]) -> tuple[str, ...]:
-    flat: list[Any] = []
-    for item in packages:
-        flat.extend(item if isinstance(item, (list, tuple)) else [item])
-    for item in flat:
-        if not isinstance(item, str) or not item:
-            raise InvalidError(f"{step} got {item!r}; give packages as strings or lists of strings")
-        if item.startswith("-"):
-            raise InvalidError(f"{step} got the flag {item!r} among the packages; give it as extra_options=")
-        if not _SPECIFIER.match(item):
-            raise InvalidError(f"{step} got {item!r}, which is no requirement specifier such as 'numpy>=2'")
-    return tuple(flat)
-
-
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in options.items() if value}
+            first = layers[0]
+            layers[0] = ImageLayer(first.kind, first.args, {**first.options, "build": new_id("im")})
+        spec = replace(
+            self._spec,
+            python=self._python,
+            layers=tuple(layers),
+            files=tuple(files[path] for path in sorted(files)),
+        )
+        # The specification under its own hash: what Image.from_id asks for.
+        contents[spec.image_id[3:]] = spec.canonical()
+        return spec, contents

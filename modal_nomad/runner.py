@@ -18,7 +18,7 @@ from ._bridge import blocking_function, io
 from ._options import FunctionOptions, check_object_name
 from .config import config
 from .exception import InvalidError
-from .image import Image
+from .image import DEFINITION_VARIABLE, Image
 from .wire.spec import FunctionSpec, ImageSpec
 
 if TYPE_CHECKING:
@@ -127,6 +127,7 @@ def function_specs(app: App, app_name: str) -> tuple[list[FunctionSpec], dict[st
         if image not in images:
             images[image], files = image._resolve(config["force_build"])
             contents.update(files)
+        image._object_id = images[image].image_id
         code = bundle if options.include_source else None
         blob = None
         if info.serialized:
@@ -146,7 +147,11 @@ def function_specs(app: App, app_name: str) -> tuple[list[FunctionSpec], dict[st
                 is_generator=info.is_generator,
                 is_async=info.is_async,
                 image=images[image],
-                env={**options.env, "MODAL_IMAGE_ID": image._image_id},
+                env={
+                    **options.env,
+                    "MODAL_IMAGE_ID": image._object_id,
+                    DEFINITION_VARIABLE: image._definition,
+                },
                 cpu=options.cpu,
                 memory=options.memory,
                 ephemeral_disk=options.ephemeral_disk,

@@ -16,7 +16,7 @@ from modal_nomad.dispatcher.sessions import WorkerSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store.base import FunctionRecord
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState, Engine, EngineError
-from modal_nomad.exception import NotFoundError
+from modal_nomad.exception import ImageBuildError, NotFoundError
 from modal_nomad.wire.ids import new_id
 from modal_nomad.wire.serialization import pack_exception
 from modal_nomad.wire.spec import FunctionSpec
@@ -188,6 +188,8 @@ class Containers:
             info.ended.set()
             if info.session is None:
                 if event.error is not None:
+                    if isinstance(event.error, ImageBuildError):
+                        event.error.image_id = function.spec.image.image_id
                     payload = pack_exception(event.error)
                     self.handle(ev.WorkerInitFailed(event.container_id, payload))
                 self._ended(event.container_id, info.reason)

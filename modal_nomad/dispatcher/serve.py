@@ -132,7 +132,9 @@ def _engine(settings: Settings, home: Path, blobs: BlobStore) -> Engine:
             home,
             blobs,
             unpack=runtime.unpack,
-            environments=lambda image: environment.ensure(image, home / "environments"),
+            environments=lambda image: environment.ensure(
+                image, home / "environments", fetch=lambda sha: blobs.path(sha).read_bytes()
+            ),
         )
     from modal_nomad.engines.nomad import NomadEngine
     from modal_nomad.hashicorp.nomad import NomadSettings

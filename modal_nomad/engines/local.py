@@ -312,7 +312,7 @@ class LocalEngine(Engine):
         except Exception as exc:
             if not container.event.state.ended:
                 # A new one: the stack in which the daemon made the first says nothing to the caller.
-                error = ImageBuildError(str(exc), exc.image_id) if isinstance(exc, ImageBuildError) else None
+                error = ImageBuildError(str(exc)) if isinstance(exc, ImageBuildError) else None
                 self._end(container, ContainerState.FAILED, str(exc) or type(exc).__name__, None, error)
 
     def _interpreter(self, key: WarmKey) -> WarmInterpreter:

@@ -97,9 +97,6 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
         ours["MODAL_CODE_DIR"] = "${NOMAD_TASK_DIR}/code"
     if spec.image.layers:
         ours["MODAL_IMAGE"] = _image(spec)
-    if spec.image.workdir:
-        # Not the driver's work_dir: that one must exist on the node before the task starts.
-        ours["MODAL_WORKDIR"] = spec.image.workdir
     return {**spec.image.env, **spec.env, **ours}
 
 

@@ -45,7 +45,13 @@ class RetrySpec:
 
 @dataclass(frozen=True)
 class ImageLayer:
-    """One build step: ``kind`` is ``pip`` now, ``apt``, ``run`` and others later; ``args`` its words."""
+    """One build step: ``args`` are its words.
+
+    Attributes:
+        kind: ``pip`` installs the packages ``args``, by the options ``index_url``, ``extra_index_url``,
+            ``find_links``, ``pre``, ``extra_options``, ``requirements`` (lines) and ``env``; ``copy``
+            adds the files of the blob ``manifest``, a list of (path, SHA-256, mode), for later steps.
+    """
 
     kind: str
     args: Tuple[str, ...] = ()
@@ -83,6 +89,15 @@ class ImageSpec:
     def environment_key(self) -> str:
         """The content key of what has to be built: the Python version and the layers."""
         return content_key({"python": self.python, "layers": [dataclasses.asdict(x) for x in self.layers]})
+
+    def canonical(self) -> bytes:
+        """Return the one JSON text of this specification."""
+        return canonical_json(dataclasses.asdict(self))
+
+    @property
+    def image_id(self) -> str:
+        """``im-`` and the SHA-256 of ``canonical()``, under which the blob store has that text."""
+        return "im-" + hashlib.sha256(self.canonical()).hexdigest()
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "ImageSpec":

@@ -4,19 +4,27 @@ import os
 import sys
 from typing import Any, Callable, Optional
 
-from ..exception import InvalidError, NotFoundError
+from ..exception import ExecutionError, InvalidError, NotFoundError
 from ..wire.spec import FunctionSpec
 
 FetchBlob = Callable[[str], bytes]
 
 
 def place_files(spec: FunctionSpec, fetch: FetchBlob) -> None:
-    """Put the image's files in place. To be called while the process has one thread."""
-    if spec.image.files:
-        from .files import import_roots, place
+    """Put the image's files and working directory in place. To be called while the process has one thread."""
+    files, workdir = spec.image.files, spec.image.workdir
+    absent = [workdir] if workdir and not os.path.isdir(workdir) else []
+    if not files and not absent:
+        return
+    from .files import import_roots, place
 
-        place(spec.image.files, fetch)
-        sys.path.extend(root for root in import_roots(spec.image.files) if root not in sys.path)
+    try:
+        place(files, fetch, directories=absent)
+    except ExecutionError:
+        # A user who may not have a view of his own may still make a directory.
+        if files:
+            raise
+    sys.path.extend(root for root in import_roots(files) if root not in sys.path)
 
 
 def prepare(spec: FunctionSpec, code_dir: Optional[str], runtime_dir: Optional[str]) -> None:

@@ -54,11 +54,18 @@ def _enter_image():
     image = json.loads(os.environ.get("MODAL_IMAGE") or "{}")
     from modal_nomad.worker.environment import interpreter_command
 
-    command = interpreter_command(image, _environments_dir(), log=_say)
+    command = interpreter_command(image, _environments_dir(), log=_say, fetch=_fetch)
     os.environ[_BUILT] = command[0]
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(command[0], [*command, os.path.abspath(__file__), *sys.argv[1:]])
+
+
+def _fetch(sha):
+    # type: (str) -> bytes
+    from modal_nomad.worker._session import Settings
+
+    return Settings(os.environ).blobs().get(sha)
 
 
 def _say(line):
@@ -85,7 +92,7 @@ def start():
         from modal_nomad.exception import ImageBuildError
         from modal_nomad.worker import report
 
-        report(exc if isinstance(exc, ImageBuildError) else ImageBuildError(str(exc)))
+        report(ImageBuildError(str(exc), os.environ.get("MODAL_IMAGE_ID", "")))
         return 1
     # Not for the user's own subprocesses.
     os.environ.pop(_BUILT, None)

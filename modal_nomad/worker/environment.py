@@ -8,6 +8,7 @@ lock that one process at a time builds it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import shlex
@@ -16,15 +17,28 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, Callable, Iterator, List, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from modal_nomad.exception import ImageBuildError
 from modal_nomad.wire.spec import ImageLayer, ImageSpec
 
 Log = Callable[[str], None]
+Fetch = Callable[[str], bytes]
 Root = Union[str, "os.PathLike[str]"]
 _MARKER = ".complete"
 _LAST_LINES = 15
+KINDS = ("pip", "copy")
+"""The build steps that need no container runtime."""
+# Flags of pip that change nothing of what is installed, and that uv refuses.
+_PIP_ONLY = frozenset(
+    (
+        "--no-clean",
+        "--no-input",
+        "--disable-pip-version-check",
+        "--no-warn-script-location",
+        "--prefer-binary",
+    )
+)
 # How uv and pip say that it is not the package but the way to it that is missing.
 _UNREACHABLE = re.compile(
     r"dns error|connect error|error trying to connect|client error \(Connect\)|connection broken"
@@ -47,7 +61,11 @@ def needs_build(image: Union[ImageSpec, Mapping[str, Any]]) -> bool:
 
 
 def interpreter_command(
-    image: Union[ImageSpec, Mapping[str, Any]], root: Root, *, log: Optional[Log] = None
+    image: Union[ImageSpec, Mapping[str, Any]],
+    root: Root,
+    *,
+    log: Optional[Log] = None,
+    fetch: Optional[Fetch] = None,
 ) -> List[str]:
     """Return the command of an image's interpreter, built first where needed.
 
@@ -55,7 +73,7 @@ def interpreter_command(
     ``PYTHON*`` variables, ``-S`` the system's packages where there is no environment of our own.
     """
     if needs_build(image):
-        return [str(ensure(image, root, log=log)), "-I"]
+        return [str(ensure(image, root, log=log, fetch=fetch)), "-I"]
     return [_base_python(), "-I", "-S"]
 
 
@@ -65,13 +83,20 @@ def built(image: Union[ImageSpec, Mapping[str, Any]], root: Root) -> Optional[Pa
     return directory / "bin" / "python" if (directory / _MARKER).exists() else None
 
 
-def ensure(image: Union[ImageSpec, Mapping[str, Any]], root: Root, *, log: Optional[Log] = None) -> Path:
+def ensure(
+    image: Union[ImageSpec, Mapping[str, Any]],
+    root: Root,
+    *,
+    log: Optional[Log] = None,
+    fetch: Optional[Fetch] = None,
+) -> Path:
     """Return the interpreter of an image's environment, building it if it is not there.
 
     Args:
         image: an ImageSpec, or the JSON object ``{"python", "layers"}``.
         root: directory of all environments of this node.
         log: gets the builder's output, line by line.
+        fetch: returns a blob's bytes by its SHA-256; needed by images that copy files.
 
     Raises:
         ImageBuildError: a step failed, or this node cannot do it; the text names the remedy.
@@ -80,21 +105,12 @@ def ensure(image: Union[ImageSpec, Mapping[str, Any]], root: Root, *, log: Optio
     ready = built(spec, root)
     if ready is not None:
         return ready
-    try:
-        return _ensure(spec, root, log or (lambda line: None))
-    except ImageBuildError as error:
-        error.image_id = image_id(spec)
-        raise
+    return _ensure(spec, root, log or (lambda line: None), fetch)
 
 
-def image_id(spec: ImageSpec) -> str:
-    """Return the public id of an image, which the SDK computes alike."""
-    return "im-" + spec.environment_key[:22]
-
-
-def _ensure(spec: ImageSpec, root: Root, log: Log) -> Path:
+def _ensure(spec: ImageSpec, root: Root, log: Log, fetch: Optional[Fetch]) -> Path:
     for layer in spec.layers:
-        if layer.kind != "pip":
+        if layer.kind not in KINDS:
             raise ImageBuildError(
                 f"the image step {layer.kind!r} needs a container runtime: run the Function with the docker "
                 "driver, or leave the step out and install what it gives on the node"
@@ -108,7 +124,7 @@ def _ensure(spec: ImageSpec, root: Root, log: Log) -> Path:
                 # No marker: the remains of a build that was killed.
                 shutil.rmtree(directory, ignore_errors=True)
                 try:
-                    _build(spec, directory, log)
+                    _build(spec, directory, log, fetch)
                 except BaseException:
                     shutil.rmtree(directory, ignore_errors=True)
                     raise
@@ -155,7 +171,7 @@ def _base_python() -> str:
     return os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
 
 
-def _build(spec: ImageSpec, directory: Path, log: Log) -> None:
+def _build(spec: ImageSpec, directory: Path, log: Log, fetch: Optional[Fetch]) -> None:
     uv = find_uv()
     python = _base_python() if _running(spec.python) else str(spec.python)
     if uv is not None:
@@ -166,13 +182,51 @@ def _build(spec: ImageSpec, directory: Path, log: Log) -> None:
             python = _python_on_path(spec)
         hint = "; install uv on the node (pip install uv), or the python3-venv package"
         _run([python, "-I", "-m", "venv", str(directory)], log, f"python -m venv failed{hint}")
-    for number, layer in enumerate(spec.layers, 1):
-        with tempfile.TemporaryDirectory(prefix="modal-image-") as scratch:
-            words = _requirements(layer, Path(scratch))
+    with tempfile.TemporaryDirectory(prefix="modal-image-") as name:
+        scratch = Path(name)
+        copied: Dict[str, Tuple[str, int]] = {}
+        for number, layer in enumerate(spec.layers, 1):
+            if layer.kind == "copy":
+                copied.update(_fetch_files(layer, scratch, fetch))
+                continue
+            words = _requirements(layer, scratch)
             if not words:
                 continue
+            command = [*_installer(uv, directory), *_options(layer, uv is not None), *words]
+            if copied:
+                command = _seeing(copied, command, scratch, directory.parent)
             what = f"image step {number} (pip install {' '.join(layer.args) or 'of requirements'}) failed"
-            _run([*_installer(uv, directory), *_options(layer, uv is not None), *words], log, what)
+            _run(command, log, what, layer.options.get("env"))
+
+
+def _fetch_files(layer: ImageLayer, scratch: Path, fetch: Optional[Fetch]) -> Dict[str, Tuple[str, int]]:
+    """Bring the files of a copy step here; return by their place what each is and its mode."""
+    if fetch is None:
+        raise ImageBuildError("the image copies files, and nothing here can fetch them")
+    found: Dict[str, Tuple[str, int]] = {}
+    try:
+        for place, blob, mode in json.loads(fetch(layer.options["manifest"])):
+            path = scratch / blob
+            if not path.exists():
+                path.write_bytes(fetch(blob))
+            found[place] = (blob, mode)
+    except (OSError, KeyError, ValueError) as error:
+        raise ImageBuildError(
+            f"the files of the image step copy {' '.join(layer.args)} cannot be fetched ({error!r}); "
+            "publish the app again"
+        ) from error
+    return found
+
+
+def _seeing(
+    copied: Mapping[str, Tuple[str, int]], command: Sequence[str], scratch: Path, root: Path
+) -> List[str]:
+    """Return a command that runs another one where it sees the copied files at their places."""
+    plan = scratch / "plan.json"
+    files = [[place, blob, mode] for place, (blob, mode) in copied.items()]
+    plan.write_text(json.dumps({"files": files, "keep": [str(scratch), str(root)], "command": list(command)}))
+    program = Path(__file__).with_name("_with_files.py")
+    return [_base_python(), "-I", "-S", str(program), str(plan)]
 
 
 def _python_on_path(spec: ImageSpec) -> str:
@@ -201,6 +255,9 @@ def _installer(uv: Optional[str], directory: Path) -> List[str]:
 def _options(layer: ImageLayer, uv: bool) -> List[str]:
     options = layer.options
     words: List[str] = []
+    extra = shlex.split(str(options.get("extra_options") or ""))
+    if uv:
+        extra = [word for word in extra if word not in _PIP_ONLY]
     for name in ("index_url", "extra_index_url", "find_links"):
         value = options.get(name)
         values = [value] if isinstance(value, str) else list(value or ())
@@ -208,7 +265,7 @@ def _options(layer: ImageLayer, uv: bool) -> List[str]:
             words += ["--" + name.replace("_", "-"), str(item)]
     if options.get("pre"):
         words += ["--prerelease", "allow"] if uv else ["--pre"]
-    return words + shlex.split(str(options.get("extra_options") or ""))
+    return words + extra
 
 
 def _requirements(layer: ImageLayer, scratch: Path) -> List[str]:
@@ -221,9 +278,10 @@ def _requirements(layer: ImageLayer, scratch: Path) -> List[str]:
     return words
 
 
-def _run(command: Sequence[str], log: Log, what: str) -> None:
+def _run(command: Sequence[str], log: Log, what: str, variables: Optional[Mapping[str, str]] = None) -> None:
     # The container's own paths and interpreter settings must not leak into the build.
     env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON") and k != "VIRTUAL_ENV"}
+    env.update(variables or {})
     try:
         process = subprocess.Popen(
             command, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

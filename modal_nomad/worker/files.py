@@ -43,7 +43,13 @@ def default_keep(environ: Optional[Mapping[str, str]] = None) -> List[str]:
     return keep
 
 
-def place(files: Sequence[MountedFile], fetch: Fetch, *, keep: Optional[Sequence[str]] = None) -> None:
+def place(
+    files: Sequence[MountedFile],
+    fetch: Fetch,
+    *,
+    directories: Sequence[str] = (),
+    keep: Optional[Sequence[str]] = None,
+) -> None:
     """Put files in place for this process and its children.
 
     To be called while the process has one thread: a mount namespace belongs to a thread, a user
@@ -52,12 +58,13 @@ def place(files: Sequence[MountedFile], fetch: Fetch, *, keep: Optional[Sequence
     Args:
         files: what goes where; a later file wins over an earlier one of the same path.
         fetch: returns a blob's bytes by its SHA-256.
+        directories: absolute paths of directories to make, empty, where they are not.
         keep: directories that stay the node's own, None for ``default_keep()``.
 
     Raises:
         ExecutionError: this machine cannot do it; the text names the remedy.
     """
-    if not files:
+    if not files and not directories:
         return
     wanted: Dict[str, MountedFile] = {}
     for file in files:
@@ -69,7 +76,9 @@ def place(files: Sequence[MountedFile], fetch: Fetch, *, keep: Optional[Sequence
     contents = {sha: fetch(sha) for sha in {f.blob for f in wanted.values()}}
     where = os.getcwd()
     try:
-        _View(default_keep() if keep is None else keep).open_up([posixpath.dirname(p) for p in wanted])
+        _View(default_keep() if keep is None else keep).open_up(
+            [posixpath.dirname(posixpath.normpath(p)) for p in (*wanted, *directories)]
+        )
     except OSError as exc:
         raise ExecutionError(
             f"cannot add the image's files on this node ({exc}): run containers as root, allow user "
@@ -77,6 +86,8 @@ def place(files: Sequence[MountedFile], fetch: Fetch, *, keep: Optional[Sequence
         ) from exc
     # The old directory handle looks under the mounts made above.
     os.chdir(where)
+    for directory in directories:
+        os.makedirs(directory, exist_ok=True)
     for path, file in wanted.items():
         _write(path, contents[file.blob], file.mode)
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
-import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -193,74 +191,6 @@ def test_app_list_and_stop(live: Live, deployed: Path) -> None:
     assert done.returncode == 1
     with pytest.raises(modal.exception.NotFoundError):
         modal.Function.from_name("deployed", "double").remote(1)
-
-
-def wheel(folder: Path) -> None:
-    """Write a wheel by hand: a package that no index has."""
-    name = "mn_local_package-1.0"
-    with zipfile.ZipFile(folder / f"{name}-py3-none-any.whl", "w") as archive:
-        archive.writestr("mn_local_package.py", "ANSWER = 42\n")
-        archive.writestr(
-            f"{name}.dist-info/METADATA", "Metadata-Version: 2.1\nName: mn-local-package\nVersion: 1.0\n"
-        )
-        archive.writestr(
-            f"{name}.dist-info/WHEEL",
-            "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        )
-        archive.writestr(
-            f"{name}.dist-info/RECORD",
-            f"mn_local_package.py,,\n{name}.dist-info/METADATA,,\n{name}.dist-info/WHEEL,,\n{name}.dist-info/RECORD,,\n",
-        )
-
-
-def test_an_image_with_a_package(live: Live) -> None:
-    wheel(live.folder)
-    image = (
-        modal.Image.debian_slim(python_version=f"{sys.version_info[0]}.{sys.version_info[1]}")
-        .uv_pip_install("mn-local-package", find_links=str(live.folder), extra_options="--no-index")
-        .env({"FROM_IMAGE": "yes"})
-    )
-    app = modal.App("packaged", image=image)
-
-    @app.function(serialized=True)
-    def f() -> tuple[int, str]:
-        import os
-
-        import mn_local_package
-
-        return mn_local_package.ANSWER, os.environ["FROM_IMAGE"]
-
-    with app.run():
-        assert app["f"].remote() == (42, "yes")
-
-
-def test_an_image_that_does_not_build_says_why(live: Live) -> None:
-    image = modal.Image.debian_slim().uv_pip_install(
-        "mn-absent-package", find_links=str(live.folder), extra_options="--no-index"
-    )
-    app = modal.App("unbuilt", image=image)
-
-    @app.function(serialized=True)
-    def f() -> int:
-        return 1
-
-    wanted = r"^image step 1 \(pip install mn-absent-package\) failed:(.|\n)*not found"
-    with app.run(), pytest.raises(modal.exception.ImageBuildError, match=wanted) as caught:
-        app["f"].remote()
-    assert caught.value.image_id == image._image_id
-
-
-def test_a_file_in_a_container(live: Live) -> None:
-    source = live.write("words.txt", "some words")
-    target = live.folder / "inside" / "words.txt"
-    app = modal.App("files", image=modal.Image.debian_slim().add_local_file(str(source), str(target)))
-
-    @app.function(serialized=True)
-    def f() -> str:
-        return target.read_text()
-
-    with app.run():
-        assert app["f"].remote() == "some words"
 
 
 def test_the_local_group_governs_the_dispatcher(own: Live) -> None:

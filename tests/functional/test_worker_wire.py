@@ -205,13 +205,14 @@ async def test_an_image_that_does_not_build_is_told(tmp_path: Path) -> None:
             str(source / "_start_worker.py"),
             MODAL_RUNTIME_DIR=str(source.parent.parent),
             MODAL_ENVIRONMENTS_DIR=str(tmp_path / "environments"),
+            MODAL_IMAGE_ID="im-1",
             MODAL_IMAGE=json.dumps(image),
             # A bare interpreter does not see the installed package uv; without it the build takes its time.
             PATH=f"{os.path.dirname(uv.find_uv_bin())}{os.pathsep}{os.environ['PATH']}",
         )
         _, (payload,) = await w.next("init_failed")
         error = unpack_exception(payload)
-        assert isinstance(error, exception.ImageBuildError) and error.image_id.startswith("im-")
+        assert isinstance(error, exception.ImageBuildError) and error.image_id == "im-1"
         assert "step 1 (pip install no-such-package-xyz)" in str(error)
         assert await w.exit_code() == 1
         assert b"no-such-package-xyz" in w.output.result()[1]

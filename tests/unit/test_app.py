@@ -160,7 +160,8 @@ def test_run_publishes_and_stops(server: Any) -> None:
     assert (args["state"], args["name"], args["environment"]) == ("ephemeral", None, "dev")
     with app.run(client=server):
         pass
-    assert len(server.blobs) == 1
+    # The code, and what the Image is.
+    assert len(server.blobs) == 2
 
 
 async def test_run_async(server: Any) -> None:
@@ -246,14 +247,16 @@ def test_specification(server: Any) -> None:
     assert (one.cpu, one.memory, one.timeout, one.image.python) == ((1.0, 2.0), (64, None), 7.0, "3.11")
     assert one.env["A"] == "1" and one.env["MODAL_IMAGE_ID"].startswith("im-")
     assert (two.module, two.serialized, two.image.python) == ("", True, "3.12")
-    assert {one.code_bundle, two.function_blob} == set(contents)
+    images = {one.image.image_id[3:], two.image.image_id[3:]}
+    assert {one.code_bundle, two.function_blob} | images == set(contents)
+    assert one.env["MODAL_IMAGE_ID"] == one.image.image_id
 
 
 def test_include_source_false_ships_nothing() -> None:
     app = App("a")
     app.function(include_source=False)(plain)
     (spec,), contents = runner.function_specs(app, "a")
-    assert (spec.file, spec.code_bundle, contents) == (None, None, {})
+    assert (spec.file, spec.code_bundle, list(contents)) == (None, None, [spec.image.image_id[3:]])
 
 
 @pytest.mark.parametrize(("size", "outcome"), [(300 << 10, "warns"), (17 << 20, "raises")])

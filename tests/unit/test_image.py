@@ -10,7 +10,7 @@ import pytest
 
 from modal_nomad.exception import ExecutionError, InvalidError, ModuleNotMountable
 from modal_nomad.file_pattern_matcher import FilePatternMatcher
-from modal_nomad.image import Image
+from modal_nomad.image import DEFINITION_VARIABLE, Image
 from modal_nomad.wire.spec import ImageSpec
 
 base = Image.debian_slim("3.11")
@@ -27,7 +27,8 @@ def test_equal_definitions_share_a_key() -> None:
     one, two = base.pip_install("a"), Image.debian_slim("3.11").uv_pip_install(["a"])
     assert one == two and hash(one) == hash(two)
     assert one._resolve()[0].environment_key == two._resolve()[0].environment_key
-    assert one._image_id != base.pip_install("b")._image_id
+    assert one._resolve()[0].image_id == two._resolve()[0].image_id
+    assert one != base.pip_install("b") and one._definition != base.pip_install("b")._definition
 
 
 def test_env_and_files_build_nothing(tmp_path: Path) -> None:
@@ -43,7 +44,7 @@ def test_env_and_files_build_nothing(tmp_path: Path) -> None:
 def test_force_build_makes_a_new_key() -> None:
     forced = base.pip_install("a", force_build=True)
     assert forced._resolve()[0].environment_key != forced._resolve()[0].environment_key
-    assert forced._image_id == base.pip_install("a")._image_id
+    assert forced._definition == base.pip_install("a")._definition
 
 
 def test_default_python_is_the_local_series() -> None:
@@ -67,7 +68,22 @@ def test_default_python_is_the_local_series() -> None:
         (lambda: base.add_local_file("f", "f"), InvalidError, "absolute"),
         (lambda: base.add_local_dir("d", "d"), InvalidError, "absolute"),
         (lambda: base.add_local_python_source(sys), InvalidError, "strings"),
-        (lambda: base.add_local_file("f", "/f").pip_install("a"), InvalidError, "cannot follow"),
+        (lambda: base.add_local_file("f", "/f").pip_install("a"), InvalidError, "copy=True"),
+        (
+            lambda: base.add_local_file("f", "/f").add_local_dir("d", "/d", copy=True),
+            InvalidError,
+            "copy=True",
+        ),
+        (lambda: base.pip_install("a", extra_options="'"), InvalidError, "extra_options of pip_install"),
+        (lambda: base.pip_install("a", index_url=["x"]), InvalidError, "index_url of pip_install"),
+        (lambda: base.pip_install("a", pre="yes"), InvalidError, "pre of pip_install"),
+        (lambda: base.pip_install("a", env={"A": 1}), InvalidError, "env of pip_install"),
+        (lambda: base.pip_install("a", gpu="T4"), InvalidError, "cannot use gpu="),
+        (lambda: base.uv_pip_install("a", secrets=[1]), InvalidError, "cannot use secrets="),
+        (lambda: base.uv_pip_install("a", uv_version="0.5"), InvalidError, "cannot use uv_version="),
+        (lambda: base.uv_pip_install(requirements="r.txt"), InvalidError, "list of paths"),
+        (lambda: Image.from_id("im-short"), InvalidError, "64 hex digits"),
+        (lambda: base.object_id, ExecutionError, "has no id before"),
         (lambda: base.add_local_dir("d", "/d", ignore=["!"]), ValueError, "Illegal exclusion"),
         (lambda: base.hydrate(), ExecutionError, "cannot currently be hydrated on demand"),
         (lambda: base.add_local_file("/none", "/f")._resolve(), FileNotFoundError, "/none"),
@@ -92,7 +108,7 @@ def test_directory(tmp_path: Path) -> None:
         ("/d/sub/b.txt", 0o644),
         ("/d/sub/run.sh", 0o755),
     ]
-    assert {f.blob for f in spec.files} == set(contents)
+    assert {f.blob for f in spec.files} | {spec.image_id[3:]} == set(contents)
     called = base.add_local_dir(tmp_path, "/d", ignore=lambda p: p.is_relative_to("sub"))
     assert [f.path for f in called._resolve()[0].files] == ["/d/a.txt"]
 
@@ -119,10 +135,71 @@ def test_python_source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert [f.path for f in kept] == ["/root/mypkg/__init__.py", "/root/mypkg/data.json"]
 
 
-def test_requirements_file(tmp_path: Path) -> None:
-    (tmp_path / "r.txt").write_text("# all\na>=1  # why\n\nb @ https://x.example/b.whl#sha=1\n")
-    (layer,) = base.uv_pip_install(requirements=[str(tmp_path / "r.txt")])._resolve()[0].layers
-    assert layer.args == ("a>=1", "b @ https://x.example/b.whl#sha=1")
+def test_requirements_files_are_read_late_and_as_they_stand(tmp_path: Path) -> None:
+    image = base.uv_pip_install("c", requirements=[str(tmp_path / "r.txt")])
+    alike = base.pip_install_from_requirements(tmp_path / "r.txt")
+    with pytest.raises(FileNotFoundError, match=r"uv_pip_install: there is no file .*r\.txt"):
+        image._resolve()
+    (tmp_path / "more").mkdir()
+    (tmp_path / "r.txt").write_text(
+        "# all\na>=1  # why\n\n-r more/s.txt\nb @ https://x.example/b.whl#sha=1\n"
+    )
+    (tmp_path / "more" / "s.txt").write_text("--pre\nd\n-r ../r.txt\n")
+    (layer,) = image._resolve()[0].layers
+    lines = ["a>=1  # why", "--pre", "d", "b @ https://x.example/b.whl#sha=1"]
+    assert (layer.args, dict(layer.options)) == (("c",), {"requirements": lines})
+    assert alike._resolve()[0].layers[0].options["requirements"] == lines
+
+
+def test_pyproject(tmp_path: Path) -> None:
+    path = tmp_path / "pyproject.toml"
+    image = base.pip_install_from_pyproject(str(path), ["test"], index_url="https://x.example")
+    with pytest.raises(FileNotFoundError, match="pip_install_from_pyproject: there is no file"):
+        image._resolve()
+    path.write_text('[project]\ndependencies = ["a>=1"]\n[project.optional-dependencies]\ntest = ["b"]\n')
+    (layer,) = image._resolve()[0].layers
+    assert (layer.args, dict(layer.options)) == (("a>=1", "b"), {"index_url": "https://x.example"})
+    with pytest.raises(InvalidError, match=r"no optional dependencies 'doc'; it has \['test'\]"):
+        base.pip_install_from_pyproject(path, ["doc"])._resolve()
+    for text, message in (("[project]\n", "no .project. dependencies"), ("[", "no TOML file")):
+        path.write_text(text)
+        with pytest.raises(InvalidError, match=message):
+            image._resolve()
+
+
+def test_all_that_an_installer_is_told() -> None:
+    image = base.env({"A": "image", "B": "image"}).pip_install(
+        "a",
+        find_links="/wheels",
+        index_url="https://one.example",
+        extra_index_url="https://two.example",
+        pre=True,
+        extra_options="--no-deps  --quiet",
+        env={"B": "step"},
+    )
+    (layer,) = image.env({"C": "later"})._resolve()[0].layers
+    assert dict(layer.options) == {
+        "find_links": "/wheels",
+        "index_url": "https://one.example",
+        "extra_index_url": "https://two.example",
+        "pre": True,
+        "extra_options": "--no-deps --quiet",
+        "env": {"A": "image", "B": "step"},
+    }
+
+
+def test_copied_files_are_part_of_what_is_built(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("one")
+    image = base.add_local_file(tmp_path / "f", "/f", copy=True).pip_install("a")
+    one, contents = image._resolve()
+    copy, _ = one.layers
+    assert (copy.kind, copy.args, [f.path for f in one.files]) == ("copy", ("/f",), ["/f"])
+    manifest = contents[copy.options["manifest"]]
+    assert isinstance(manifest, bytes) and json.loads(manifest) == [["/f", one.files[0].blob, 0o644]]
+    assert contents[one.files[0].blob] == tmp_path / "f"
+    assert image._resolve()[0].environment_key == one.environment_key
+    (tmp_path / "f").write_text("two")
+    assert image._resolve()[0].environment_key != one.environment_key
 
 
 def test_imports(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,10 +207,10 @@ def test_imports(monkeypatch: pytest.MonkeyPatch) -> None:
     with image.imports():
         import no_such_module_anywhere  # noqa: F401
     monkeypatch.setenv("MODAL_IS_REMOTE", "1")
-    monkeypatch.setenv("MODAL_IMAGE_ID", base._image_id)
+    monkeypatch.setenv(DEFINITION_VARIABLE, base._definition)
     with image.imports():
         raise ImportError
-    monkeypatch.setenv("MODAL_IMAGE_ID", image._image_id)
+    monkeypatch.setenv(DEFINITION_VARIABLE, image._definition)
     with pytest.raises(ImportError), image.imports():
         raise ImportError
 

@@ -1,0 +1,137 @@
+"""The build steps of an Image as they were stated, and what they come to when the App is published.
+
+Local files are read then, not where a step is stated: a container imports the user's module too, and has
+none of them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ._image_files import LocalFiles, mounted
+from .exception import InvalidError
+from .wire.spec import ImageLayer, MountedFile, canonical_json
+
+_INCLUDED = re.compile(r"\s*(?:-r|--requirement)[\s=]+(\S+)")
+
+Contents = dict[str, "bytes | Path"]
+"""What the server must have: SHA-256 to bytes, or to the file that holds them."""
+
+
+@dataclass(frozen=True)
+class PipStep:
+    """Python packages to install.
+
+    Attributes:
+        step: the method that stated it, for messages.
+        packages: requirement specifiers.
+        options: words for the installer, as ``wire.spec.ImageLayer`` names them.
+        requirements: local requirements files.
+        pyproject: a local ``pyproject.toml`` whose dependencies are meant, or empty.
+        extras: keys of its optional dependencies.
+    """
+
+    step: str = field(compare=False)
+    packages: tuple[str, ...]
+    options: Mapping[str, Any] = field(hash=False)
+    requirements: tuple[str, ...] = ()
+    pyproject: str = ""
+    extras: tuple[str, ...] = ()
+
+    def definition(self) -> Any:
+        """Return what makes two steps the same one, wherever the files lie."""
+        names = [os.path.basename(x) for x in (*self.requirements, self.pyproject)]
+        return [self.packages, dict(self.options), names, self.extras]
+
+    def resolve(self) -> tuple[ImageLayer, tuple[MountedFile, ...], Contents]:
+        """Read the local files.
+
+        Raises:
+            FileNotFoundError: naming the step and the file.
+            InvalidError: when a file is not what it should be.
+        """
+        options = dict(self.options)
+        packages = self.packages
+        if self.pyproject:
+            packages += _dependencies(self.step, self.pyproject, self.extras)
+        lines = [line for path in self.requirements for line in _lines(self.step, Path(path))]
+        if lines:
+            options["requirements"] = lines
+        return ImageLayer("pip", packages, options), (), {}
+
+
+@dataclass(frozen=True)
+class CopyStep:
+    """Local files that later build steps see."""
+
+    wish: LocalFiles
+
+    def definition(self) -> Any:
+        """Return what makes two steps the same one, wherever the files lie."""
+        return [self.wish.kind, self.wish.remote]
+
+    def resolve(self) -> tuple[ImageLayer, tuple[MountedFile, ...], Contents]:
+        """Hash the files: other contents make another Image.
+
+        Raises:
+            FileNotFoundError: when the local path does not exist.
+            ModuleNotMountable: when there is no such module here.
+        """
+        files, found = mounted((self.wish,))
+        manifest = canonical_json([[f.path, f.blob, f.mode] for f in files])
+        sha = hashlib.sha256(manifest).hexdigest()
+        return ImageLayer("copy", (self.wish.remote,), {"manifest": sha}), files, {**found, sha: manifest}
+
+
+Step = PipStep | CopyStep
+
+
+def _lines(step: str, path: Path, seen: tuple[Path, ...] = ()) -> list[str]:
+    """Return the lines of a requirements file, those of files that it names in their place."""
+    path = path.expanduser().resolve()
+    if path in seen:
+        return []
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{step}: there is no file {path}") from None
+    lines: list[str] = []
+    for line in text.splitlines():
+        included = _INCLUDED.match(line)
+        if included:
+            lines += _lines(step, path.parent / included.group(1), (*seen, path))
+        elif line.strip() and not line.lstrip().startswith("#"):
+            lines.append(line.rstrip())
+    return lines
+
+
+def _dependencies(step: str, path: str, extras: Sequence[str]) -> tuple[str, ...]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        with Path(path).expanduser().open("rb") as file:
+            project = tomllib.load(file).get("project") or {}
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{step}: there is no file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidError(f"{step}: {path} is no TOML file: {error}") from None
+    if "dependencies" not in project:
+        raise InvalidError(f"{step}: {path} has no [project] dependencies; add them there")
+    optional = project.get("optional-dependencies") or {}
+    found = list(project["dependencies"])
+    for key in extras:
+        if key not in optional:
+            raise InvalidError(
+                f"{step}: {path} has no optional dependencies {key!r}; it has {sorted(optional)}"
+            )
+        found += optional[key]
+    return tuple(found)
