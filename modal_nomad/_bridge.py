@@ -98,24 +98,31 @@ def library_loop() -> asyncio.AbstractEventLoop:
 
 
 class io(Generic[T]):
-    """Awaitable that runs a coroutine, or waits for a Future of another thread, off the caller's loop."""
+    """Awaitable that runs a coroutine, or waits for a Future of another thread, off the caller's loop.
 
-    __slots__ = ("_work",)
+    Args:
+        work: the coroutine or the Future.
+        reader: a connection's ``direct``: a thread that only waits reads the socket by itself.
+    """
 
-    def __init__(self, work: Coroutine[Any, Any, T] | Future[T]) -> None:
+    __slots__ = ("_reader", "_work")
+
+    def __init__(self, work: Coroutine[Any, Any, T] | Future[T], reader: Any = None) -> None:
         self._work = work
+        self._reader = reader
 
     def __await__(self) -> Generator[Any, Any, T]:
         work = self._work
         future = submit(work) if isinstance(work, types.CoroutineType) else cast("Future[T]", work)
-        return cast(T, (yield _Wait(future)))
+        return cast(T, (yield _Wait(future, self._reader)))
 
 
 class _Wait:
-    __slots__ = ("future",)
+    __slots__ = ("future", "reader")
 
-    def __init__(self, future: Future[Any]) -> None:
+    def __init__(self, future: Future[Any], reader: Any) -> None:
         self.future = future
+        self.reader = reader
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
@@ -129,8 +136,11 @@ def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
     return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
 
-def _wait(future: Future[Any]) -> Any:
+def _wait(step: _Wait) -> Any:
+    future = step.future
     try:
+        if step.reader is not None:
+            step.reader.read_until(future.done)
         return future.result()
     except BaseException:
         # Ctrl-C while waiting: the I/O must not go on behind the user's back.
@@ -166,7 +176,7 @@ def run_blocking(coroutine: Any) -> Any:
             if type(step) is not _Wait:
                 raise RuntimeError("a blocking call cannot await an asyncio object; use the .aio form")
             try:
-                value = _wait(step.future)
+                value = _wait(step)
             except BaseException as error:
                 step = _step(throw, error)
             else:
@@ -190,6 +200,8 @@ def run_async(coroutine: Any) -> Generator[Any, Any, Any]:
         value = error = None
         try:
             if type(step) is _Wait and not _driving.active:
+                if step.reader is not None:
+                    step.reader.look_soon()
                 value = yield from asyncio.wrap_future(step.future).__await__()
             else:
                 value = yield step

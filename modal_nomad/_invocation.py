@@ -80,6 +80,7 @@ class Unary:
             self._failed,
             parent=context.current_input_id() or "",
             method=method,
+            alone=True,
         )
 
     def _arrived(self, outputs: list[Output]) -> None:
@@ -104,7 +105,7 @@ async def call_remote(
     unary = Unary(client, function_id, method)
     client._submit(unary.call, [(0, payload, flags)])
     try:
-        output = await io(unary.future)
+        output = await io(unary.future, client._live().direct)
     finally:
         client._end(unary.call)
     return await decode_output(client, *output[1:])

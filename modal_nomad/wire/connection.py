@@ -10,6 +10,7 @@ import threading
 from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
 
 from . import frames, websocket
+from ._direct import Direct
 from .address import parse_address
 
 Output = Tuple[int, int, bytes, int]
@@ -38,9 +39,20 @@ class Call:
         function_id: ``fu-…``.
         method: which method of a class; empty for a plain function.
         pending: inputs without an output, by index; sent again after a reconnect.
+        alone: who made it says whether it reads the socket or somebody else has to.
     """
 
-    __slots__ = ("acks", "call_id", "function_id", "method", "on_failure", "on_outputs", "parent", "pending")
+    __slots__ = (
+        "acks",
+        "alone",
+        "call_id",
+        "function_id",
+        "method",
+        "on_failure",
+        "on_outputs",
+        "parent",
+        "pending",
+    )
 
     def __init__(
         self,
@@ -51,8 +63,10 @@ class Call:
         *,
         parent: str = "",
         method: str = "",
+        alone: bool = False,
     ) -> None:
         self.call_id = call_id
+        self.alone = alone
         self.function_id = function_id
         self.on_outputs = on_outputs
         self.on_failure = on_failure
@@ -81,21 +95,25 @@ class _Protocol(asyncio.Protocol):
         transport.write(self.request)
 
     def data_received(self, data: bytes) -> None:
-        self.heard = self.owner.loop.time()
         try:
-            for opcode, payload in self.decoder.feed(data):
-                if opcode == websocket.BINARY:
-                    self.owner._received(payload)
-                elif opcode == websocket.PING:
-                    self.owner._write_raw(self, websocket.encode(payload, websocket.PONG))
-                elif opcode == websocket.CLOSE:
-                    self.transport.close()
+            self.take(data)
         except (websocket.WebSocketError, frames.FrameError) as error:
             self.connection_lost(error)
             self.transport.abort()
             return
         if self.decoder.open and not self.upgraded.done():
             self.upgraded.set_result(None)
+
+    def take(self, data: bytes) -> None:
+        """Handle what came from the socket, on the loop or in the thread of the caller that read it."""
+        self.heard = self.owner.loop.time()
+        for opcode, payload in self.decoder.feed(data):
+            if opcode == websocket.BINARY:
+                self.owner._received(payload)
+            elif opcode == websocket.PING:
+                self.owner._write_raw(self, websocket.encode(payload, websocket.PONG))
+            elif opcode == websocket.CLOSE:
+                raise websocket.WebSocketError("the dispatcher closed the connection")
 
     def connection_lost(self, error: Optional[BaseException]) -> None:
         if not self.upgraded.done():
@@ -142,6 +160,7 @@ class Connection:
         self._ended: List[str] = []
         self._flush_at: Optional[asyncio.TimerHandle] = None
         self._subscriptions: Dict[str, Dict[str, Any]] = {}
+        self.direct = Direct(self)
 
     async def open(self) -> None:
         """Connect once. Raises Refused, OSError or ValueError."""
@@ -200,6 +219,12 @@ class Connection:
             pending[index] = (payload, flags)
         if self._ready:
             self._send_inputs(call, inputs)
+        if not call.alone:
+            self.direct.look_soon()
+
+    def waiting(self) -> int:
+        """Return how many calls and requests wait for something."""
+        return len(self._calls) + len(self._requests)
 
     def end(self, call: Call) -> None:
         """Forget a call here and there; what still runs of it is cancelled there. From any thread."""
@@ -226,6 +251,7 @@ class Connection:
         self._requests[number] = (frame, future)
         if self._ready:
             self._write(frame)
+        self.direct.look()
         try:
             return await future
         finally:
@@ -340,6 +366,7 @@ class Connection:
         if peer is not self._protocol:
             return
         self._protocol = None
+        self.direct.forget()
         was_ready, self._ready = self._ready, False
         if self._welcomed is not None and not self._welcomed.done():
             self._welcomed.set_exception(ConnectionError("the dispatcher closed the connection"))
@@ -380,10 +407,16 @@ class Connection:
 
     def _received(self, data: bytes) -> None:
         header, payloads = frames.decode(data)
-        kind = header["t"]
-        if kind == "out":
+        if header["t"] == "out":
             self._outputs(header, payloads)
-        elif kind == "rs":
+        elif threading.get_ident() == self._thread:
+            self._answered(header, payloads)
+        else:
+            self.loop.call_soon_threadsafe(self._answered, header, payloads)
+
+    def _answered(self, header: frames.Header, payloads: List[bytes]) -> None:
+        kind = header["t"]
+        if kind == "rs":
             waiting = self._requests.get(header["i"])
             if waiting is None or waiting[1].done():
                 return
@@ -422,9 +455,13 @@ class Connection:
                 )
             )
         call.acks.extend(indexes)
-        if not pending and self._flush_at is None:
-            # Its owner will end it from another thread, without waking this one for it.
-            self._flush_at = self.loop.call_later(0.05, self._flush_ended)
+        direct = self.direct
+        if not direct.callers:
+            if not pending and self._flush_at is None:
+                # Its owner will end it from another thread, without waking this one for it.
+                self._flush_at = self.loop.call_later(0.05, self._flush_ended)
+            if direct.wished and self.waiting() == 1 and self._protocol is not None:
+                direct.hand_over(self._protocol)
         if outputs:
             call.on_outputs(outputs)
 
