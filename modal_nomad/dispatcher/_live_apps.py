@@ -102,7 +102,16 @@ class LiveApps:
             self.background(self.stop(app_id))
 
     async def stop(self, app_id: str, token: str | None = None) -> None:
-        """Stop an App: its jobs, its containers, its calls."""
+        """Stop an App: its jobs, its containers, its calls.
+
+        Raises:
+            EngineDenied: the caller's ``token`` may not stop its jobs; the App is as it was.
+        """
+        if token is not None:
+            mine = [f for f in self.functions.values() if f.app_id == app_id]
+            await asyncio.gather(
+                *(self.engine.stop(f.job_id, namespace=f.namespace, token=token) for f in mine)
+            )
         self._owners.pop(app_id, None)
         functions = await self.apps.stop(app_id)
         await asyncio.gather(

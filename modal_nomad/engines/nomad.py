@@ -69,11 +69,12 @@ class _Container:
 
 
 @contextlib.contextmanager
-def _engine_errors() -> Iterator[None]:
+def _engine_errors(needs: str = "", namespace: str = "") -> Iterator[None]:
     try:
         yield
     except NomadDenied as error:
-        raise EngineDenied(str(error)) from error
+        text = f"Permission denied: the Nomad token needs {needs} in namespace {namespace!r}"
+        raise EngineDenied(text if needs else str(error)) from error
     except NomadUnavailable as error:
         raise EngineUnavailable(str(error)) from error
     except NomadError as error:
@@ -146,7 +147,7 @@ class NomadEngine(Engine):
         return faults or ([str(answer["Error"])] if answer.get("Error") else [])
 
     async def plan(self, job: Job, *, token: str | None = None) -> PlanResult:
-        with _engine_errors():
+        with _engine_errors("submit-job", str(job.get("Namespace") or "default")):
             answer = await self.client.plan(job, token=token)
             failures = answer.get("FailedTGAllocs") or {}
             if job.get("ParameterizedJob"):
@@ -164,11 +165,11 @@ class NomadEngine(Engine):
         )
 
     async def submit(self, job: Job, *, token: str | None = None) -> None:
-        with _engine_errors():
+        with _engine_errors("submit-job", str(job.get("Namespace") or "default")):
             await self.client.register(job, token=token)
 
     async def stop(self, job_id: str, *, namespace: str = "default", token: str | None = None) -> None:
-        with _engine_errors():
+        with _engine_errors("submit-job", namespace):
             # The parent first: from then on Nomad refuses to dispatch, so the list below is complete.
             await self._deregister(job_id, namespace, token)
             children = await self.client.jobs(namespace=namespace, prefix=f"{job_id}/dispatch-")

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import socket
+import ssl
 import subprocess
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 START_LIMIT = 60.0
 
@@ -28,57 +30,94 @@ def free_ports(count: int) -> list[int]:
         return [sock.getsockname()[1] for sock in sockets]
 
 
-def _ready(address: str) -> bool:
+def ready_nodes(address: str, token: str = "", ca: str | None = None) -> int:
+    """Return how many nodes of a Nomad are ready to run raw_exec tasks."""
+    request = urllib.request.Request(f"{address}/v1/nodes", headers={"X-Nomad-Token": token})
+    context = ssl.create_default_context(cafile=ca) if ca else None
     try:
-        with urllib.request.urlopen(f"{address}/v1/nodes", timeout=2) as answer:
-            return any(
+        with urllib.request.urlopen(request, timeout=2, context=context) as answer:
+            return sum(
                 node["Status"] == "ready" and "raw_exec" in node["Drivers"] for node in json.load(answer)
             )
+    except OSError:
+        return 0
+
+
+def bootstrap_acls(address: str, secret: str) -> bool:
+    """Make ``secret`` the management token of a Nomad that has none yet; False while it is not up."""
+    body = json.dumps({"BootstrapSecret": secret}).encode()
+    request = urllib.request.Request(f"{address}/v1/acl/bootstrap", body, method="PUT")
+    try:
+        with urllib.request.urlopen(request, timeout=2):
+            return True
     except OSError:
         return False
 
 
+def agent_config(directory: str, http: int, rpc: int, serf: int, **more: Any) -> dict[str, Any]:
+    """Return the configuration of an agent that uses loopback and raw_exec alone."""
+    return {
+        "bind_addr": "127.0.0.1",
+        "ports": {"http": http, "rpc": rpc, "serf": serf},
+        "data_dir": f"{directory}/data",
+        "disable_update_check": True,
+        "consul": {"client_auto_join": False, "server_auto_join": False, "auto_advertise": False},
+        "plugin": [{"raw_exec": {"config": {"enabled": True}}}],
+        **more,
+        "client": {
+            "network_interface": "lo",
+            "options": {
+                "fingerprint.denylist": "env_aws,env_gce,env_azure,env_digitalocean",
+                "driver.allowlist": "raw_exec",
+            },
+            **more.get("client", {}),
+        },
+    }
+
+
+def wait_until(true: Callable[[], Any], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Wait for an agent; its log is the error when it ends or takes too long."""
+    deadline = time.monotonic() + START_LIMIT
+    while not true():
+        if process.poll() is not None or time.monotonic() > deadline:
+            raise RuntimeError(log.read_text()[-4000:])
+        time.sleep(0.1)
+
+
 @contextmanager
-def nomad_agent(binary: str) -> Iterator[str]:
-    """Yield the address of a ready agent; it and its containers are gone afterwards."""
-    http, rpc, serf = free_ports(3)
-    with tempfile.TemporaryDirectory(prefix="nomad-test-", ignore_cleanup_errors=True) as directory:
-        config = Path(directory, "agent.json")
-        config.write_text(
-            json.dumps(
-                {
-                    "bind_addr": "127.0.0.1",
-                    "ports": {"http": http, "rpc": rpc, "serf": serf},
-                    "data_dir": f"{directory}/data",
-                    "disable_update_check": True,
-                    "consul": {"client_auto_join": False, "server_auto_join": False, "auto_advertise": False},
-                    "client": {
-                        "network_interface": "lo",
-                        "options": {
-                            "fingerprint.denylist": "env_aws,env_gce,env_azure,env_digitalocean",
-                            "driver.allowlist": "raw_exec",
-                        },
-                    },
-                    "plugin": [{"raw_exec": {"config": {"enabled": True}}}],
-                }
-            )
+def agent_process(
+    binary: str, directory: str, config: dict[str, Any], *flags: str
+) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run an agent; yields the process and its log. It and its containers are gone afterwards."""
+    file, out = Path(directory, "agent.json"), Path(directory, "agent.log")
+    file.write_text(json.dumps(config))
+    with open(out, "wb") as log:
+        process = subprocess.Popen(
+            [binary, "agent", *flags, f"-config={file}"], stdout=log, stderr=log, cwd=directory
         )
-        with open(Path(directory, "agent.log"), "wb") as log:
-            process = subprocess.Popen(
-                [binary, "agent", "-dev", f"-config={config}"], stdout=log, stderr=log, cwd=directory
-            )
-            address = f"http://127.0.0.1:{http}"
+        try:
+            yield process, out
+        finally:
+            process.terminate()
             try:
-                deadline = time.monotonic() + START_LIMIT
-                while not _ready(address):
-                    if process.poll() is not None or time.monotonic() > deadline:
-                        raise RuntimeError(Path(directory, "agent.log").read_text()[-4000:])
-                    time.sleep(0.1)
-                yield address
-            finally:
-                process.terminate()
-                try:
-                    process.wait(30)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+
+@contextmanager
+def nomad_agent(binary: str, *, token: str = "", **more: Any) -> Iterator[str]:
+    """Yield the address of a ready agent; with ``token`` its ACLs are on and that one may do all."""
+    http, rpc, serf = free_ports(3)
+    address = f"http://127.0.0.1:{http}"
+    if token:
+        more["acl"] = {"enabled": True}
+    with (
+        tempfile.TemporaryDirectory(prefix="nomad-test-", ignore_cleanup_errors=True) as directory,
+        agent_process(binary, directory, agent_config(directory, http, rpc, serf, **more), "-dev") as running,
+    ):
+        if token:
+            wait_until(lambda: bootstrap_acls(address, token), *running)
+        wait_until(lambda: ready_nodes(address, token), *running)
+        yield address
