@@ -26,6 +26,14 @@ class Page:
     num_inputs: int | None
 
 
+@dataclass(frozen=True)
+class ItemPage:
+    """What a generator yielded, in order; or, when there is no more of it, the output that ended it."""
+
+    items: list[tuple[bytes, int]]
+    end: StoredOutput | None
+
+
 class CallReader:
     """Reads spawned calls, waiting for what is not there yet.
 
@@ -77,6 +85,31 @@ class CallReader:
 
         page = await self.until(call_id, timeout, look)
         return page if page is not None else Page([], (await self.record(call_id)).num_inputs)
+
+    async def items(self, call_id: str, index: int, start: int, limit: int, timeout: float) -> ItemPage:
+        """Return what a generator yielded from a number on, waiting for the first of it.
+
+        Raises:
+            NotFoundError: there is no such call.
+            OutputExpiredError: its results are no longer kept.
+        """
+
+        async def look() -> ItemPage | None:
+            await self.record(call_id)
+            # In this order: an output is stored after all items.
+            outputs = await self._store.outputs(call_id, [index])
+            page: list[tuple[bytes, int]] = []
+            size = 0
+            for number, payload, flags in await self._store.items(call_id, index, start, limit):
+                size += len(payload)
+                if number != start + len(page) or (page and size > MAX_ANSWER_BYTES):
+                    break
+                page.append((payload, flags))
+            if page:
+                return ItemPage(page, None)
+            return ItemPage([], outputs[0]) if outputs else None
+
+        return await self.until(call_id, timeout, look) or ItemPage([], None)
 
     async def until(self, call_id: str, timeout: float, look: Callable[[], Awaitable[T | None]]) -> T | None:
         """Return what ``look`` finds, looking again whenever something of the call was stored."""

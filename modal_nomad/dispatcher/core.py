@@ -16,6 +16,7 @@ from modal_nomad.dispatcher._call_reader import GENERATOR, CallReader
 from modal_nomad.dispatcher._codec import encode
 from modal_nomad.dispatcher._containers import Containers, FunctionState
 from modal_nomad.dispatcher._durable_calls import DurableCalls
+from modal_nomad.dispatcher._durable_items import DurableItems
 from modal_nomad.dispatcher._graces import Graces
 from modal_nomad.dispatcher._live_apps import LiveApps
 from modal_nomad.dispatcher.apps import AppRegistry
@@ -45,6 +46,7 @@ class Dispatcher:
         containers: what was started for them.
         calls: the call engine.
         durable: spawned calls, which outlive their callers.
+        items: what spawned generators yield.
         reader: what clients ask of them.
         clients: the connected callers, by owner id.
         hub: containers' output.
@@ -92,6 +94,7 @@ class Dispatcher:
             self.background,
         )
         self.durable = DurableCalls(store, self.calls, settings.result_days, self.handle)
+        self.items = DurableItems(store, self.durable, self.handle, self.background)
         self.reader = CallReader(store, self.durable)
         self.clients: dict[str, ClientSession] = {}
         self._call_owner: dict[str, str] = {}
@@ -110,6 +113,8 @@ class Dispatcher:
         self.background(self._follow_capacity())
         resumed = await self.live_apps.resume()
         await self.durable.resume()
+        for call_id in list(self.durable.ids):
+            await self.items.resume(call_id)
         self.background(self.durable.expire())
         logger.info("%d functions of earlier apps resumed", resumed)
 
@@ -177,6 +182,12 @@ class Dispatcher:
             self.containers.drain(command.container_id)
         elif isinstance(command, ev.StopContainer):
             self.containers.stop(command.container_id, force=command.force)
+        elif isinstance(command, ev.DeliverItems):
+            self._deliver_items(command)
+        elif isinstance(command, ev.GrantItems):
+            session = self.containers.session(command.container_id)
+            if session is not None:
+                session.send_frame({"t": "more", "x": command.lease, "n": command.taken})
         elif isinstance(command, ev.CancelLeases):
             session = self.containers.session(command.container_id)
             if session is not None:
@@ -206,7 +217,7 @@ class Dispatcher:
     def _deliver(self, command: ev.Deliver) -> None:
         call_id = command.call_id
         if call_id in self.durable.ids:
-            self.background(self.durable.keep(call_id, command.outputs))
+            self.background(self._keep(command))
             return
         owner = self._call_owner.get(call_id)
         session = self.clients.get(owner) if owner is not None else None
@@ -221,6 +232,31 @@ class Dispatcher:
             if any(o[3] for o in part):
                 header["f"] = [o[3] for o in part]
             session.send(encode(header, [o[2] for o in part]))
+
+    async def _keep(self, command: ev.Deliver) -> None:
+        await self.items.written(command.call_id)
+        await self.durable.keep(command.call_id, command.outputs)
+
+    def _deliver_items(self, command: ev.DeliverItems) -> None:
+        call_id = command.call_id
+        if call_id in self.durable.ids:
+            self.items.keep(command)
+            return
+        session = self.clients.get(self._call_owner.get(call_id, ""))
+        if session is None:
+            return
+        items = command.items
+        for start, end in _cut([item[0] for item in items]):
+            part = items[start:end]
+            header: frames.Header = {
+                "t": "gen",
+                "c": call_id,
+                "x": command.index,
+                "q": command.first + start,
+            }
+            if any(item[1] for item in part):
+                header["f"] = [item[1] for item in part]
+            session.send(encode(header, [item[0] for item in part]))
 
     # --- calls ------------------------------------------------------------------------------------
 
@@ -250,6 +286,11 @@ class Dispatcher:
         await self.durable.submit(
             call_id, function_id, items, kind=kind, num_inputs=num_inputs, method=method
         )
+
+    def items_taken(self, call_id: str, index: int, count: int) -> None:
+        """Note how far the reader of a generator is; that of a spawned one is the store."""
+        if call_id not in self.durable.ids:
+            self.handle(ev.ItemsTaken(call_id, index, count))
 
     def end_call(self, call_id: str) -> None:
         """Forget a call that its client no longer waits for."""

@@ -201,6 +201,16 @@ async def _call_outputs(server: Dispatcher, session: ClientSession, args: Mappin
     }, [x.payload for x in page.outputs]
 
 
+@_method("call.items")
+async def _call_items(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    index, start, limit = (_count(args, name) for name in ("index", "start", "limit"))
+    call_id, timeout = _text(args, "call_id"), _seconds(args, "timeout")
+    page = await server.reader.items(call_id, index, start, min(limit, 10_000), timeout)
+    if page.end is not None:
+        return {"done": True, "status": page.end.status, "flags": page.end.flags}, [page.end.payload]
+    return {"done": False, "flags": [x[1] for x in page.items]}, [x[0] for x in page.items]
+
+
 @_method("call.cancel")
 async def _call_cancel(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     from modal_nomad.dispatcher._events import CallCancelled

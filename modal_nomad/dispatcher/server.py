@@ -194,6 +194,9 @@ class Server:
                 dispatcher.end_call(text(call_id))
         elif kind == "rq":
             dispatcher.background(self._request(session, header))
+        elif kind == "more":
+            index, taken = integers([header.get("x"), header.get("n")])
+            dispatcher.items_taken(text(header.get("c")), index, taken)
         elif kind != "hb":
             raise frames.FrameError(f"a client sent a frame of type {kind!r}")
 
@@ -261,6 +264,9 @@ class Server:
                         container_id, _outputs(header, payloads), _seconds(header.get("d")), _usage(header)
                     )
                 )
+            elif kind == "gen":
+                lease, first = integers([header.get("x"), header.get("q")])
+                dispatcher.handle(ev.ItemsProduced(container_id, lease, first, _items(header, payloads)))
             elif kind == "log":
                 stamp = header.get("ts")
                 dispatcher.hub.log(
@@ -334,6 +340,13 @@ def _outputs(header: frames.Header, payloads: list[bytes]) -> list[ev.ReturnedOu
     status_list = integers(statuses, count) if statuses is not None else [0] * count
     flag_list = integers(flags, count) if flags is not None else [0] * count
     return list(zip(leases, status_list, payloads, flag_list, strict=True))
+
+
+def _items(header: frames.Header, payloads: list[bytes]) -> list[ev.Item]:
+    flags = header.get("f")
+    if flags is None:
+        return [(payload, 0) for payload in payloads]
+    return list(zip(payloads, integers(flags, len(payloads)), strict=True))
 
 
 def _usage(header: frames.Header) -> tuple[float, float] | None:

@@ -263,6 +263,23 @@ class Store(abc.ABC):
         """Return a call's answers by index, all or those asked for; what has none is absent."""
 
     @abc.abstractmethod
+    async def add_items(
+        self, call_id: str, index: int, first: int, items: Sequence[tuple[bytes, int]]
+    ) -> None:
+        """Keep what a generator yielded (payload, flags), the first with number ``first``.
+
+        A number twice changes nothing: the first one stands. Unknown calls are ignored.
+        """
+
+    @abc.abstractmethod
+    async def items(self, call_id: str, index: int, start: int, limit: int) -> list[tuple[int, bytes, int]]:
+        """Return what a generator yielded (number, payload, flags) from a number on, in order."""
+
+    @abc.abstractmethod
+    async def count_items(self, call_id: str) -> dict[int, int]:
+        """Return, by input, how many items are there from number 0 on without a gap."""
+
+    @abc.abstractmethod
     async def delete_call(self, call_id: str) -> None:
         """Forget a call with its inputs and outputs."""
 

@@ -110,5 +110,17 @@ CREATE TABLE variants (
 CREATE INDEX variants_by_parent ON variants (parent_id);
 """
 
-STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER, _CLASSES)
+_ITEMS = """
+-- What generators of durable calls yielded, numbered from 0.
+CREATE TABLE items (
+    call INTEGER NOT NULL,
+    idx INTEGER NOT NULL,
+    number INTEGER NOT NULL,
+    payload BLOB NOT NULL,
+    flags INTEGER NOT NULL,
+    PRIMARY KEY (call, idx, number)
+) WITHOUT ROWID;
+"""
+
+STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER, _CLASSES, _ITEMS)
 VERSION = len(STEPS)

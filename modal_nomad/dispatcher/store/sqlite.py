@@ -407,6 +407,39 @@ class SqliteStore(Store):
         )
         return [StoredOutput(*row) for row in rows]
 
+    async def add_items(
+        self, call_id: str, index: int, first: int, items: Sequence[tuple[bytes, int]]
+    ) -> None:
+        def write(db: sqlite3.Connection) -> None:
+            key = _key(db, call_id)
+            if key is not None:
+                db.executemany(
+                    "INSERT OR IGNORE INTO items VALUES (?,?,?,?,?)",
+                    [(key, index, number, *item) for number, item in enumerate(items, first)],
+                )
+
+        await self._write(write)
+
+    async def items(self, call_id: str, index: int, start: int, limit: int) -> list[tuple[int, bytes, int]]:
+        rows = await self._read(
+            "SELECT number, payload, flags FROM items WHERE call = (SELECT key FROM calls WHERE call_id = ?)"
+            " AND idx = ? AND number >= ? ORDER BY number LIMIT ?",
+            (call_id, index, start, limit),
+        )
+        return [(number, payload, flags) for number, payload, flags in rows]
+
+    async def count_items(self, call_id: str) -> dict[int, int]:
+        # The end of the first run: the lowest number that has no successor.
+        rows = await self._read(
+            "WITH mine AS (SELECT idx, number FROM items"
+            " WHERE call = (SELECT key FROM calls WHERE call_id = ?))"
+            " SELECT idx, min(number) + 1 FROM mine AS one WHERE NOT EXISTS"
+            " (SELECT 1 FROM mine WHERE idx = one.idx AND number = one.number + 1) GROUP BY idx"
+            " HAVING EXISTS (SELECT 1 FROM mine WHERE idx = one.idx AND number = 0)",
+            (call_id,),
+        )
+        return dict(rows)
+
     async def delete_call(self, call_id: str) -> None:
         await self._write(lambda db: _forget(db, [(_key(db, call_id),)]))
 
@@ -458,6 +491,7 @@ def _key(db: sqlite3.Connection, call_id: str) -> int | None:
 def _forget(db: sqlite3.Connection, keys: Sequence[tuple[int | None]]) -> None:
     db.executemany("DELETE FROM inputs WHERE call = ?", keys)
     db.executemany("DELETE FROM outputs WHERE call = ?", keys)
+    db.executemany("DELETE FROM items WHERE call = ?", keys)
     db.executemany("DELETE FROM calls WHERE key = ?", keys)
 
 
