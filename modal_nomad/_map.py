@@ -6,12 +6,12 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Iterator
-from concurrent.futures import Future
 from typing import TYPE_CHECKING, Any
 
 from . import _execution_context as context
 from ._bridge import io, run_blocking
 from ._invocation import blob_payload, connection_error, encode_input, output_error
+from ._wakeup import Wakeup
 from .wire.connection import Call, Input, Output
 from .wire.frames import FAILURE, SUCCESS
 from .wire.ids import new_id
@@ -28,10 +28,11 @@ _CHUNK = 128
 _INSTANT = (list, tuple, range, str, bytes, dict, set, frozenset)
 
 
-class MapRun:
+class MapRun(Wakeup):
     """The state that the caller's thread, the feeder and the library's loop share."""
 
     def __init__(self, client: Client, function_id: str, home: str = "", method: str = "") -> None:
+        super().__init__()
         self.client = client
         self.home = home
         self.arrived: deque[list[Output]] = deque()
@@ -39,8 +40,6 @@ class MapRun:
         self.exhausted = False
         self.error: BaseException | None = None
         self.stopped = False
-        self._waiter: Future[None] | None = None
-        self._lock = threading.Lock()
         self.call = Call(
             new_id("fc"),
             function_id,
@@ -62,21 +61,6 @@ class MapRun:
         if self.error is None:
             self.error = error
         self.wake()
-
-    def wake(self) -> None:
-        """Wake the consumer; from any thread."""
-        with self._lock:
-            waiter, self._waiter = self._waiter, None
-        if waiter is not None and waiter.set_running_or_notify_cancel():
-            waiter.set_result(None)
-
-    def waiter(self, ready: Callable[[], bool]) -> Future[None] | None:
-        """Return a future that ``wake`` completes, or None when there is something to do already."""
-        with self._lock:
-            if ready():
-                return None
-            self._waiter = Future()
-            return self._waiter
 
     def submit(self, batch: list[Input]) -> None:
         """Send inputs; from any thread."""

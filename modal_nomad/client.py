@@ -230,6 +230,10 @@ class Client:
         """Send inputs; from any thread."""
         self._live().submit(call, inputs)
 
+    def _taken(self, call: Call, count: int) -> None:
+        """Say how many items of a generator were taken; from any thread."""
+        self._live().taken(call, count)
+
     def _end(self, call: Call) -> None:
         """Forget a call; from any thread."""
         if not self.is_closed():

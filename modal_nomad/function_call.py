@@ -112,6 +112,31 @@ class FunctionCall(Generic[T]):
         result: T = await decode_output(client, value["status"], payloads[0], value["flags"])
         return result
 
+    @blocking_gen
+    async def get_gen(self) -> AsyncIterator[Any]:
+        """Yield what the generator yielded and yields, from its first item on; as often as one likes.
+
+        Raises:
+            BaseException: what the function raised, after all that it yielded before.
+            OutputExpiredError: its items are no longer kept.
+            NotFoundError: there is no such call.
+            InvalidError: the function does not yield: use ``get``.
+        """
+        from ._generators import stream_spawned
+
+        if self._is_generator is None:
+            await self._info()
+        if not self._is_generator:
+            raise exception.InvalidError(
+                "Cannot iterate over the call of a function that is no generator. Use get()"
+            )
+        body = stream_spawned(await self._connected(), self._call_id)
+        try:
+            async for item in body:
+                yield item
+        finally:
+            await body.aclose()  # type: ignore[attr-defined]
+
     @blocking
     async def num_inputs(self) -> int:
         """Return how many inputs the call has; of a call still being made, how many it has so far."""
@@ -136,7 +161,7 @@ class FunctionCall(Generic[T]):
             limit = 1000 if end is None else min(1000, end - index)
             args = {"call_id": self._call_id, "start": index, "limit": limit, "timeout": _POLL_SECONDS}
             value, payloads = await io(client._request_full("call.outputs", args))
-            rows = zip(value["statuses"], payloads, value["flags"], strict=True)
+            rows = zip(value["statuses"], payloads, value["flags"])  # noqa: B905 (not on 3.9)
             for status, payload, flags in rows:
                 index += 1
                 yield await decode_output(client, status, payload, flags)
@@ -225,8 +250,8 @@ async def _answers(clients: list[Client], call_ids: list[str]) -> dict[int, tupl
                 return value, payloads
 
     tasks = {
-        asyncio.ensure_future(ask(client, call_id)): position
-        for position, (client, call_id) in enumerate(zip(clients, call_ids, strict=True))
+        asyncio.ensure_future(ask(client, call_ids[position])): position
+        for position, client in enumerate(clients)
     }
     try:
         waiting = set(tasks)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import _output, exception
 from ._autoscaling import FunctionAutoscalerSettings, FunctionStats, current_stats, update_autoscaler
-from ._bridge import blocking, blocking_function, io
+from ._bridge import blocking, blocking_function, blocking_gen, io
 from ._execution_context import is_local
 from ._invocation import call_remote, encode_input, spawn_call
 from ._map_methods import MapMethods
@@ -244,6 +244,13 @@ class Function(MapMethods[R], Generic[P, R]):
                 f"A generator function cannot be called with `.{verb}(...)`: {self!r}; use .remote_gen(...)"
             )
 
+    def _check_generator(self, verb: str) -> None:
+        looked_up = self._info is None and self._function_id is None
+        if not self.is_generator and not looked_up:
+            raise exception.InvalidError(
+                f"A non-generator function cannot be called with `.{verb}(...)`: {self!r}; use .remote(...)"
+            )
+
     async def _plain_target(self, verb: str) -> tuple[Client, str]:
         self._check_plain(verb)
         target = await self._target()
@@ -270,6 +277,29 @@ class Function(MapMethods[R], Generic[P, R]):
         finally:
             progress.end()
 
+    @blocking_gen
+    async def remote_gen(self, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
+        """Run a generator function in a container and yield what it yields, while it runs.
+
+        It is never further ahead of its reader than some 256 items or 4 MiB. Left early, it is closed
+        in its container as well, as a local generator is.
+
+        Raises:
+            BaseException: what the function raised, after all that it yielded before.
+            InvalidError: the function does not yield.
+        """
+        from ._generators import stream_remote
+
+        self._check_generator("remote_gen")
+        client, function_id = await self._target()
+        self._check_generator("remote_gen")
+        body = stream_remote(client, function_id, args, kwargs, self._home(), self._method)
+        try:
+            async for item in body:
+                yield item
+        finally:
+            await body.aclose()  # type: ignore[attr-defined]
+
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
         """Run the function here, in this process."""
         if self._info is None:
@@ -282,12 +312,17 @@ class Function(MapMethods[R], Generic[P, R]):
     async def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionCall[R]:
         """Start the function and return at once, with a handle on the call.
 
-        The input is on the dispatcher's disk when this returns: it will run, whatever is killed.
+        The input is on the dispatcher's disk when this returns: it will run, whatever is killed. What a
+        generator yields is had by ``FunctionCall.get_gen``.
         """
-        client, function_id = await self._plain_target("spawn")
+        client, function_id = await self._target()
+        if self.is_generator:
+            from ._options import warn_deprecated
+
+            warn_deprecated("`.spawn()` of a generator function is deprecated: use .remote_gen()")
         payload, flags = await encode_input(client, args, dict(kwargs), self._home())
         call_id = await spawn_call(client, function_id, [(0, payload, flags)], self._method)
-        return FunctionCall._new(call_id, client, is_generator=False)
+        return FunctionCall._new(call_id, client, is_generator=self.is_generator)
 
     # --- containers -------------------------------------------------------------------------------
 

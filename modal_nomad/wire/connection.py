@@ -12,6 +12,7 @@ from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, Opti
 from . import frames, websocket
 from ._direct import Direct
 from .address import parse_address
+from .window import ReadWindow
 
 Output = Tuple[int, int, bytes, int]
 """Index, status, payload, flags."""
@@ -40,6 +41,8 @@ class Call:
         method: which method of a class; empty for a plain function.
         pending: inputs without an output, by index; sent again after a reconnect.
         alone: who made it says whether it reads the socket or somebody else has to.
+        window: what a generator's one input yields goes here.
+        on_items: tells that there is something new in it.
     """
 
     __slots__ = (
@@ -49,9 +52,11 @@ class Call:
         "function_id",
         "method",
         "on_failure",
+        "on_items",
         "on_outputs",
         "parent",
         "pending",
+        "window",
     )
 
     def __init__(
@@ -64,6 +69,8 @@ class Call:
         parent: str = "",
         method: str = "",
         alone: bool = False,
+        window: Optional[ReadWindow] = None,
+        on_items: Optional[Callable[[], None]] = None,
     ) -> None:
         self.call_id = call_id
         self.alone = alone
@@ -74,6 +81,8 @@ class Call:
         self.method = method
         self.pending: Dict[int, Tuple[bytes, int]] = {}
         self.acks: List[int] = []
+        self.window = window
+        self.on_items = on_items
 
 
 class _Protocol(asyncio.Protocol):
@@ -234,6 +243,11 @@ class Connection:
         if call.pending or len(self._ended) >= 64:
             self.loop.call_soon_threadsafe(self._flush_ended)
 
+    def taken(self, call: Call, count: int) -> None:
+        """Say how many items of a generator were taken, so that it goes on. From any thread."""
+        if self._ready:
+            self._write(frames.encode({"t": "more", "c": call.call_id, "x": 0, "n": count}))
+
     def subscribe(self, app_id: str, args: Mapping[str, Any]) -> None:
         """Remember a subscription so that a reconnect renews it."""
         self._subscriptions[app_id] = dict(args, backlog=False)
@@ -352,6 +366,8 @@ class Connection:
             self._write(frame)
         for call in list(self._calls.values()):
             self._send_inputs(call, [(i, p, f) for i, (p, f) in call.pending.items()])
+            if call.window is not None and call.pending:
+                self.taken(call, call.window.taken)
         self._flush_ended()
 
     def _watch(self, peer: _Protocol) -> None:
@@ -409,6 +425,8 @@ class Connection:
         header, payloads = frames.decode(data)
         if header["t"] == "out":
             self._outputs(header, payloads)
+        elif header["t"] == "gen":
+            self._items(header, payloads)
         elif threading.get_ident() == self._thread:
             self._answered(header, payloads)
         else:
@@ -433,6 +451,14 @@ class Connection:
                 self._welcomed.set_exception(Refused(*header["e"]))
         elif self._on_event is not None:
             self._on_event(header, payloads)
+
+    def _items(self, header: frames.Header, payloads: List[bytes]) -> None:
+        call = self._calls.get(header["c"])
+        if call is None or call.window is None or call.on_items is None:
+            return
+        flags = header.get("f") or [0] * len(payloads)
+        if call.window.receive(header["q"], list(zip(payloads, flags))):  # noqa: B905 (not on 3.9)
+            call.on_items()
 
     def _outputs(self, header: frames.Header, payloads: List[bytes]) -> None:
         call = self._calls.get(header["c"])

@@ -63,10 +63,6 @@ def load_function(spec: FunctionSpec, code_dir: Optional[str], fetch: FetchBlob)
         NotFoundError: the module has no such function.
         BaseException: whatever the user's module raises when it is imported.
     """
-    if spec.is_generator:
-        raise InvalidError(
-            f"{spec.name} is a generator function, which this version cannot run; return a list"
-        )
     found: Any
     if spec.serialized:
         if not spec.function_blob:

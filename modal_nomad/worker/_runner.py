@@ -33,6 +33,7 @@ class Runner:
             lambda name: settings.blobs().get(name),
             lambda data: settings.blobs().put(data),
         )
+        self._streams: Any = None
         self._queue: Deque[Work] = deque()
         self._pool: Any = None
         self._capture: Optional[Capture] = None
@@ -100,6 +101,11 @@ class Runner:
             from ._loop_pool import LoopPool as kind
         else:
             from ._pool import Pool as kind
+        if spec.is_generator:
+            from ._generators import Streams
+
+            self._streams = Streams(self._session, self._values)
+            function = self._streams.wrap(function, spec.name, spec.is_async)
         pool = kind(
             function,
             self._queue,
@@ -207,6 +213,8 @@ class Runner:
                 turn.park(beat_at)
                 continue
             wait = min(beat_at - now, self._tick(now))
+            if self._streams is not None:
+                wait = min(wait, self._streams.tick(now))
             try:
                 data = turn.receive(wait)
                 if data is not None:
@@ -216,6 +224,8 @@ class Runner:
                     return
                 # Queued inputs are not in the next hello, so the dispatcher gives them to others.
                 self._take_queued()
+                if self._streams is not None:
+                    self._streams.stop()
                 session.connect(self._held)
 
     def _wake_lane(self) -> None:
@@ -259,6 +269,8 @@ class Runner:
             works = zip(leases, header["c"], header["n"], flags, payloads, methods)  # noqa: B905 (not on 3.9)
             self._queue.extend(works)
             self._pool.wake(len(leases))
+        elif kind == "more" and self._streams is not None:
+            self._streams.more(header["x"], header["n"])
         elif kind == "cancel":
             self._cancel(header["x"])
         elif kind == "drain":

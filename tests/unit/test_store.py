@@ -120,6 +120,28 @@ async def test_large_calls_are_loaded_in_pages(store: SqliteStore) -> None:
     assert [x.index for p in pages[:3] for x in p.inputs] == list(range(2500))
 
 
+async def test_items_of_generators(store: SqliteStore) -> None:
+    await store.add_items("fc-1", 0, 0, [(b"lost", 0)])
+    await store.add_inputs("fc-1", "fu-1", _inputs(0, 1), kind="generator")
+    assert await store.items("fc-1", 0, 0, 10) == [] and await store.count_items("fc-1") == {}
+    await store.add_items("fc-1", 0, 0, [(b"a", 0), (b"b", 1)])
+    # Sent again, and further: the first one stands.
+    await store.add_items("fc-1", 0, 1, [(b"other", 0), (b"c", 0)])
+    await store.add_items("fc-1", 1, 0, [(b"of 1", 0)])
+    assert await store.items("fc-1", 0, 0, 10) == [(0, b"a", 0), (1, b"b", 1), (2, b"c", 0)]
+    assert await store.items("fc-1", 0, 1, 1) == [(1, b"b", 1)]
+    assert await store.count_items("fc-1") == {0: 3, 1: 1}
+    # A gap, which a failing disk can leave: what is after it is not counted.
+    await store.add_items("fc-1", 0, 5, [(b"f", 0)])
+    await store.add_items("fc-1", 1, 3, [(b"d", 0)])
+    await store.add_items("fc-1", 2, 3, [(b"d", 0)])
+    assert await store.count_items("fc-1") == {0: 3, 1: 1}
+    assert await store.count_inputs("fc-1") == 2 and await store.count_inputs("fc-no") == 0
+    await store.delete_call("fc-1")
+    await store.add_inputs("fc-1", "fu-1", _inputs(0))
+    assert await store.items("fc-1", 0, 0, 10) == []
+
+
 async def test_expiry(store: SqliteStore) -> None:
     for call in ("fc-1", "fc-2"):
         await store.add_inputs(call, "fu-1", _inputs(0), expires_at=10.0)

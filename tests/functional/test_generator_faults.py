@@ -1,0 +1,75 @@
+"""Generators whose container or dispatcher is killed: the reader sees every item once."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import Live
+
+import modal_nomad as modal
+
+
+def _pids(folder: Path) -> list[int]:
+    return [int(x.name[4:]) for x in folder.glob("run-*")]
+
+
+def test_a_container_killed_in_mid_stream(own: Live) -> None:
+    app = modal.App("killed")
+
+    @app.function(serialized=True, name="steps")
+    def steps(folder: str, n: int) -> Iterator[tuple[int, int]]:
+        import os
+        import pathlib
+        import time
+
+        (pathlib.Path(folder) / f"run-{os.getpid()}").touch()
+        for x in range(n):
+            while x == n // 2 and not os.path.exists(f"{folder}/go"):
+                time.sleep(0.005)
+            yield x, os.getpid()
+
+    with app.run():
+        results = app["steps"].remote_gen(str(own.folder), 1000)
+        seen = [next(results) for _ in range(300)]
+        (first,) = _pids(own.folder)
+        os.kill(first, signal.SIGKILL)
+        (own.folder / "go").touch()
+        seen += results
+        assert [x for x, _ in seen] == list(range(1000))
+        assert {pid for _, pid in seen} == set(_pids(own.folder)) and len(_pids(own.folder)) == 2
+
+
+@pytest.mark.parametrize("spawned", [False, True])
+@pytest.mark.filterwarnings("ignore:.*spawn.*:modal_nomad.exception.DeprecationError")
+def test_a_dispatcher_killed_in_mid_stream(own: Live, spawned: bool) -> None:
+    app = modal.App("survives")
+
+    @app.function(serialized=True, name="steps", max_containers=1)
+    def steps(folder: str, n: int) -> Iterator[int]:
+        import os
+        import time
+
+        for x in range(n):
+            while x == n // 2 and not os.path.exists(f"{folder}/go"):
+                time.sleep(0.005)
+            yield x
+
+    app.deploy()
+    function = modal.Function.from_name("survives", "steps")
+    if spawned:
+        function.hydrate()
+        results = function.spawn(str(own.folder), 1000).get_gen()
+    else:
+        results = function.remote_gen(str(own.folder), 1000)
+    seen = [next(results) for _ in range(300)]
+    own.kill()
+    (own.folder / "go").touch()
+    seen += results
+    assert seen == list(range(1000))
+    # The first run, whose lease nobody knows any more, holds no slot.
+    assert list(function.remote_gen(str(own.folder), 10)) == list(range(10))
+    own.request("app.stop", app_id=app.app_id)
