@@ -14,8 +14,6 @@ T = TypeVar("T")
 
 MAX_ANSWER_BYTES = 8 << 20
 """An answer with results stops growing here: frames are bounded."""
-GENERATOR = "generator"
-"""The kind of a stored call whose function yields."""
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ logger = logging.getLogger("modal_nomad.dispatcher")
 
 EXPIRY_SECONDS = 600.0
 """How often results are looked through for those kept long enough."""
+GENERATOR = "generator"
+"""The kind of a stored call whose function yields."""
 FIRST_RETRY = 0.25
 MAX_RETRY = 30.0
 """Seconds between attempts to keep results while the store fails."""
@@ -46,8 +48,9 @@ class DurableCalls:
         self._waiters: dict[str, list[asyncio.Future[None]]] = {}
         self._loop = asyncio.get_running_loop()
 
-    async def resume(self) -> None:
-        """Give the call engine the inputs that have no output yet."""
+    async def resume(self) -> list[str]:
+        """Give the call engine the inputs that have no output yet; returns the calls of generators."""
+        generators: list[str] = []
         async for page in self._store.load_pending():
             call = page.call
             self.ids.add(call.call_id)
@@ -57,6 +60,9 @@ class DurableCalls:
             losses = {i.index: i.losses for i in page.inputs if i.losses}
             if losses:
                 self._handle(ev.LossesKnown(call.call_id, losses))
+            if call.kind == GENERATOR:
+                generators.append(call.call_id)
+        return generators
 
     async def submit(
         self,

@@ -12,10 +12,10 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
-from modal_nomad.dispatcher._call_reader import GENERATOR, CallReader
+from modal_nomad.dispatcher._call_reader import CallReader
 from modal_nomad.dispatcher._codec import encode
 from modal_nomad.dispatcher._containers import Containers, FunctionState
-from modal_nomad.dispatcher._durable_calls import DurableCalls
+from modal_nomad.dispatcher._durable_calls import GENERATOR, DurableCalls
 from modal_nomad.dispatcher._durable_items import DurableItems
 from modal_nomad.dispatcher._graces import Graces
 from modal_nomad.dispatcher._live_apps import LiveApps
@@ -112,8 +112,7 @@ class Dispatcher:
         self.background(self.containers.watch())
         self.background(self._follow_capacity())
         resumed = await self.live_apps.resume()
-        await self.durable.resume()
-        for call_id in list(self.durable.ids):
+        for call_id in await self.durable.resume():
             await self.items.resume(call_id)
         self.background(self.durable.expire())
         logger.info("%d functions of earlier apps resumed", resumed)

@@ -10,8 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, TypeAlias
 
 from modal_nomad.dispatcher._autoscaling import current_stats, update_autoscaler
-from modal_nomad.dispatcher._call_reader import GENERATOR
 from modal_nomad.dispatcher._containers import FunctionState
+from modal_nomad.dispatcher._durable_calls import GENERATOR
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.exception import InvalidError, NotFoundError
