@@ -106,7 +106,6 @@ def test_a_decorated_function_is_unwrapped(code: Path) -> None:
         ({"qualname": "g"}, NotFoundError, "has no g"),
         ({"qualname": "h.<locals>.f"}, InvalidError, "serialized=True"),
         ({"qualname": "n"}, InvalidError, "not a function"),
-        ({"is_generator": True}, InvalidError, "generator"),
         ({"serialized": True}, InvalidError, "deploy it again"),
     ],
 )
