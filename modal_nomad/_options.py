@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from ._other_options import other_options
 from .exception import DeprecationError, InvalidError
 from .retries import Retries
 from .wire.spec import RetrySpec
@@ -50,10 +51,10 @@ def apply_aliases(where: str, current: Mapping[str, Any], old: Mapping[str, Any]
 
     Raises:
         TypeError: for a name that never was a parameter.
-        InvalidError: when old and new name are both given.
+        InvalidError: when old and new name are both given; for what cannot be honoured yet.
     """
     result = dict(current)
-    for name, value in old.items():
+    for name, value in other_options(where, old).items():
         new = ALIASES.get(name)
         if new is None:
             raise TypeError(f"{where} has no parameter {name!r}")
@@ -86,6 +87,8 @@ class FunctionOptions:
     name: str | None = None
     is_generator: bool | None = None
     region: tuple[str, ...] = ()
+    cloud: str = ""
+    nonpreemptible: bool = False
     single_use_containers: bool = False
     include_source: bool = True
 
@@ -166,6 +169,15 @@ def _regions(value: Any) -> tuple[str, ...]:
     return found
 
 
+def _cloud(value: Any) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str) or not value.strip():
+        raise InvalidError(f"cloud is {value!r}; give the name that nodes have as meta.cloud, such as 'aws'")
+    # "auto" leaves the choice to the scheduler, which has it anyway.
+    return "" if value.lower() == "auto" else value.lower()
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise InvalidError(f"{name} is {value!r}; give True or False")
@@ -190,6 +202,8 @@ def function_options(
     name: str | None = None,
     is_generator: bool | None = None,
     region: str | Sequence[str] | None = None,
+    cloud: str | None = None,
+    nonpreemptible: bool = False,
     max_inputs: int | None = None,
     single_use_containers: bool = False,
     include_source: bool | None = None,
@@ -235,6 +249,8 @@ def function_options(
         name=name,
         is_generator=is_generator,
         region=_regions(region),
+        cloud=_cloud(cloud),
+        nonpreemptible=_flag("nonpreemptible", nonpreemptible),
         single_use_containers=_flag("single_use_containers", single_use_containers),
         include_source=True if include_source is None else _flag("include_source", include_source),
     )

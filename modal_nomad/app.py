@@ -314,6 +314,8 @@ class App:
         name: str | None = None,
         is_generator: bool | None = None,
         region: str | Sequence[str] | None = None,
+        cloud: str | None = None,
+        nonpreemptible: bool = False,
         max_inputs: int | None = None,
         single_use_containers: bool = False,
         include_source: bool | None = None,
@@ -337,13 +339,24 @@ class App:
             startup_timeout: seconds a container may take to start; by default ``timeout``.
             name: its name in the App; by default the function's own.
             is_generator: whether it yields, where that cannot be seen.
-            region: where to run it.
+            region: datacenters to run in.
+            cloud: run on nodes whose meta says this ``cloud``, such as ``"aws"``; ``"auto"`` is any.
+            nonpreemptible: run where Nomad and the cloud let it finish: not on nodes whose meta says
+                ``preemptible = "true"``, at a priority that no other job preempts.
             max_inputs: only 1; the older form of ``single_use_containers=True``.
             single_use_containers: end a container after one input.
             include_source: whether the code around the function is sent along; True by default.
+            **older_names: older names of these, which warn; parameters of Modal that have no effect here;
+                and those that are not there yet, as long as they ask for nothing.
 
         Raises:
-            InvalidError: when a parameter is not what it may be.
+            InvalidError: when a parameter is not what it may be, or cannot be honoured yet.
+
+        Example:
+            >>> app = App("example")
+            >>> @app.function(cpu=2, memory=(512, 1024), retries=3, timeout=600)
+            ... def work(x: int) -> int:
+            ...     return x
         """
         if args:
             raise InvalidError(called_without_parentheses("function", args[0]))
@@ -370,6 +383,8 @@ class App:
             name=name,
             is_generator=is_generator,
             region=region,
+            cloud=cloud,
+            nonpreemptible=nonpreemptible,
             max_inputs=max_inputs,
             single_use_containers=single_use_containers,
             include_source=include_source,

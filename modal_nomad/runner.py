@@ -164,6 +164,8 @@ def function_specs(app: App, app_name: str) -> tuple[list[FunctionSpec], dict[st
                 scaledown_window=options.scaledown_window,
                 single_use_containers=options.single_use_containers,
                 region=options.region,
+                cloud=options.cloud,
+                nonpreemptible=options.nonpreemptible,
             )
         )
     return specs, contents

@@ -15,6 +15,8 @@ TASK_NAME = "container"
 IDENTITY_NAME = "modal"
 AUDIENCE = "modal-nomad"
 _SECOND = 1_000_000_000
+_UNPREEMPTED = 91
+"""Nomad preempts for jobs that are at least 10 above, and 100 is the highest by default."""
 
 
 def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, Any]:
@@ -65,7 +67,8 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         "Namespace": settings.namespace,
         "NodePool": settings.node_pool,
         "Datacenters": list(spec.region or settings.datacenters),
-        "Priority": settings.priority,
+        "Priority": max(settings.priority, _UNPREEMPTED) if spec.nonpreemptible else settings.priority,
+        "Constraints": _constraints(spec),
         "ParameterizedJob": {"Payload": "forbidden", "MetaRequired": [CONTAINER_META]},
         "Meta": {
             "modal_app": spec.app,
@@ -77,6 +80,16 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         },
         "TaskGroups": [group],
     }
+
+
+def _constraints(spec: FunctionSpec) -> list[dict[str, str]]:
+    found = []
+    if spec.cloud:
+        found.append({"LTarget": "${meta.cloud}", "Operand": "=", "RTarget": spec.cloud})
+    if spec.nonpreemptible:
+        # Also true of nodes that say nothing of it.
+        found.append({"LTarget": "${meta.preemptible}", "Operand": "!=", "RTarget": "true"})
+    return found
 
 
 def _image(spec: FunctionSpec) -> str:

@@ -166,6 +166,8 @@ class FunctionSpec:
         batch_wait_ms: milliseconds a batch waits, from its first input on, to fill up.
         single_use_containers: a container ends after one input.
         region: datacenters to be placed in; empty means any.
+        cloud: the ``cloud`` of the nodes' meta; empty means any.
+        nonpreemptible: not to be ended for other jobs, nor on nodes that may vanish.
         is_class: what is found at ``qualname`` is a class, and each call names one of its ``methods``.
         methods: the methods of a class that can be called, by name.
         parameters: its ``modal.parameter()`` fields.
@@ -201,6 +203,8 @@ class FunctionSpec:
     batch_wait_ms: int = 0
     single_use_containers: bool = False
     region: Tuple[str, ...] = ()
+    cloud: str = ""
+    nonpreemptible: bool = False
     is_class: bool = False
     methods: Mapping[str, MethodSpec] = field(default_factory=dict)
     parameters: Tuple[ParameterSpec, ...] = ()

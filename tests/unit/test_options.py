@@ -1,11 +1,14 @@
 """The parameters of app.function: old names, bounds, and what each refusal says."""
 
 import dataclasses
+import inspect
 import warnings
 
 import pytest
 
 from modal_nomad._options import ALIASES, apply_aliases, check_object_name, function_options
+from modal_nomad._other_options import NO_EFFECT, NOT_YET
+from modal_nomad.app import App
 from modal_nomad.exception import DeprecationError, InvalidError
 from modal_nomad.retries import Retries
 from modal_nomad.wire.spec import RetrySpec
@@ -30,6 +33,9 @@ def test_defaults() -> None:
         ({"retries": Retries(max_retries=2)}, "retries", RetrySpec(2, 2.0, 1.0, 60.0)),
         ({"region": "eu"}, "region", ("eu",)),
         ({"region": ["eu", "us"]}, "region", ("eu", "us")),
+        ({"cloud": "AWS"}, "cloud", "aws"),
+        ({"cloud": "auto"}, "cloud", ""),
+        ({"nonpreemptible": True}, "nonpreemptible", True),
         ({"env": {"A": "1", "B": None}}, "env", {"A": "1"}),
         ({"timeout": 5}, "timeout", 5.0),
         ({"timeout": None}, "timeout", 300.0),
@@ -70,6 +76,8 @@ def test_taken(given, field, value) -> None:
         ({"env": ["A"]}, "dict of strings"),
         ({"name": "a b"}, "Invalid Function name"),
         ({"region": 3}, "region is 3"),
+        ({"cloud": ""}, "cloud is ''"),
+        ({"nonpreemptible": 1}, "nonpreemptible is 1"),
         ({"max_inputs": 2}, "max_inputs is 2"),
         ({"serialized": "yes"}, "serialized is 'yes'"),
         ({"include_source": 1}, "include_source is 1"),
@@ -139,3 +147,84 @@ def test_good_names(name: str) -> None:
 def test_bad_names(name) -> None:
     with pytest.raises(InvalidError, match="Invalid App name"):
         check_object_name("App", name)
+
+
+# Every parameter of the reference's @app.function, older names and newer ones, with its default there.
+REFERENCE = {
+    "image": None,
+    "schedule": None,
+    "env": None,
+    "secrets": (),
+    "gpu": None,
+    "serialized": False,
+    "mounts": (),
+    "network_file_systems": {},
+    "volumes": {},
+    "allow_cross_region_volumes": False,
+    "cpu": None,
+    "memory": None,
+    "ephemeral_disk": None,
+    "proxy": None,
+    "retries": None,
+    "min_containers": None,
+    "keep_warm": None,
+    "max_containers": None,
+    "concurrency_limit": None,
+    "buffer_containers": None,
+    "_experimental_buffer_containers": None,
+    "scaledown_window": None,
+    "container_idle_timeout": None,
+    "allow_concurrent_inputs": None,
+    "timeout": 300,
+    "startup_timeout": None,
+    "name": None,
+    "is_generator": None,
+    "cloud": None,
+    "region": None,
+    "nonpreemptible": False,
+    "enable_memory_snapshot": False,
+    "block_network": False,
+    "restrict_modal_access": False,
+    "max_inputs": None,
+    "single_use_containers": False,
+    "include_source": None,
+    "i6pn": None,
+    "_experimental_scheduler_placement": None,
+    "_experimental_proxy_ip": None,
+    "_experimental_custom_scaling_factor": None,
+    "routing_region": "us-east",
+    "experimental_options": {"a": 1},
+}
+
+
+def _f(x: int) -> int:
+    return x
+
+
+def test_every_parameter_of_the_reference_is_taken() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        function = App("a").function(**REFERENCE)(_f)
+    assert function._options == App("a").function()(_f)._options
+
+
+def test_the_decorator_and_its_checks_have_the_same_parameters() -> None:
+    taken = inspect.signature(App.function).parameters
+    checked = inspect.signature(function_options).parameters
+    ours = {name: p.default for name, p in taken.items() if p.kind is p.KEYWORD_ONLY}
+    assert ours == {name: p.default for name, p in checked.items()}
+    unknown = set(REFERENCE) - set(ours) - set(ALIASES) - set(NOT_YET) - NO_EFFECT
+    assert unknown == {"_experimental_custom_scaling_factor"}
+
+
+@pytest.mark.parametrize("name", sorted(NOT_YET))
+def test_what_cannot_be_honoured_yet_is_told(name: str) -> None:
+    with pytest.raises(InvalidError, match=rf"@app\.function cannot honour {name}= yet; leave it out: \w"):
+        App("a").function(**{name: "anything"})
+
+
+@pytest.mark.parametrize("value", [-0.1, 1.1, "1", True])
+def test_scaling_factor_bounds(value) -> None:
+    with pytest.raises(InvalidError, match=r"from 0\.0 to 1\.0"):
+        App("a").function(_experimental_custom_scaling_factor=value)
+    App("a").function(_experimental_custom_scaling_factor=1.0)

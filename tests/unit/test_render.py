@@ -40,6 +40,8 @@ CASES: dict[str, tuple[FunctionSpec, RenderSettings]] = {
             memory=(1024, 4096),
             ephemeral_disk=2048,
             region=("dc1", "dc2"),
+            cloud="aws",
+            nonpreemptible=True,
         ),
         RenderSettings(
             server_url="https://modal.example:8520/",
