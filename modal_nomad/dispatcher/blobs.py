@@ -11,6 +11,7 @@ import hashlib
 import os
 import re
 import tempfile
+import threading
 import time
 from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator
 from pathlib import Path
@@ -38,6 +39,8 @@ class BlobStore:
     def __init__(self, directory: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
         self.directory = Path(directory)
         self._clock = clock
+        # Held for one file at a time: none is removed between the look at its age and its renewal.
+        self._ages = threading.Lock()
 
     def path(self, sha: str) -> Path:
         """Return where a blob stands, or would. Raises BlobError for what is no SHA-256 in hex."""
@@ -155,22 +158,27 @@ class BlobStore:
 
     def _touch(self, path: Path) -> bool:
         now = self._clock()
-        try:
-            os.utime(path, (now, now))
-        except FileNotFoundError:
-            return False
+        with self._ages:
+            try:
+                os.utime(path, (now, now))
+            except FileNotFoundError:
+                return False
         return True
 
     def _collect(self, keep: frozenset[str], before: float) -> list[str]:
         removed = []
         for path in self._files():
-            try:
-                if path.name not in keep and path.stat().st_mtime < before:
-                    path.unlink()
-                    if path.parent.name != _TEMPORARY:
-                        removed.append(path.name)
-            except FileNotFoundError:
+            if path.name in keep:
                 continue
+            with self._ages:
+                try:
+                    if path.stat().st_mtime >= before:
+                        continue
+                    path.unlink()
+                except FileNotFoundError:
+                    continue
+            if path.parent.name != _TEMPORARY:
+                removed.append(path.name)
         return sorted(removed)
 
     def _files(self) -> Iterator[Path]:

@@ -95,6 +95,14 @@ class CallEngine(Streams):
         call = self._calls.get(call_id)
         return call.method if call else ""
 
+    def held(self) -> list[list[Any]]:
+        """Return all inputs, outputs and items that are held: copied at once, to be read elsewhere."""
+        held: list[list[Any]] = []
+        for call in self._calls.values():
+            held.append(list(call.entries.values()))
+            held.extend(list(stream.items) for stream in (call.streams or {}).values())
+        return held
+
     def settled(self, call_id: str) -> bool:
         """Say whether a call is known and holds neither pending inputs nor outputs."""
         call = self._calls.get(call_id)

@@ -23,11 +23,13 @@ from modal_nomad.dispatcher.apps import AppRegistry
 from modal_nomad.dispatcher.auth import WorkerTokens
 from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.call_engine import CallEngine
+from modal_nomad.dispatcher.garbage import Garbage
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store import Store
 from modal_nomad.engines.base import Engine
+from modal_nomad.exception import InvalidError
 from modal_nomad.wire import frames
 
 logger = logging.getLogger("modal_nomad.dispatcher")
@@ -50,6 +52,7 @@ class Dispatcher:
         reader: what clients ask of them.
         clients: the connected callers, by owner id.
         hub: containers' output.
+        garbage: removes what nothing refers to.
 
     Args:
         settings: the configuration.
@@ -96,6 +99,17 @@ class Dispatcher:
         self.durable = DurableCalls(store, self.calls, settings.result_days, self.handle)
         self.items = DurableItems(store, self.durable, self.handle, self.background)
         self.reader = CallReader(store, self.durable)
+        self.garbage = Garbage(
+            store,
+            blobs,
+            engine,
+            self.calls,
+            self.functions,
+            self.containers,
+            self.hub,
+            settings,
+            runtime_sha,
+        )
         self.clients: dict[str, ClientSession] = {}
         self._call_owner: dict[str, str] = {}
         self._graces = Graces()
@@ -115,6 +129,7 @@ class Dispatcher:
         for call_id in await self.durable.resume():
             await self.items.resume(call_id)
         self.background(self.durable.expire())
+        self.background(self.garbage.run())
         logger.info("%d functions of earlier apps resumed", resumed)
 
     async def close(self) -> None:
@@ -279,7 +294,14 @@ class Dispatcher:
         num_inputs: int | None,
         method: str = "",
     ) -> None:
-        """Take inputs of a spawned call; returns when they are on the disk."""
+        """Take inputs of a spawned call; returns when they are on the disk.
+
+        Raises:
+            InvalidError: a large value that an input refers to is not here.
+        """
+        named = [str(payload, "ascii", "replace") for _, payload, flags in items if flags & frames.FLAG_BLOB]
+        if named and await self.blobs.missing(named):
+            raise InvalidError("a large argument did not arrive with its call: spawn it again")
         function = self.functions.get(function_id)
         kind = GENERATOR if function is not None and function.spec.yields(method) else "spawn"
         await self.durable.submit(

@@ -63,6 +63,10 @@ class LogHub:
             if not self._followers[app_id]:
                 del self._followers[app_id]
 
+    def apps(self) -> list[str]:
+        """Return the Apps of which anything is kept."""
+        return list(self._kept)
+
     def forget(self, app_id: str) -> None:
         """Drop what is kept of an App."""
         self._kept.pop(app_id, None)

@@ -78,6 +78,7 @@ async def _blob_missing(server: Dispatcher, session: ClientSession, args: Mappin
 
 @_method("app.publish")
 async def _publish(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    await server.garbage.spare(args.get("functions"))
     return await server.live_apps.publish(dict(args), session), []
 
 

@@ -43,6 +43,11 @@ client_grace = 10.0
 # Days that the results of spawned calls are kept.
 result_days = 7.0
 
+# Code, runtimes and large values that nothing refers to any more are removed when they are this many
+# seconds old, and looked for so often. The age must be longer than any upload takes.
+garbage_age = 86400.0
+garbage_interval = 3600.0
+
 # The most containers of one Function that names no max_containers; 0 means by the engine: the machine's
 # cores (at least 4) locally, four a core of the cluster (at least 100) on Nomad. Below that, a Function
 # whose inputs compute gets about one a core, one whose inputs wait gets many.
@@ -80,6 +85,8 @@ class Settings:
     auth: str = "nomad"
     client_grace: float = 10.0
     result_days: float = 7.0
+    garbage_age: float = 86400.0
+    garbage_interval: float = 3600.0
     default_max_containers: int = 0
     nomad: Mapping[str, Any] = field(default_factory=dict)
     render: Mapping[str, Any] = field(default_factory=dict)
@@ -92,6 +99,8 @@ class Settings:
             raise SettingsError(f"auth is {self.auth!r}: use one of {', '.join(AUTH_MODES)}")
         if self.client_grace < 0 or self.result_days <= 0:
             raise SettingsError("client_grace must not be negative and result_days must be above 0")
+        if self.garbage_age <= 0 or self.garbage_interval <= 0:
+            raise SettingsError("garbage_age and garbage_interval must be above 0")
 
     @property
     def address(self) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import pathlib
+import shutil
 import sys
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +19,8 @@ from modal_nomad.engines.base import EngineError
 from modal_nomad.wire.spec import ImageSpec
 
 Build = Callable[[ImageSpec], "pathlib.Path | str"]
+
+_REMOVED = ".removed-"
 
 
 class BlobFiles(Protocol):
@@ -101,6 +106,40 @@ class Ground:
 
         return await self._once(f"{kind}/{sha}", lambda: asyncio.to_thread(lay_out))
 
+    async def collect(self, in_use: Callable[[], Collection[str]], older_than: float) -> int:
+        """Remove old bundles that are not in use; gives how many.
+
+        Args:
+            in_use: asked on the loop, right before the removal: a job may have been submitted meanwhile.
+            older_than: seconds.
+        """
+        old = await asyncio.to_thread(self._old, time.time() - older_than)
+        used = in_use()
+        removed: list[pathlib.Path] = []
+        for path in old:
+            if path.name in used or any(key.endswith(f"/{path.name}") for key in self._making):
+                continue
+            self._made = {key: made for key, made in self._made.items() if made != path}
+            with contextlib.suppress(OSError):
+                # At once: nobody finds half of it.
+                removed.append(path.rename(path.with_name(f"{_REMOVED}{path.name}")))
+        await asyncio.to_thread(_remove, removed)
+        return len(removed)
+
+    def _old(self, before: float) -> list[pathlib.Path]:
+        found = []
+        for kind in ("code", "runtime", "artifacts"):
+            for path in (self._home / kind).glob("*"):
+                with contextlib.suppress(FileNotFoundError):
+                    if path.stat().st_mtime >= before:
+                        continue
+                    if path.name.startswith("."):
+                        # Left by a process that was killed while it laid one out or took one away.
+                        shutil.rmtree(path, ignore_errors=True)
+                    else:
+                        found.append(path)
+        return found
+
     async def _python(self, image: ImageSpec | None, command: str) -> tuple[str, bool]:
         python = local_python(image, command)
         if python is not None:
@@ -140,6 +179,11 @@ def local_python(image: ImageSpec | None, command: str) -> str | None:
     if not image.layers and image.python in (None, mine, f"{mine}.{sys.version_info.micro}"):
         return sys.executable
     return None
+
+
+def _remove(directories: Iterable[pathlib.Path]) -> None:
+    for directory in directories:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _environment(image: ImageSpec) -> str:

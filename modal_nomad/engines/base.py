@@ -8,7 +8,7 @@ never block it.
 from __future__ import annotations
 
 import abc
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -188,3 +188,12 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     async def stats(self, container_id: str) -> ContainerStats:
         """Return a container's use of resources. KeyError if unknown."""
+
+    async def collect(self, keep: Collection[str], *, older_than: float) -> int:
+        """Remove bundles that this engine laid out and that nothing needs any more; gives how many.
+
+        Args:
+            keep: SHA-256 of bundles in use.
+            older_than: seconds; younger ones stay.
+        """
+        return 0

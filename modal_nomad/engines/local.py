@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -270,6 +270,14 @@ class LocalEngine(Engine):
         seconds, memory = await asyncio.to_thread(usage_of, container.pid)
         before, container.sample = container.sample, (time.monotonic(), seconds)
         return stats_between(before, container.sample, memory)
+
+    async def collect(self, keep: Collection[str], *, older_than: float) -> int:
+        def in_use() -> set[str]:
+            plans = [plan for _, plan in self._jobs.values()] + [x.plan for x in self._live()]
+            bundles = {artifact.sha for plan in plans for artifact in plan.artifacts}
+            return bundles | {os.path.basename(x.runtime or "") for x in self._warm} | set(keep)
+
+        return await self._ground.collect(in_use, older_than)
 
     def _live(self) -> list[LocalContainer]:
         return [x for x in self._containers.values() if not x.event.state.ended]

@@ -290,6 +290,10 @@ class Store(abc.ABC):
         One with an unanswered input stays, whatever its time: that input was accepted.
         """
 
+    @abc.abstractmethod
+    async def referenced_blobs(self) -> set[str]:
+        """Return the blobs that anything names which is kept: Functions, inputs, outputs; or a few more."""
+
     # Tokens
 
     @abc.abstractmethod

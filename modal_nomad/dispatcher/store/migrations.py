@@ -122,5 +122,12 @@ CREATE TABLE items (
 ) WITHOUT ROWID;
 """
 
-STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER, _CLASSES, _ITEMS)
+_BLOB_NAMES = """
+-- Which blobs are in use is asked often, of few rows among many.
+CREATE INDEX inputs_by_blob ON inputs (payload) WHERE flags & 1;
+CREATE INDEX outputs_by_blob ON outputs (payload) WHERE flags & 1;
+CREATE INDEX items_by_blob ON items (payload) WHERE flags & 1;
+"""
+
+STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER, _CLASSES, _ITEMS, _BLOB_NAMES)
 VERSION = len(STEPS)

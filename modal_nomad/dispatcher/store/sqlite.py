@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from modal_nomad.dispatcher.store import migrations
+from modal_nomad.dispatcher.store._references import referenced_blobs
 from modal_nomad.dispatcher.store._writer import GroupWriter
 from modal_nomad.dispatcher.store.base import (
     AppRecord,
@@ -454,6 +455,12 @@ class SqliteStore(Store):
             return [row[1] for row in rows]
 
         return await self._write(write)
+
+    async def referenced_blobs(self) -> set[str]:
+        try:
+            return await asyncio.to_thread(referenced_blobs, self.path)
+        except sqlite3.Error as exc:
+            raise self._describe(exc) from exc
 
     # Tokens
 

@@ -1,0 +1,35 @@
+"""Which blobs the rows of a SQLite store name."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sqlite3
+from pathlib import Path
+
+_NAME = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+
+
+def referenced_blobs(path: Path) -> set[str]:
+    """Return the names in payloads that are flagged as blobs, and all that read like one elsewhere.
+
+    It goes by the schema, so that a table that comes later is not forgotten: payloads are in tables with
+    the columns ``payload`` and ``flags``, the rest in columns ``spec``, ``job`` and ``params``. Functions
+    of stopped Apps count no more. Reads over a connection of its own: a long look keeps nobody waiting.
+    """
+    names: set[str] = set()
+    with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as db:
+        db.execute("BEGIN")
+        for (table,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall():
+            columns = {row[1] for row in db.execute(f"PRAGMA table_info({table})")}
+            if {"payload", "flags"} <= columns:
+                for (payload,) in db.execute(f"SELECT payload FROM {table} WHERE flags & 1"):
+                    names.add(bytes(payload).decode("ascii", "replace"))
+            live = "app_id IN (SELECT app_id FROM apps WHERE state != 'stopped')"
+            where = f" WHERE {live}" if "app_id" in columns else ""
+            for column in columns & {"spec", "job", "params"}:
+                for (value,) in db.execute(f"SELECT {column} FROM {table}{where}"):
+                    if value:
+                        data = value.encode() if isinstance(value, str) else value
+                        names.update(name.decode() for name in _NAME.findall(data))
+    return names
