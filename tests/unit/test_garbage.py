@@ -121,7 +121,7 @@ async def test_what_is_named_anywhere_stays_and_the_rest_goes(tmp_path: Path) ->
         assert await world.there() == {runtime}
 
 
-async def test_every_table_with_payloads_is_looked_at_by_an_index_where_it_is_large(tmp_path: Path) -> None:
+async def test_every_table_with_payloads_is_looked_at_by_an_index(tmp_path: Path) -> None:
     async with _world(tmp_path) as world:
         db = sqlite3.connect(world.store.path)
         tables = [row[0] for row in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")]
@@ -133,9 +133,7 @@ async def test_every_table_with_payloads_is_looked_at_by_an_index_where_it_is_la
                 db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(marks))})", marks)
                 db.commit()
                 assert name in await world.store.referenced_blobs(), table
-        for table in ("inputs", "outputs", "items"):
-            (plan,) = db.execute(f"EXPLAIN QUERY PLAN SELECT payload FROM {table} WHERE flags & 1")
-            assert f"{table}_by_blob" in plan[3], plan
+                assert f"{table}_by_blob" in {row[1] for row in db.execute(f"PRAGMA index_list({table})")}
         db.close()
 
 
