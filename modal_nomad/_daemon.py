@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 from ._home import LOCK, LOG, SOCKET
+from .config import config
 from .exception import ConnectionError
 
 _START_SECONDS = 30.0
@@ -68,7 +69,7 @@ def _start(folder: Path) -> None:
             pass_fds=(writer,),
             start_new_session=True,
             cwd="/",
-            env={k: v for k, v in os.environ.items() if not k.startswith("MODAL_") or k == "MODAL_LOGLEVEL"},
+            env=_environment(),
         )
     os.close(writer)
     with os.fdopen(reader, "rb") as pipe:
@@ -81,6 +82,12 @@ def _start(folder: Path) -> None:
         )
     # It lives on by itself; this silences the interpreter's reminder that a child was not awaited.
     process.returncode = 0
+
+
+def _environment() -> dict[str, str]:
+    # The daemon serves every program of this user: what one of them has set for itself is not for it.
+    shared = {k: v for k, v in os.environ.items() if not k.startswith("MODAL_") or k == "MODAL_LOGLEVEL"}
+    return {**shared, "MODAL_CLIENT_GRACE": str(config["client_grace"])}
 
 
 def _readable(descriptor: int, seconds: float) -> bool:

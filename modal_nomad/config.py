@@ -21,11 +21,15 @@ key                       environment variable                 default
 ``loglevel``              ``MODAL_LOGLEVEL``                   ``WARNING``
 ``logs_timeout``          ``MODAL_LOGS_TIMEOUT``               10
 ``automount``             ``MODAL_AUTOMOUNT``                  true
+``client_grace``          ``MODAL_CLIENT_GRACE``               10
 ``force_build``           ``MODAL_FORCE_BUILD``                false
 ``traceback``             ``MODAL_TRACEBACK``                  false
 (the file's place)        ``MODAL_CONFIG_PATH``                ``~/.modal.toml``
 (the profile in use)      ``MODAL_PROFILE``                    the active one, else ``default``
 ========================  ===================================  =========================================
+
+``client_grace`` is how many seconds a program may be gone before the embedded server stops its ephemeral
+Apps; the server takes it when it starts. A cluster's dispatcher has it in a configuration of its own.
 
 Inside containers the file is neither read nor written.
 """
@@ -71,6 +75,7 @@ def _upper(value: Any) -> str:
 
 _SETTINGS: Mapping[str, _Setting] = {
     "automount": _Setting(True, _to_bool),
+    "client_grace": _Setting(10.0, float),
     "environment": _Setting(),
     "force_build": _Setting(False, _to_bool),
     "image_builder_version": _Setting(),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -37,7 +38,8 @@ engine = "nomad"
 # "none" lets everybody in (for a development agent on loopback only).
 auth = "nomad"
 
-# Seconds that a client may be gone before its ephemeral Apps are stopped and its calls cancelled.
+# Seconds that a client may be gone before its ephemeral Apps are stopped and its calls cancelled. The
+# embedded dispatcher takes it from MODAL_CLIENT_GRACE, or client_grace of the profile, when it starts.
 client_grace = 10.0
 
 # Days that the results of spawned calls are kept.
@@ -97,7 +99,7 @@ class Settings:
             raise SettingsError(f"engine is {self.engine!r}: use one of {', '.join(ENGINES)}")
         if self.auth not in AUTH_MODES:
             raise SettingsError(f"auth is {self.auth!r}: use one of {', '.join(AUTH_MODES)}")
-        if self.client_grace < 0 or self.result_days <= 0:
+        if not self.client_grace >= 0 or self.result_days <= 0:
             raise SettingsError("client_grace must not be negative and result_days must be above 0")
         if self.garbage_age <= 0 or self.garbage_interval <= 0:
             raise SettingsError("garbage_age and garbage_interval must be above 0")
@@ -109,8 +111,18 @@ class Settings:
 
     @classmethod
     def for_home(cls, home: Path) -> Settings:
-        """Return the embedded daemon's settings: a Unix socket whose directory is the permission."""
+        """Return the embedded daemon's settings: a Unix socket whose directory is the permission.
+
+        Raises:
+            SettingsError: MODAL_CLIENT_GRACE is no number.
+        """
+        grace = os.environ.get("MODAL_CLIENT_GRACE", "")
+        try:
+            client_grace = float(grace) if grace else cls.client_grace
+        except ValueError:
+            raise SettingsError(f"MODAL_CLIENT_GRACE is {grace!r}: give a number of seconds") from None
         return cls(
+            client_grace=client_grace,
             listen=f"unix://{home / 'daemon.sock'}",
             home=str(home),
             engine="local",

@@ -229,6 +229,36 @@ def test_a_killed_client_takes_its_ephemeral_app_along(own: Live, serve: Callabl
     assert app["state"] == "stopped"
 
 
+def test_the_embedded_dispatcher_takes_the_grace_from_the_configuration(
+    own: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (own.home / "modal.toml").write_text("[default]\nclient_grace = 0.2\n")
+    script = own.write(
+        "killed.py",
+        """
+        import os
+        import signal
+
+        import modal_nomad as modal
+
+        app = modal.App("short-grace")
+
+        @app.function()
+        def f():
+            pass
+
+        if __name__ == "__main__":
+            with app.run():
+                f.remote()
+                os.kill(os.getpid(), signal.SIGKILL)
+        """,
+    )
+    with own.start(str(script)) as client:
+        client.communicate(timeout=30)
+    # Well below the ten seconds that it has without a word.
+    until(lambda: own.status()["apps"] == 0, 8, "the end of the client's app")
+
+
 def test_interrupting_the_client_ends_its_app_quietly(own: Live) -> None:
     script = own.write(
         "interrupted.py",
