@@ -21,6 +21,7 @@ from ._options import (
     function_options,
     warn_deprecated,
 )
+from ._other_options import other_options
 from .config import in_container
 from .exception import ClientClosed, ConnectionError, InvalidError
 
@@ -47,6 +48,13 @@ class App:
     Args:
         name: the name to deploy under.
         image: the Image of Functions that do not give one.
+        mounts: not there yet; add files to the image.
+        secrets: not there yet.
+        volumes: not there yet.
+        include_source: whether the code around its Functions is sent along, where they do not say.
+
+    Raises:
+        InvalidError: when a parameter is not what it may be, or cannot be honoured yet.
 
     Example:
         >>> app = App("example")
@@ -55,9 +63,22 @@ class App:
         ...     return x * x
     """
 
-    def __init__(self, name: str | None = None, *, image: Image | None = None) -> None:
+    def __init__(
+        self,
+        name: str | None = None,
+        *,
+        image: Image | None = None,
+        mounts: Sequence[Any] = (),
+        secrets: Sequence[Any] = (),
+        volumes: Mapping[Any, Any] | None = None,
+        include_source: bool = True,
+    ) -> None:
         if name is not None and not isinstance(name, str):
             raise InvalidError(f"Invalid App name {name!r}: Must be string")
+        other_options("App", {"mounts": mounts, "secrets": secrets, "volumes": volumes})
+        if not isinstance(include_source, bool):
+            raise InvalidError(f"include_source is {include_source!r}; give True or False")
+        self._include_source = include_source
         self._name = name
         self._description = name
         self._image: Image | None = None
@@ -156,10 +177,12 @@ class App:
     @staticmethod
     @blocking_function
     async def lookup(
-        name: str,
+        name: str = "",
         client: Client | None = None,
         environment_name: str | None = None,
         create_if_missing: bool = False,
+        *,
+        label: str | None = None,
     ) -> App:
         """Find a deployed App by its name.
 
@@ -168,6 +191,7 @@ class App:
             client: the client to use.
             environment_name: the environment to look in.
             create_if_missing: make a deployed App without Functions when there is none.
+            label: the older name of ``name``.
 
         Raises:
             NotFoundError: when there is none.
@@ -175,6 +199,9 @@ class App:
         """
         from . import runner
 
+        if label is not None:
+            warn_deprecated("'label' of App.lookup is now called 'name'")
+            name = name or label
         check_object_name("App", name)
         client = client or await runner._default_client()
         request = {
@@ -204,7 +231,8 @@ class App:
             client: the client to use.
             show_progress: accepted for older programs; use ``modal.enable_output()``.
             detach: let the App go on when the block ends or the client goes away.
-            interactive: connect containers to this terminal; needs ``modal.enable_output()``.
+            interactive: mark the run as interactive, see ``is_interactive``; needs
+                ``modal.enable_output()``, else it warns and stays off.
             environment_name: the environment to run in.
 
         Raises:
@@ -387,7 +415,7 @@ class App:
             nonpreemptible=nonpreemptible,
             max_inputs=max_inputs,
             single_use_containers=single_use_containers,
-            include_source=include_source,
+            include_source=self._include_source if include_source is None else include_source,
             **autoscaler,
         )
         return lambda raw_f: self._add_function(raw_f, options)
@@ -395,6 +423,11 @@ class App:
     def _add_function(self, raw_f: Callable[P, R], options: FunctionOptions) -> Function[P, R]:
         from .functions import Function
 
+        if isinstance(raw_f, Function):
+            raise InvalidError(
+                f"{raw_f.tag} is a Function already: decorate the plain function once for each App, or take "
+                "it over with app.include(other_app)"
+            )
         info = function_info(
             raw_f, name=options.name, serialized=options.serialized, is_generator=options.is_generator
         )

@@ -123,7 +123,8 @@ def function_specs(app: App, app_name: str) -> tuple[list[FunctionSpec], dict[st
     specs = []
     for function in functions:
         info, options = function.info, _options(function)
-        image = options.image or app.image or Image.debian_slim()
+        # Of an App that was included, its own Functions keep its own Image.
+        image = options.image or function.app.image or Image.debian_slim()
         if image not in images:
             images[image], files = image._resolve(config["force_build"])
             contents.update(files)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from modal_nomad import runner
+from modal_nomad import enable_output, runner
 from modal_nomad.app import App
 from modal_nomad.exception import (
     ConnectionError,
@@ -49,6 +49,11 @@ class Server:
         sha = hashlib.sha256(data).hexdigest()
         self.blobs[sha] = data
         return sha
+
+    def _subscribe(self, app_id: str, callback: Any) -> None:
+        pass
+
+    _unsubscribe = _subscribe
 
     @property
     def methods(self) -> list[str]:
@@ -106,6 +111,14 @@ def _entry_twice(app: App) -> None:
         (lambda app: app.function(Image.debian_slim()), InvalidError, r"function\(image=image\)"),
         (lambda app: app.function()(type("C", (), {})), TypeError, "class C"),
         (lambda app: app.function()(lambda: 1), InvalidError, "global scope"),
+        (lambda app: App().function()(app.function()(plain)), InvalidError, "plain is a Function already"),
+        (lambda app: App(secrets=[1]), InvalidError, "App cannot honour secrets= yet"),
+        (lambda app: App(include_source="no"), InvalidError, "include_source is 'no'"),
+        (lambda app: setattr(app, "image", "x"), InvalidError, "image is 'x'"),
+        (lambda app: app["nothing"], KeyError, "nothing"),
+        (lambda app: app.function()(plain).map([1]).__next__(), ExecutionError, "hydrated"),
+        (lambda app: app.function()(plain).spawn(1), ExecutionError, "hydrated"),
+        (lambda app: app.function()(plain)(1), InvalidError, "is not called directly"),
         (lambda app: app.function(retries=1)(generator), InvalidError, "cannot have retries"),
         (lambda app: app.function(nothing=1), TypeError, "no parameter 'nothing'"),
         (_entry_twice, InvalidError, "Duplicate local entrypoint name: x"),
@@ -221,6 +234,9 @@ def test_old_parameters_of_run(server: Any) -> None:
         App("a").run(client=server, interactive=True) as app,
     ):
         assert not app.is_interactive
+    with enable_output(), App("a").run(client=server, interactive=True) as app:
+        assert app.is_interactive
+    assert not app.is_interactive
 
 
 def test_deploy(server: Any) -> None:
@@ -259,6 +275,22 @@ def test_include_source_false_ships_nothing() -> None:
     assert (spec.file, spec.code_bundle, list(contents)) == (None, None, [spec.image.image_id[3:]])
 
 
+def test_include_source_of_the_app_is_the_default() -> None:
+    app = App("a", include_source=False, mounts=[], secrets=[], volumes={})
+    app.function()(plain)
+    app.function(name="sent", include_source=True)(plain)
+    (one, two), _ = runner.function_specs(app, "a")
+    assert one.code_bundle is None and two.code_bundle is not None
+
+
+def test_an_included_function_keeps_its_apps_image() -> None:
+    one, two = App("one", image=Image.debian_slim("3.10")), App("two", image=Image.debian_slim("3.11"))
+    two.function()(plain)
+    one.include(two)
+    (spec,), _ = runner.function_specs(one, "one")
+    assert (spec.app, spec.image.python) == ("one", "3.11")
+
+
 @pytest.mark.parametrize(("size", "outcome"), [(300 << 10, "warns"), (17 << 20, "raises")])
 def test_large_pickles(size: int, outcome: str) -> None:
     data = bytes(size)
@@ -276,6 +308,9 @@ def test_lookup(server: Any) -> None:
     app = App.lookup("found", client=server, create_if_missing=True)
     assert (app.name, app.app_id) == ("found", "ap-9")
     assert server.requests[0][1]["create_if_missing"] is True
+    with pytest.warns(DeprecationError, match="'label' of App.lookup") as caught:
+        assert App.lookup(label="found", client=server).name == "found"
+    assert caught[0].filename == __file__
     server.fail["app.lookup"] = NotFoundError("no app")
     with pytest.raises(NotFoundError):
         App.lookup("lost", client=server)
