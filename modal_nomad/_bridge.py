@@ -27,6 +27,11 @@ if TYPE_CHECKING:
     S = TypeVar("S")
     S_contra = TypeVar("S_contra", contravariant=True)
 
+    class Waitable(Protocol[T_co]):
+        def done(self) -> bool: ...
+        def result(self) -> T_co: ...
+        def cancel(self) -> Any: ...
+
     class _Blocking(Protocol[P, T_co]):
         def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T_co: ...
         def aio(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T_co]: ...
@@ -101,26 +106,26 @@ class io(Generic[T]):
     """Awaitable that runs a coroutine, or waits for a Future of another thread, off the caller's loop.
 
     Args:
-        work: the coroutine or the Future.
+        work: the coroutine, the Future, or what gives one (``future()``) and has its ``done`` and ``result``.
         reader: a connection's ``direct``: a thread that only waits reads the socket by itself.
     """
 
     __slots__ = ("_reader", "_work")
 
-    def __init__(self, work: Coroutine[Any, Any, T] | Future[T], reader: Any = None) -> None:
+    def __init__(self, work: Coroutine[Any, Any, T] | Future[T] | Waitable[Any], reader: Any = None) -> None:
         self._work = work
         self._reader = reader
 
     def __await__(self) -> Generator[Any, Any, T]:
         work = self._work
-        future = submit(work) if isinstance(work, types.CoroutineType) else cast("Future[T]", work)
+        future = submit(work) if isinstance(work, types.CoroutineType) else cast("Waitable[T]", work)
         return cast(T, (yield _Wait(future, self._reader)))
 
 
 class _Wait:
     __slots__ = ("future", "reader")
 
-    def __init__(self, future: Future[Any], reader: Any) -> None:
+    def __init__(self, future: Waitable[Any], reader: Any) -> None:
         self.future = future
         self.reader = reader
 
@@ -202,7 +207,9 @@ def run_async(coroutine: Any) -> Generator[Any, Any, Any]:
             if type(step) is _Wait and not _driving.active:
                 if step.reader is not None:
                     step.reader.look_soon()
-                value = yield from asyncio.wrap_future(step.future).__await__()
+                made = getattr(step.future, "future", None)
+                future: Any = made() if made is not None else step.future
+                value = yield from asyncio.wrap_future(future).__await__()
             else:
                 value = yield step
         except BaseException as failure:

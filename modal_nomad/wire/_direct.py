@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from .connection import Connection
 
 _MOMENT = 0.005
+_PIECE = 1 << 14
 
 
 class Direct:
@@ -57,7 +58,7 @@ class Direct:
                 if not poll.poll(1000):
                     continue
                 try:
-                    data = os.read(self._descriptor, 1 << 16)
+                    data = os.read(self._descriptor, _PIECE)
                     if not data:
                         raise ConnectionError("the dispatcher closed the connection")
                     peer.take(data)

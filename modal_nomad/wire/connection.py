@@ -513,4 +513,4 @@ def _inputs_frame(header: frames.Header, call: Call, inputs: List[Input]) -> byt
         header["p"] = call.parent
     if call.method:
         header["m"] = call.method
-    return frames.encode(header, [item[1] for item in inputs])
+    return frames.encode_flat(header, [item[1] for item in inputs])

@@ -16,7 +16,7 @@ SUCCESS, FAILURE, INIT_FAILURE, TERMINATED, TIMEOUT, INTERNAL = range(6)
 
 _LENGTH = struct.Struct(">I")
 _encode_json = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False, check_circular=False).encode
-_decode_json = json.loads
+_decode_json = json.JSONDecoder().raw_decode
 
 Header = Dict[str, Any]
 
@@ -38,6 +38,27 @@ def encode(header: Header, payloads: Sequence[bytes] = ()) -> bytes:
     return b"".join((_LENGTH.pack(len(head)), head, *payloads))
 
 
+def encode_flat(header: Header, payloads: Sequence[bytes]) -> bytes:
+    """Return what ``encode`` returns for a header of integers, lists of integers and ids: faster.
+
+    Example:
+        >>> decode(encode_flat({"t": "in", "c": "fc-1", "x": [0, 1]}, [b"a", b"b"]))
+        ({'t': 'in', 'c': 'fc-1', 'x': [0, 1], 'z': [1, 1]}, [b'a', b'b'])
+    """
+    header["z"] = [len(p) for p in payloads]
+    parts = []
+    for key, value in header.items():
+        if type(value) is str:
+            if not value.isprintable() or '"' in value or "\\" in value:
+                return encode(header, payloads)
+            parts.append(f'"{key}":"{value}"')
+        else:
+            # A list of integers prints as JSON.
+            parts.append(f'"{key}":{value}')
+    head = f"{{{','.join(parts)}}}".encode()
+    return b"".join((_LENGTH.pack(len(head)), head, *payloads))
+
+
 def decode(data: Union[bytes, bytearray, memoryview]) -> Tuple[Header, List[bytes]]:
     """Return the header and the payloads of a frame.
 
@@ -53,9 +74,12 @@ def decode(data: Union[bytes, bytearray, memoryview]) -> Tuple[Header, List[byte
     if end > len(data):
         raise FrameError("the header is longer than the frame")
     try:
-        header = _decode_json(data[4:end])
+        text = data[4:end].decode()
+        header, length = _decode_json(text)
     except (ValueError, RecursionError) as error:
         raise FrameError("the header is not JSON") from error
+    if length != len(text):
+        raise FrameError("the header is followed by something")
     if type(header) is not dict or type(header.get("t")) is not str:
         raise FrameError("the header is no object with a type")
     sizes = header.get("z")

@@ -3,13 +3,16 @@
 import random
 import re
 import time
+from functools import lru_cache
 from typing import Optional
 
 _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _TIME_DIGITS = 6
 ID_LENGTH = 22
-_CHANCE = 62 ** (ID_LENGTH - _TIME_DIGITS)
-_CHANCE_BITS = _CHANCE.bit_length() - 1
+_CHANCE_DIGITS = ID_LENGTH - _TIME_DIGITS
+_CHANCE_BITS = 8 * _CHANCE_DIGITS
+# Chance comes as bytes; that 256 is no multiple of 62 costs a fraction of a bit.
+_TO_ALPHABET = bytes(ord(_ALPHABET[i % 62]) for i in range(256))
 _ID = re.compile("[a-z]{2}-([0-9A-Za-z]{%d})" % ID_LENGTH)
 
 
@@ -19,14 +22,18 @@ def new_id(prefix: str) -> str:
     Args:
         prefix: two letters: ``ap fu fc in ta im cl``.
     """
-    # Unique, not secret: what an id gives access to is guarded by tokens. One draw beats 16 by far.
-    value = int(time.time()) * _CHANCE + random.getrandbits(_CHANCE_BITS)
+    # Unique, not secret: what an id gives access to is guarded by tokens.
+    chance = random.getrandbits(_CHANCE_BITS).to_bytes(_CHANCE_DIGITS, "big")
+    return f"{prefix}-{_stamp(int(time.time()))}{chance.translate(_TO_ALPHABET).decode()}"
+
+
+@lru_cache(maxsize=2)
+def _stamp(second: int) -> str:
     chars = []
-    for _ in range(ID_LENGTH):
-        value, digit = divmod(value, 62)
+    for _ in range(_TIME_DIGITS):
+        second, digit = divmod(second, 62)
         chars.append(_ALPHABET[digit])
-    chars.reverse()
-    return prefix + "-" + "".join(chars)
+    return "".join(reversed(chars))
 
 
 def created_at(object_id: str) -> Optional[int]:

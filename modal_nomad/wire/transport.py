@@ -10,6 +10,8 @@ from typing import Any, Deque, Mapping, Optional
 from . import websocket
 from .address import Address, parse_address
 
+_PIECE = 1 << 14
+
 
 def open_socket(address: Address, timeout: Optional[float]) -> socket.socket:
     """Connect to a dispatcher. Raises OSError."""
@@ -140,7 +142,7 @@ class SyncWebSocket:
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(65536)
+            data = self._sock.recv(_PIECE)
         except OSError as error:
             self._closed = True
             raise ConnectionError(f"the connection to the dispatcher is lost: {error}") from error
