@@ -24,6 +24,7 @@ key                       environment variable                 default
 ``client_grace``          ``MODAL_CLIENT_GRACE``               10
 ``force_build``           ``MODAL_FORCE_BUILD``                false
 ``traceback``             ``MODAL_TRACEBACK``                  false
+(trusted authorities)     ``MODAL_CA_BUNDLE``                  the system's; a PEM file adds to them
 (the file's place)        ``MODAL_CONFIG_PATH``                ``~/.modal.toml``
 (the profile in use)      ``MODAL_PROFILE``                    the active one, else ``default``
 ========================  ===================================  =========================================

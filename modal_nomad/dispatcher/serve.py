@@ -10,6 +10,7 @@ import fcntl
 import logging
 import os
 import signal
+import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -163,5 +164,16 @@ async def _listen(server: Server, settings: Settings, stack: contextlib.AsyncExi
             os.unlink(where.path)
         site = web.UnixSite(runner, where.path)
     else:
-        site = web.TCPSite(runner, where.host, where.port)
+        site = web.TCPSite(runner, where.host, where.port, ssl_context=_tls(settings))
     await site.start()
+
+
+def _tls(settings: Settings) -> ssl.SSLContext | None:
+    if not settings.tls_cert:
+        return None
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key)
+    except OSError as error:
+        raise SettingsError(f"tls_cert and tls_key cannot be used: {error}") from None
+    return context

@@ -24,6 +24,10 @@ EXAMPLE = """\
 # Where it listens. "unix:///path.sock" is possible too.
 listen = "http://127.0.0.1:8520"
 
+# For "https://": its certificate, with the chain, and key, in PEM. Both are read at start.
+tls_cert = ""
+tls_key = ""
+
 # The address that containers dial and fetch artifacts from; empty means `listen`. On a cluster it must
 # be reachable from every node, so give the host's address here.
 advertise = ""
@@ -81,6 +85,8 @@ class Settings:
     """What ``EXAMPLE`` explains, read and checked."""
 
     listen: str = "http://127.0.0.1:8520"
+    tls_cert: str = ""
+    tls_key: str = ""
     advertise: str = ""
     home: str = "/var/lib/modal-nomad"
     engine: str = "nomad"
@@ -99,6 +105,12 @@ class Settings:
             raise SettingsError(f"engine is {self.engine!r}: use one of {', '.join(ENGINES)}")
         if self.auth not in AUTH_MODES:
             raise SettingsError(f"auth is {self.auth!r}: use one of {', '.join(AUTH_MODES)}")
+        if self.listen.startswith("https:") != bool(self.tls_cert) or bool(self.tls_cert) != bool(
+            self.tls_key
+        ):
+            raise SettingsError(
+                'tls_cert, tls_key and listen = "https://…" belong together: give all three or none'
+            )
         if not self.client_grace >= 0 or self.result_days <= 0:
             raise SettingsError("client_grace must not be negative and result_days must be above 0")
         if self.garbage_age <= 0 or self.garbage_interval <= 0:

@@ -11,7 +11,7 @@ from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, Opti
 
 from . import frames, websocket
 from ._direct import Direct
-from .address import parse_address
+from .address import Address, parse_address
 from .window import ReadWindow
 
 Output = Tuple[int, int, bytes, int]
@@ -330,7 +330,7 @@ class Connection:
         if where.path:
             made = await self.loop.create_unix_connection(protocol, where.path)
         elif where.tls:
-            made = await self.loop.create_connection(protocol, where.host, where.port, ssl=True)
+            made = await self._connect_tls(protocol, where)
         else:
             made = await self.loop.create_connection(protocol, where.host, where.port)
         peer: _Protocol = made[1]
@@ -369,6 +369,21 @@ class Connection:
             if call.window is not None and call.pending:
                 self.taken(call, call.window.taken)
         self._flush_ended()
+
+    async def _connect_tls(self, protocol: Callable[[], _Protocol], where: Address) -> Any:
+        import ssl
+
+        from .tls import client_context
+
+        context = client_context()
+        try:
+            return await self.loop.create_connection(protocol, where.host, where.port, ssl=context)
+        except ssl.SSLCertVerificationError as error:
+            raise Refused(
+                "ConnectionError",
+                f"the certificate of https://{where.authority} is not trusted ({error.verify_message}): "
+                "set MODAL_CA_BUNDLE to the PEM file of its authority",
+            ) from error
 
     def _watch(self, peer: _Protocol) -> None:
         if peer is not self._protocol or not self._ready:

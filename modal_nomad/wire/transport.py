@@ -27,9 +27,9 @@ def open_socket(address: Address, timeout: Optional[float]) -> socket.socket:
     sock = socket.create_connection((address.host, address.port), timeout)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if address.tls:
-        import ssl
+        from .tls import client_context
 
-        return ssl.create_default_context().wrap_socket(sock, server_hostname=address.host)
+        return client_context().wrap_socket(sock, server_hostname=address.host)
     return sock
 
 
@@ -43,6 +43,8 @@ class SyncWebSocket:
         self._send_lock = threading.Lock()
         self._closed = False
         self._poll: Any = None
+        # One TLS session must not read and write at once; a plain socket may.
+        self._tls = hasattr(sock, "pending")
 
     @classmethod
     def connect(
@@ -142,10 +144,12 @@ class SyncWebSocket:
 
     def _read(self) -> None:
         try:
-            data = self._sock.recv(_PIECE)
+            data = self._sock.recv(_PIECE) if not self._tls else self._recv_tls()
         except OSError as error:
             self._closed = True
             raise ConnectionError(f"the connection to the dispatcher is lost: {error}") from error
+        if data is None:
+            return
         if not data:
             self._closed = True
             if not self._decoder.open:
@@ -158,6 +162,22 @@ class SyncWebSocket:
                     self._sock.sendall(websocket.encode(payload, websocket.PONG))
             elif opcode == websocket.CLOSE:
                 self._closed = True
+
+    def _recv_tls(self) -> Optional[bytes]:
+        """Return what there is, None when it was no data: TLS has messages of its own."""
+        import ssl
+
+        if not self._decoder.open:
+            return self._sock.recv(_PIECE)
+        with self._send_lock:
+            # Never waits: a sender would wait for the lock as long.
+            self._sock.settimeout(0)
+            try:
+                return self._sock.recv(_PIECE)
+            except ssl.SSLWantReadError:
+                return None
+            finally:
+                self._sock.settimeout(None)
 
 
 class BlobClient:

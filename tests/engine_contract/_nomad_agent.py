@@ -30,10 +30,14 @@ def free_ports(count: int) -> list[int]:
         return [sock.getsockname()[1] for sock in sockets]
 
 
-def ready_nodes(address: str, token: str = "", ca: str | None = None) -> int:
+def ready_nodes(
+    address: str, token: str = "", *, ca: str | None = None, cert: tuple[str, str] | None = None
+) -> int:
     """Return how many nodes of a Nomad are ready to run raw_exec tasks."""
     request = urllib.request.Request(f"{address}/v1/nodes", headers={"X-Nomad-Token": token})
     context = ssl.create_default_context(cafile=ca) if ca else None
+    if context is not None and cert is not None:
+        context.load_cert_chain(*cert)
     try:
         with urllib.request.urlopen(request, timeout=2, context=context) as answer:
             return sum(
