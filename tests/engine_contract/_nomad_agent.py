@@ -62,6 +62,7 @@ def agent_config(directory: str, http: int, rpc: int, serf: int, **more: Any) ->
     """Return the configuration of an agent that uses loopback and raw_exec alone."""
     return {
         "bind_addr": "127.0.0.1",
+        "advertise": {"http": "127.0.0.1", "rpc": "127.0.0.1", "serf": "127.0.0.1"},
         "ports": {"http": http, "rpc": rpc, "serf": serf},
         "data_dir": f"{directory}/data",
         "disable_update_check": True,
