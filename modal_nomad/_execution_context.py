@@ -25,11 +25,21 @@ def current_input_id() -> str | None:
 
 
 def current_function_call_id() -> str | None:
-    """Return the id of the call whose input is being run, or None outside a container."""
+    """Return the id of the call whose input is being run, or None outside a container.
+
+    Example:
+        >>> current_function_call_id() is None
+        True
+    """
     work = current_work.get()
     return None if work is None else str(work[1])
 
 
 def is_local() -> bool:
-    """Tell whether this code runs on the caller's machine (True) or in a container (False)."""
+    """Tell whether this code runs on the caller's machine (True) or in a container (False).
+
+    Example:
+        >>> is_local()
+        True
+    """
     return os.environ.get("MODAL_IS_REMOTE") != "1"

@@ -56,6 +56,11 @@ class MapMethods(Generic[R]):
         Raises:
             InvalidError: for a generator function, without an iterable, or iterated without ``await``
                 in async code.
+
+        Example:
+            >>> with app.run():
+            ...     list(square.map([1, 2, 3]))
+            [1, 4, 9]
         """
         target = await self._plain_target("map")
         rows, instant = _rows("map", input_iterators)
@@ -74,7 +79,16 @@ class MapMethods(Generic[R]):
         return_exceptions: bool = False,
         wrap_returned_exceptions: bool = True,
     ) -> AsyncIterator[R]:
-        """Like ``map``, over one iterable of argument tuples."""
+        """Like ``map``, over one iterable of argument tuples.
+
+        Example:
+            >>> @app.function()
+            ... def power(base: int, exponent: int) -> int:
+            ...     return base**exponent
+            >>> with app.run():
+            ...     list(power.starmap([(2, 3), (3, 2)]))
+            [8, 9]
+        """
         from ._map import is_instant
 
         target = await self._plain_target("starmap")
@@ -97,6 +111,10 @@ class MapMethods(Generic[R]):
             input_iterators: as for ``map``.
             kwargs: keyword arguments of every call.
             ignore_exceptions: go on when an input fails; else the first exception is raised.
+
+        Example:
+            >>> with app.run():
+            ...     square.for_each(range(10))
         """
         target = await self._plain_target("for_each")
         rows, instant = _rows("for_each", input_iterators)
@@ -116,6 +134,10 @@ class MapMethods(Generic[R]):
         Args:
             input_iterators: as for ``map``, but not endless.
             kwargs: keyword arguments of every call.
+
+        Example:
+            >>> with app.run():
+            ...     square.spawn_map(range(10))
         """
         await self._spawned("spawn_map", input_iterators, kwargs)
 
@@ -123,7 +145,14 @@ class MapMethods(Generic[R]):
     async def experimental_spawn_map(
         self, *input_iterators: Iterable[Any] | AsyncIterable[Any], kwargs: Mapping[str, Any] | None = None
     ) -> FunctionCall[R]:
-        """As ``spawn_map``, and return the call: its results are had by ``get(index=)`` and ``iter()``."""
+        """As ``spawn_map``, and return the call: its results are had by ``get(index=)`` and ``iter()``.
+
+        Example:
+            >>> with app.run():
+            ...     call = square.experimental_spawn_map([1, 2, 3])
+            ...     call.num_inputs(), list(call.iter())
+            (3, [1, 4, 9])
+        """
         client, call_id = await self._spawned("experimental_spawn_map", input_iterators, kwargs)
         from .function_call import FunctionCall
 

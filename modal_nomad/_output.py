@@ -49,6 +49,12 @@ def enable_output(show_progress: bool = True) -> Iterator[None]:
 
     Args:
         show_progress: False shows the logs alone.
+
+    Example:
+        >>> with enable_output(), app.run():  # doctest: +ELLIPSIS
+        ...     square.remote(3)
+        Created function square...
+        9
     """
     before = _active.manager
     manager = _make_manager(show_progress)

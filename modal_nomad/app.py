@@ -117,7 +117,14 @@ class App:
         return " ".join(words) or None
 
     def set_description(self, description: str) -> None:
-        """Set the text that lists show for an App without a name."""
+        """Set the text that lists show for an App without a name.
+
+        Example:
+            >>> unnamed = App()
+            >>> unnamed.set_description("an experiment")
+            >>> unnamed.description
+            'an experiment'
+        """
         self._description = description
 
     @property
@@ -196,6 +203,10 @@ class App:
         Raises:
             NotFoundError: when there is none.
             InvalidError: when no App can have that name.
+
+        Example:
+            >>> App.lookup("for-sandboxes", create_if_missing=True).name
+            'for-sandboxes'
         """
         from . import runner
 
@@ -237,6 +248,11 @@ class App:
 
         Raises:
             InvalidError: when it runs already, or in global scope inside a container.
+
+        Example:
+            >>> with app.run():
+            ...     square.remote(3)
+            9
         """
         from . import _output, runner
 
@@ -311,6 +327,10 @@ class App:
 
         Raises:
             InvalidError: when there is no name.
+
+        Example:
+            >>> app.deploy(name="my-app", tag="v1").app_id
+            'ap-...'
         """
         from .runner import deploy_app
 
@@ -457,6 +477,11 @@ class App:
 
         Raises:
             InvalidError: when the App has one of that name already.
+
+        Example:
+            >>> @app.local_entrypoint()
+            ... def main(count: int = 3):
+            ...     print(sum(square.map(range(count))))
         """
         if args:
             raise InvalidError(called_without_parentheses("local_entrypoint", args[0]))
@@ -475,7 +500,14 @@ class App:
         return add
 
     def include(self, /, other_app: App) -> App:
-        """Take the objects of another App into this one; returns this App."""
+        """Take the objects of another App into this one; returns this App.
+
+        Example:
+            >>> whole = App("whole").include(app)
+            >>> with whole.run():
+            ...     square.remote(3)
+            9
+        """
         for name, function in other_app._functions.items():
             old = self._functions.get(name)
             if old is not None and old is not function:

@@ -84,6 +84,9 @@ class Client:
             AuthError: the server refused the token.
             ConnectionError: nobody answers.
             VersionError: the two sides are too far apart.
+
+        Example:
+            >>> Client.from_env().hello()
         """
         from .config import config
 

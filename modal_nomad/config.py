@@ -33,6 +33,13 @@ key                       environment variable                 default
 Apps; the server takes it when it starts. A cluster's dispatcher has it in a configuration of its own.
 
 Inside containers the file is neither read nor written.
+
+Example:
+    >>> from modal_nomad.config import config
+    >>> config["environment"] or "the server's own"
+    "the server's own"
+    >>> config.get("logs_timeout")
+    10.0
 """
 
 from __future__ import annotations

@@ -43,7 +43,15 @@ from __future__ import annotations
 
 
 class Error(Exception):
-    """Base class of the library's errors: ``except modal.Error`` catches them all."""
+    """Base class of the library's errors: ``except modal.Error`` catches them all.
+
+    Example:
+        >>> try:
+        ...     modal.App.lookup("no-such-app")
+        ... except modal.Error as error:
+        ...     type(error).__name__
+        'NotFoundError'
+    """
 
 
 class AuthError(Error):

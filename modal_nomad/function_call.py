@@ -25,8 +25,9 @@ class FunctionCall(Generic[T]):
     """A handle on a spawned call; keep ``object_id`` to find it again.
 
     Example:
-        >>> call = square.spawn(3)  # doctest: +SKIP
-        >>> call.get(timeout=10)  # doctest: +SKIP
+        >>> with app.run():
+        ...     call = square.spawn(3)
+        ...     call.get(timeout=60)
         9
     """
 
@@ -69,6 +70,12 @@ class FunctionCall(Generic[T]):
             function_call_id: ``fc-…``.
             client: the connection, or the configured one.
             is_generator: whether the function yields; where it is not said, the server is asked.
+
+        Example:
+            >>> with app.run():
+            ...     call_id = square.spawn(3).object_id
+            ...     FunctionCall.from_id(call_id).get()
+            9
         """
         return FunctionCall._new(function_call_id, client, is_generator or None)
 
@@ -98,6 +105,11 @@ class FunctionCall(Generic[T]):
             OutputExpiredError: the result is no longer kept.
             NotFoundError: there is no such call.
             InvalidError: the function yields: use ``get_gen``.
+
+        Example:
+            >>> with app.run():
+            ...     square.spawn(3).get(timeout=60)
+            9
         """
         client = await self._plain()
         deadline = None if timeout is None else time.monotonic() + timeout
@@ -175,6 +187,16 @@ class FunctionCall(Generic[T]):
         Args:
             terminate_containers: also end the containers that run it; other inputs on them run again
                 elsewhere.
+
+        Example:
+            >>> @app.function()
+            ... def wait(seconds: float) -> None:
+            ...     import time
+            ...
+            ...     time.sleep(seconds)
+            >>> with app.run():
+            ...     call = wait.spawn(60)
+            ...     call.cancel()
         """
         client = await self._connected()
         await io(
@@ -224,7 +246,13 @@ def _by_id(call_id: str, is_generator: bool | None) -> FunctionCall[Any]:
 
 @blocking_function
 async def gather(*function_calls: FunctionCall[Any]) -> list[Any]:
-    """As ``FunctionCall.gather``."""
+    """As ``FunctionCall.gather``.
+
+    Example:
+        >>> with app.run():
+        ...     gather(square.spawn(2), square.spawn(3))
+        [4, 9]
+    """
     return await _gather(function_calls)
 
 

@@ -41,7 +41,13 @@ __all__ = [
 
 
 class Function(MapMethods[R], Generic[P, R]):
-    """A function that runs in containers; ``@app.function()`` and ``Function.from_name`` make them."""
+    """A function that runs in containers; ``@app.function()`` and ``Function.from_name`` make them.
+
+    Example:
+        >>> with app.run():
+        ...     square.remote(3), square.local(4), list(square.map(range(4)))
+        (9, 16, [0, 1, 4, 9])
+    """
 
     def __init__(self) -> None:
         raise exception.InvalidError(
@@ -137,7 +143,12 @@ class Function(MapMethods[R], Generic[P, R]):
         return self._info.is_generator if self._info else self._remote_generator
 
     def get_raw_f(self) -> Callable[P, R]:
-        """Return the user's own function."""
+        """Return the user's own function.
+
+        Example:
+            >>> square.get_raw_f()(3)
+            9
+        """
         return cast("Callable[P, R]", self.info.raw_f)
 
     @staticmethod
@@ -156,6 +167,11 @@ class Function(MapMethods[R], Generic[P, R]):
             namespace: ignored; older code passes it.
             environment_name: the environment, or the configured one.
             client: the connection, or the configured one.
+
+        Example:
+            >>> _ = app.deploy(name="squares")
+            >>> Function.from_name("squares", "square").remote(3)
+            9
         """
         return _named(app_name, name, environment_name, client)
 
@@ -184,6 +200,12 @@ class Function(MapMethods[R], Generic[P, R]):
 
         Raises:
             NotFoundError: naming the Function, the App and the environment.
+
+        Example:
+            >>> Function.from_name("no-such-app", "square").hydrate()
+            Traceback (most recent call last):
+            ...
+            modal_nomad.exception.NotFoundError: ...
         """
         if client is not None:
             self._client = client
@@ -266,6 +288,11 @@ class Function(MapMethods[R], Generic[P, R]):
             BaseException: what the function raised, as itself, with its remote traceback.
             FunctionTimeoutError: it ran longer than its timeout.
             RemoteError: its container was lost too often, or the input was cancelled.
+
+        Example:
+            >>> with app.run():
+            ...     square.remote(3)
+            9
         """
         client, function_id = await self._plain_target("remote")
         progress = _output.begin(self.tag, 1, one=True)
@@ -287,6 +314,14 @@ class Function(MapMethods[R], Generic[P, R]):
         Raises:
             BaseException: what the function raised, after all that it yielded before.
             InvalidError: the function does not yield.
+
+        Example:
+            >>> @app.function()
+            ... def count(upto: int):
+            ...     yield from range(upto)
+            >>> with app.run():
+            ...     list(count.remote_gen(3))
+            [0, 1, 2]
         """
         from ._generators import stream_remote
 
@@ -301,7 +336,12 @@ class Function(MapMethods[R], Generic[P, R]):
             await body.aclose()  # type: ignore[attr-defined]
 
     def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        """Run the function here, in this process."""
+        """Run the function here, in this process.
+
+        Example:
+            >>> square.local(3)
+            9
+        """
         if self._info is None:
             raise exception.ExecutionError(
                 f"{self!r} was looked up by name: its code is not here, use .remote(...)"
@@ -314,6 +354,12 @@ class Function(MapMethods[R], Generic[P, R]):
 
         The input is on the dispatcher's disk when this returns: it will run, whatever is killed. What a
         generator yields is had by ``FunctionCall.get_gen``.
+
+        Example:
+            >>> with app.run():
+            ...     call = square.spawn(3)
+            ...     call.get(timeout=60)
+            9
         """
         client, function_id = await self._target()
         if self.is_generator:
@@ -334,7 +380,8 @@ class Function(MapMethods[R], Generic[P, R]):
             NotFoundError: the Function's App was stopped.
 
         Example:
-            >>> square.get_current_stats().backlog  # doctest: +SKIP
+            >>> with app.run():
+            ...     square.get_current_stats().backlog
             0
         """
         client, function_id = await self._target()
@@ -365,7 +412,8 @@ class Function(MapMethods[R], Generic[P, R]):
             NotFoundError: the Function's App was stopped.
 
         Example:
-            >>> square.update_autoscaler(min_containers=2).min_containers  # doctest: +SKIP
+            >>> with app.run():
+            ...     square.update_autoscaler(max_containers=2).max_containers
             2
         """
         client, function_id = await self._target()

@@ -24,6 +24,10 @@ class Retries:
 
     Raises:
         InvalidError: when a number is out of its bounds.
+
+    Example:
+        >>> @app.function(retries=Retries(max_retries=3, initial_delay=0.5))
+        ... def flaky() -> None: ...
     """
 
     __slots__ = ("_spec",)

@@ -1,5 +1,6 @@
 """What `import modal_nomad` gives, and what it costs."""
 
+import inspect
 import subprocess
 import sys
 
@@ -44,6 +45,20 @@ def test_all() -> None:
 @pytest.mark.parametrize("name", EXPECTED)
 def test_each_name_resolves(name: str) -> None:
     assert getattr(modal_nomad, name) is not None
+
+
+@pytest.mark.parametrize("name", modal_nomad.__all__)
+def test_each_name_has_an_example(name: str) -> None:
+    """They are run by tests/functional/test_docstring_examples.py."""
+    found = getattr(modal_nomad, name)
+    text = inspect.getdoc(found) or ""
+    assert "Example" in text and ">>> " in text, f"the docstring of modal.{name} shows no example"
+
+
+@pytest.mark.parametrize("name", ["App", "Function", "FunctionCall", "Image"])
+def test_blocking_methods_have_docstrings(name: str) -> None:
+    public = {k: v for k, v in vars(getattr(modal_nomad, name)).items() if not k.startswith("_")}
+    assert [k for k, v in public.items() if not (getattr(v, "__doc__", None) or "").strip()] == []
 
 
 @pytest.mark.parametrize("name", sorted(modal_nomad._SUBMODULES))
