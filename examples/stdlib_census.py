@@ -98,5 +98,6 @@ def main(top: int = 12) -> None:
     console.print(
         f"{len(facts):,} modules, {sum(f['lines'] for f in parsed):,} lines, "
         f"{sum(f['functions'] for f in parsed):,} functions, {sum(f['classes'] for f in parsed):,} classes; "
-        f"{len(facts) - len(parsed)} do not parse. {seconds:.1f} s, {len(facts) / seconds:,.0f} modules/s."
+        f"{len(facts) - len(parsed)} do not parse. {seconds:.1f} s, {len(facts) / seconds:,.0f} modules/s.",
+        soft_wrap=True,
     )

@@ -56,7 +56,8 @@ def local_modules() -> dict[str, str]:
     found: dict[str, str] = {}
     for loaded in list(sys.modules):
         name, file = import_name(loaded)
-        if file is not None and is_local(file):
+        # These set this machine's interpreter up (Debian has one outside its library); no program's part.
+        if file is not None and name not in ("sitecustomize", "usercustomize") and is_local(file):
             found[_bundle_path(name, file)] = file
     return found
 

@@ -131,11 +131,12 @@ class Client:
 
     async def _open(self) -> None:
         from . import __version__
+        from .wire import frames
         from .wire.connection import Connection, Refused
 
         hello = {
             "t": "hello",
-            "v": 1,
+            "v": frames.PROTOCOL_VERSION,
             "role": "client",
             "version": __version__,
             "client": self._id,

@@ -16,7 +16,7 @@ import typer.main
 
 from modal_nomad.cli._errors import CommandError
 
-_PLAIN = (str, int, float, bool)
+_PLAIN = (str, bool)
 _DATETIME_FORMATS = ("%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S", "%Y-%m-%d %H:%M")
 _ARGS_HEADING = re.compile(r"^\s*(?:Args|Arguments|Parameters):\s*$")
 _ANY_HEADING = re.compile(r"^(?:Returns|Raises|Yields|Examples?|Notes?|Attributes|Warning|See Also):\s*$")
@@ -116,8 +116,10 @@ def _as_option(
     if has_default and (default is None or kind.parser is not None or kind.is_list):
         annotation, default = annotation | None, None
     extra: dict[str, Any] = {"parser": kind.parser} if kind.parser else {}
-    if has_default and default is None and parameter.default is not None:
-        extra["show_default"] = str(parameter.default)
+    if has_default and default is None and parameter.default not in (None, []):
+        # typer would show the None that stands for "not given" here.
+        shown = parameter.default if kind.is_list else [parameter.default]
+        description = f"{description or ''}  [default: {', '.join(map(str, shown))}]".strip()
     option = typer.Option(declaration, help=description, metavar=kind.metavar, **extra)
     return inspect.Parameter(
         parameter.name,
@@ -132,6 +134,8 @@ def _kind(annotation: Any) -> _Kind | None:
         return _Kind(str)
     if typing.get_origin(annotation) is Annotated:
         return _kind(typing.get_args(annotation)[0])
+    if annotation in (int, float):
+        return _Kind(str, parser=_number_parser(annotation), metavar=annotation.__name__.upper())
     if annotation in _PLAIN:
         return _Kind(annotation, is_bool=annotation is bool)
     if annotation is datetime.datetime:
@@ -149,6 +153,17 @@ def _kind(annotation: Any) -> _Kind | None:
             return None
         return _Kind(element.annotation, element.parser, element.metavar, is_list=True)
     return None
+
+
+def _number_parser(number: type[Any]) -> Callable[[Any], Any]:
+    def parse(text: Any) -> Any:
+        try:
+            return number(text)
+        except ValueError:
+            wanted = "a valid integer" if number is int else "a number"
+            raise typer.BadParameter(f"'{text}' is not {wanted}.") from None
+
+    return parse
 
 
 def _parse_datetime(text: str) -> datetime.datetime:

@@ -99,7 +99,8 @@ def user_traceback(exc: BaseException) -> str:
                 continue
             seen.add(id(part))
             kept = [frame for frame in part.stack if _is_user_frame(frame.filename)]
-            if kept:
+            # A file that does not parse has no frame of its own: the error itself names the line.
+            if kept or getattr(part, "msg", None) is not None:
                 part.stack[:] = kept
             pending += [part.__cause__, part.__context__, *(getattr(part, "exceptions", None) or ())]
     return "".join(shown.format())

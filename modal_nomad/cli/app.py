@@ -34,7 +34,7 @@ def list_apps(environment: str = _ENVIRONMENT, as_json: bool = _JSON) -> None:
     rows = [
         (
             entry["app_id"],
-            entry.get("description") or entry.get("name") or "",
+            entry.get("name") or entry.get("description") or "",
             entry["state"],
             str(entry.get("tasks", 0)),
             _moment(entry.get("created_at")),

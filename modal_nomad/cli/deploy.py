@@ -19,7 +19,7 @@ NO_CHANGES, CHANGES, PLAN_ERROR = 0, 1, 255
 @app.command(no_args_is_help=True)
 def deploy(
     reference: str = typer.Argument(
-        ..., metavar="FILE.py[::APP]", help="The App; by default the variable 'app'."
+        ..., metavar="APP_REF", help="The App: FILE.py (its variable 'app') or FILE.py::VARIABLE."
     ),
     name: str = typer.Option("", "--name", help="Deploy under this name instead of the App's own."),
     environment: str = typer.Option("", "--env", "-e", help="Environment to deploy to."),

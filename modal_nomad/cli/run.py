@@ -22,10 +22,12 @@ app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_mar
     no_args_is_help=True,
 )
 def run(
-    reference: str = typer.Argument(..., metavar="FILE.py[::NAME]", help="What to run."),
+    reference: str = typer.Argument(
+        ..., metavar="FUNC_REF", help="What to run: FILE.py, FILE.py::NAME, or with -m a dotted module path."
+    ),
     arguments: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[FLAGS]...", help="Flags of the function; 'run FILE.py --help' lists them."),
+        typer.Argument(metavar="ARGS", help="The function's own flags; 'run FILE.py --help' lists them."),
     ] = None,
     write_result: Annotated[
         Path | None,

@@ -15,6 +15,9 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from modal_nomad.render import RenderSettings
+from modal_nomad.wire.address import parse_address
+
 AUTH_MODES = ("none", "token", "nomad")
 ENGINES = ("local", "nomad")
 
@@ -115,6 +118,20 @@ class Settings:
             raise SettingsError("client_grace must not be negative and result_days must be above 0")
         if self.garbage_age <= 0 or self.garbage_interval <= 0:
             raise SettingsError("garbage_age and garbage_interval must be above 0")
+        for name in ("listen", "advertise"):
+            try:
+                parse_address(getattr(self, name) or self.listen)
+            except ValueError as error:
+                raise SettingsError(f"{name}: {error}") from None
+        known = {f.name for f in dataclasses.fields(RenderSettings)}
+        if unknown := sorted(set(self.render) - known):
+            raise SettingsError(
+                f"[render] has no setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
+            )
+        try:
+            RenderSettings.from_dict({"server_url": self.address, "runtime_sha": "", **self.render})
+        except (TypeError, ValueError) as error:
+            raise SettingsError(f"[render]: {error}") from None
 
     @property
     def address(self) -> str:

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import json
 import os
+import re
 import ssl
 import threading
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -411,6 +412,9 @@ class NomadClient:
 
     def _unreachable(self, error: object) -> NomadUnavailable:
         text = " ".join(str(error).split()) or type(error).__name__
+        # What the libraries under us say is wrapped several times; the system's own words tell it.
+        if system := re.search(r"\[Errno -?\d+\] ([^'\")>]+)", text):
+            text = system.group(1)
         return NomadUnavailable(f"Nomad at {self.settings.address} does not answer: {text}: check NOMAD_ADDR")
 
 

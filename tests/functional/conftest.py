@@ -21,6 +21,9 @@ import pytest
 from modal_nomad.cli import _client as cli_client
 from modal_nomad.client import Client, _session
 
+# A shell that started this in the background has it ignored, and children would inherit that.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 _SETTINGS = ("MODAL_SERVER_URL", "MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET", "MODAL_ENVIRONMENT", "MODAL_PROFILE")
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import Live, until
@@ -228,3 +230,18 @@ def test_modules_run_as_scripts_are_checked_by_their_exit_code(live: Live) -> No
     assert done.returncode == 1
     assert "ValueError: from the container" in done.stderr
     assert "modal_nomad/" not in done.stderr.replace(str(live.folder), "")
+
+
+def test_render_takes_the_settings_of_the_configured_dispatcher(
+    own: Live, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    serve(advertise="http://10.1.2.3:8520")
+    own.write("app.py", DEPLOYED)
+    (job,) = json.loads(own.cli("render", "app.py").stdout)
+    assert "10.1.2.3:8520" in json.dumps(job)
+    other = own.cli("render", "app.py", "--namespace", "team", "--datacenters", "a,b", "--hcl").stdout
+    assert 'namespace   = "team"' in other and 'datacenters = ["a", "b"]' in other
+    monkeypatch.setenv("MODAL_SERVER_URL", "http://127.0.0.1:1")
+    refused = own.cli("render", "app.py")
+    assert refused.returncode == 1 and "--server-url" in refused.stderr
+    assert own.cli("render", "app.py", "--server-url", "http://d:1").returncode == 0

@@ -39,6 +39,20 @@ APP = """
         pass
 """
 
+TWO_APPS = """
+    import modal
+
+    one, two = modal.App("one"), modal.App("two")
+
+    @one.function()
+    def f():
+        pass
+
+    @two.function()
+    def g():
+        pass
+"""
+
 
 def one_line(done: subprocess.CompletedProcess[str], *words: str, code: int) -> None:
     text = done.stderr
@@ -56,9 +70,19 @@ def one_line(done: subprocess.CompletedProcess[str], *words: str, code: int) -> 
         (["run", "app.py::absent"], 2, ["absent", "main"]),
         (["run", "app.py"], 1, ["main", "other"]),
         (["run", "app.py::main", "--wrong", "1"], 2, ["--wrong"]),
-        (["run", "app.py::main", "--count", "many"], 2, ["--count", "integer"]),
+        (["run", "app.py::main", "--count", "many"], 2, ["--count", "'many' is not a valid integer"]),
         (["deploy", "no_app.py"], 2, ["app"]),
         (["deploy", "absent.py"], 2, ["absent.py"]),
+        (["run", "no_app.py"], 2, ["no_app.py", "modal.App("]),
+        (["run", "two.py"], 1, ["two.py::NAME", "f / one.f", "g / two.g"]),
+        (["deploy", "two.py"], 2, ["one, two", "two.py::VARIABLE"]),
+        (["deploy", "app.py::f"], 2, ["app.py::f is not a Modal App"]),
+        (["run", "-m", "no.such.module"], 2, ["no.such.module"]),
+        (["run", "app.py::main", "--count", "1", "more"], 2, ["more"]),
+        (["run", "-w", "out.txt", "app.py::f", "--x", "1"], 1, ["str or bytes", "int"]),
+        (["render", "app.py"], 2, ["--server-url"]),
+        (["render", "app.py", "--server-url", "nonsense"], 2, ["nonsense", "http://HOST:PORT"]),
+        (["app", "history", "no-such-app"], 1, ["no-such-app"]),
         (["app", "stop", "no-such-app"], 1, ["no-such-app"]),
         (["app", "logs", "no-such-app"], 1, ["no-such-app"]),
         (["frobnicate"], 2, ["frobnicate"]),
@@ -67,17 +91,45 @@ def one_line(done: subprocess.CompletedProcess[str], *words: str, code: int) -> 
 def test_command_line(live: Live, words: list[str], code: int, expected: list[str]) -> None:
     live.write("app.py", APP)
     live.write("no_app.py", "x = 1")
+    live.write("two.py", TWO_APPS)
     one_line(live.cli(*words), *expected, code=code)
 
 
-def test_a_file_that_does_not_import_shows_the_users_own_lines(live: Live) -> None:
-    live.write("broken.py", "import modal\n\n\ndef f(:\n")
-    done = live.cli("run", "broken.py")
-    assert done.returncode in (1, 2) and "SyntaxError" in done.stderr and "broken.py" in done.stderr
-    live.write("raises.py", "import modal\n\nraise RuntimeError('mine')\n")
-    done = live.cli("run", "raises.py")
-    assert done.returncode == 1 and "RuntimeError: mine" in done.stderr
-    assert "modal_nomad/" not in done.stderr
+@pytest.mark.parametrize(
+    ("text", "last"),
+    [
+        ("import modal\n\n\ndef f(:\n", "SyntaxError"),
+        ("import modal\nimport nothing_like_it\n", "ModuleNotFoundError: No module named 'nothing_like_it'"),
+        ("from modal import Nothing\n", "ImportError: cannot import name 'Nothing'"),
+        ("raise RuntimeError('mine')\n", "RuntimeError: mine"),
+    ],
+)
+def test_a_file_that_does_not_import_shows_the_users_own_lines(live: Live, text: str, last: str) -> None:
+    live.write("broken.py", text)
+    for command in ("run", "deploy"):
+        done = live.cli(command, "broken.py")
+        frames = [line for line in done.stderr.splitlines() if line.startswith("  File ")]
+        assert done.returncode == 1 and "broken.py" in frames[-1] and len(frames) == 1, done.stderr
+        assert last in done.stderr.splitlines()[-1]
+
+
+def test_a_newer_protocol_is_refused_with_a_remedy(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    live.status()
+    live.write("app.py", APP)
+    later = live.write(
+        "later.py",
+        """
+        import sys
+
+        from modal_nomad.cli import main
+        from modal_nomad.wire import frames
+
+        frames.PROTOCOL_VERSION = 99
+        main(sys.argv[1:])
+        """,
+    )
+    done = live._finish(live.start(str(later), "app", "list"))
+    one_line(done, "version", "both sides", code=1)
 
 
 @pytest.mark.parametrize(

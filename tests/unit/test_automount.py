@@ -165,3 +165,13 @@ def _local():
 def test_refused(raw_f, error, message: str) -> None:
     with pytest.raises(error, match=message):
         function_info(raw_f)
+
+
+def test_what_sets_the_interpreter_up_stays_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "usercustomize.py").write_text("")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.delitem(sys.modules, "usercustomize", raising=False)
+    import usercustomize  # noqa: F401
+
+    assert "usercustomize.py" not in _automount.local_modules()
+    monkeypatch.delitem(sys.modules, "usercustomize")
