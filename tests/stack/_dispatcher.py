@@ -37,7 +37,12 @@ def main(count: int = 1):
 
 @contextmanager
 def dispatcher(
-    directory: Path, nomad: Mapping[str, str], *, env: Mapping[str, str] = {}, **settings: Any
+    directory: Path,
+    nomad: Mapping[str, str],
+    *,
+    env: Mapping[str, str] = {},
+    render: Mapping[str, str] = {},
+    **settings: Any,
 ) -> Iterator[str]:
     """Yield the URL of a dispatcher on ``nomad``, the settings of its table of that name."""
     (port,) = free_ports(1)
@@ -45,7 +50,8 @@ def dispatcher(
     config = {"listen": url, "home": str(directory / "home"), "engine": "nomad", **settings}
     lines = [f"{name} = {json.dumps(value)}" for name, value in config.items()]
     lines += ["[nomad]", *(f"{name} = {json.dumps(value)}" for name, value in nomad.items())]
-    lines += ["[render]", f"python = {json.dumps(sys.executable)}"]
+    lines += ["[render]"]
+    lines += [f"{name} = {json.dumps(value)}" for name, value in {"python": sys.executable, **render}.items()]
     file, out = directory / "dispatcher.toml", directory / "dispatcher.log"
     file.write_text("\n".join(lines))
     command = [sys.executable, "-m", "modal_nomad", "dispatcher", "--config", str(file)]
@@ -60,9 +66,11 @@ def dispatcher(
             process.wait(30)
 
 
-def modal_nomad(directory: Path, url: str, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+def modal_nomad(
+    directory: Path, url: str, *words: str, file: str = FILE, **env: str
+) -> subprocess.CompletedProcess[str]:
     """Run the command line against a dispatcher, in a folder that has ``app.py``."""
-    (directory / "app.py").write_text(FILE)
+    (directory / "app.py").write_text(file)
     clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_"))}
     return subprocess.run(
         [sys.executable, "-m", "modal_nomad", *words],

@@ -1,0 +1,62 @@
+"""The ``exec`` driver: containers in a chroot, as nobody, with processes of their own."""
+
+from __future__ import annotations
+
+import ast
+import glob
+import os
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import NO_NOMAD
+from tests.engine_contract._nomad_agent import nomad_agent, nomad_binary
+from tests.stack._dispatcher import dispatcher, get, modal_nomad
+
+PYTHON = "/usr/bin/python3"
+FILE = """
+import os
+import modal
+
+app = modal.App("isolated")
+
+@app.function()
+def look(x: int) -> list:
+    return [x, os.getpid(), os.getuid(), os.path.exists("/root")]
+
+@app.local_entrypoint()
+def main():
+    print(look.remote(7))
+"""
+
+
+def _chroot() -> dict[str, str]:
+    """The least that Python needs: Nomad's own default copies all of /usr for each container."""
+    triplet = sysconfig.get_config_var("MULTIARCH") or ""
+    wanted = [PYTHON, os.path.realpath(PYTHON), "/etc", "/lib64", *glob.glob("/usr/lib/python3*")]
+    wanted += [f"{root}/{triplet}" for root in ("/lib", "/usr/lib") if triplet]
+    return {path: path for path in wanted if os.path.exists(path)}
+
+
+def test_a_rendered_job_runs_isolated(tmp_path: Path) -> None:
+    binary = nomad_binary()
+    if binary is None:
+        pytest.skip(NO_NOMAD)
+    if os.geteuid() != 0 or not os.path.exists(PYTHON):
+        pytest.skip(f"the exec driver needs root, and this test {PYTHON}")
+    options = {
+        "fingerprint.denylist": "env_aws,env_gce,env_azure,env_digitalocean",
+        "driver.allowlist": "raw_exec,exec",
+    }
+    with nomad_agent(binary, client={"options": options, "chroot_env": _chroot()}) as nomad:
+        (node,) = get(nomad, "/v1/nodes")
+        if not node["Drivers"].get("exec", {}).get("Healthy"):
+            pytest.skip(f"no exec driver here: {node['Drivers'].get('exec')}")
+        render = {"driver": "exec", "python": PYTHON}
+        with dispatcher(tmp_path, {"address": nomad}, auth="none", render=render) as url:
+            done = modal_nomad(tmp_path, url, "run", "app.py", file=FILE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    x, pid, user, sees_root = ast.literal_eval(done.stdout.strip().splitlines()[-1])
+    assert (x, sees_root) == (7, False)
+    assert pid < 20 and user != 0
