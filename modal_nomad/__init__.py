@@ -62,6 +62,7 @@ _PLACES = {
 _SUBMODULES = frozenset(
     {
         "app",
+        "call_graph",
         "client",
         "config",
         "exception",

@@ -13,6 +13,7 @@ from ._invocation import decode_output
 from .wire import frames
 
 if TYPE_CHECKING:
+    from .call_graph import InputInfo
     from .client import Client
 
 T = TypeVar("T")
@@ -179,6 +180,19 @@ class FunctionCall(Generic[T]):
                 yield await decode_output(client, status, payload, flags)
             if value["num_inputs"] is not None and index >= value["num_inputs"]:
                 return
+
+    @blocking
+    async def get_call_graph(self) -> list[InputInfo]:
+        """Return the call's inputs, each with what was called while it ran, at any depth.
+
+        Raises:
+            NotFoundError: there is no such call.
+        """
+        from .call_graph import build
+
+        client = await self._connected()
+        value = await io(client._request("call.graph", {"call_id": self._call_id}))
+        return build(value["calls"], value["inputs"])
 
     @blocking
     async def cancel(self, terminate_containers: bool = False) -> None:

@@ -97,9 +97,9 @@ class DurableCalls:
             self.ids.add(call_id)
             self._handle(ev.InputsSubmitted(call_id, function_id, True, None, fresh, method=method))
 
-    async def keep(self, call_id: str, outputs: Sequence[ev.Output]) -> None:
-        """Put outputs into the store, however long that takes, then wake who waits for them."""
-        stored = [StoredOutput(i, s, p, f) for i, s, p, f in outputs]
+    async def keep(self, call_id: str, outputs: Sequence[ev.Output], container_id: str = "") -> None:
+        """Put outputs (of one container) into the store, however long that takes, then wake who waits."""
+        stored = [StoredOutput(i, s, p, f, container_id) for i, s, p, f in outputs]
         delay = FIRST_RETRY
         while True:
             try:

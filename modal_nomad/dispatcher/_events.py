@@ -474,6 +474,15 @@ class ContainerView:
 
 
 @dataclass(frozen=True, slots=True)
+class CallView:
+    """One call; of its inputs those whose outputs are still held: index, status (None while pending)."""
+
+    function_id: str
+    method: str
+    inputs: list[tuple[int, int | None]]
+
+
+@dataclass(frozen=True, slots=True)
 class PoolView:
     """One Function's queue and containers; ``running``, ``prefetched`` and ``headroom`` count inputs."""
 

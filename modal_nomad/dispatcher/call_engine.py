@@ -103,6 +103,23 @@ class CallEngine(Streams):
             held.extend(list(stream.items) for stream in (call.streams or {}).values())
         return held
 
+    def inputs(self, call_id: str) -> ev.CallView | None:
+        """A call and its inputs; None when it is not known."""
+        call = self._calls.get(call_id)
+        if call is None:
+            return None
+        rows = [(i, x[1] if type(x) is tuple else None) for i, x in sorted(call.entries.items())]
+        return ev.CallView(call.function_id, call.method, rows)
+
+    def running(self) -> dict[tuple[str, int], str]:
+        """The container of each input that runs now, by call and index."""
+        return {
+            (item.call.call_id, item.index): container.container_id
+            for container in self._containers.values()
+            for _, item in container.running()
+            if item.call is not None
+        }
+
     def settled(self, call_id: str) -> bool:
         """Say whether a call is known and holds neither pending inputs nor outputs."""
         call = self._calls.get(call_id)

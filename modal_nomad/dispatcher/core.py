@@ -12,6 +12,7 @@ from collections.abc import Coroutine, Sequence
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher._call_graph import CallGraph
 from modal_nomad.dispatcher._call_reader import CallReader
 from modal_nomad.dispatcher._codec import encode
 from modal_nomad.dispatcher._containers import Containers, FunctionState
@@ -50,6 +51,7 @@ class Dispatcher:
         durable: spawned calls, which outlive their callers.
         items: what spawned generators yield.
         reader: what clients ask of them.
+        graph: who called whom.
         clients: the connected callers, by owner id.
         hub: containers' output.
         garbage: removes what nothing refers to.
@@ -110,6 +112,7 @@ class Dispatcher:
             settings,
             runtime_sha,
         )
+        self.graph = CallGraph(store, self.calls, self.functions, self.durable.ids, self.background)
         self.clients: dict[str, ClientSession] = {}
         self._call_owner: dict[str, str] = {}
         self._graces = Graces()
@@ -170,12 +173,13 @@ class Dispatcher:
 
     def handle(self, event: ev.Event) -> None:
         """Give the call engine an event and carry out what it commands."""
+        container_id = event.container_id if type(event) is ev.OutputsReturned else ""
         for command in self.calls.handle(event, self._now()):
             kind = type(command)
             if kind is ev.Lease:
                 self._lease(command)  # type: ignore[arg-type]
             elif kind is ev.Deliver:
-                self._deliver(command)  # type: ignore[arg-type]
+                self._deliver(command, container_id)  # type: ignore[arg-type]
             else:
                 self._carry_out(command)
         wakeup = self.calls.next_wakeup()
@@ -228,11 +232,12 @@ class Dispatcher:
                 header["m"] = [self.calls.method(r[1]) for r in part]
             session.send(encode(header, [r[3] for r in part]))
 
-    def _deliver(self, command: ev.Deliver) -> None:
+    def _deliver(self, command: ev.Deliver, container_id: str) -> None:
         call_id = command.call_id
         if call_id in self.durable.ids:
-            self.background(self._keep(command))
+            self.background(self._keep(command, container_id))
             return
+        self.graph.answered(command, container_id)
         owner = self._call_owner.get(call_id)
         session = self.clients.get(owner) if owner is not None else None
         if session is None:
@@ -247,9 +252,11 @@ class Dispatcher:
                 header["f"] = [o[3] for o in part]
             session.send(encode(header, [o[2] for o in part]))
 
-    async def _keep(self, command: ev.Deliver) -> None:
+    async def _keep(self, command: ev.Deliver, container_id: str) -> None:
         await self.items.written(command.call_id)
-        await self.durable.keep(command.call_id, command.outputs)
+        await self.durable.keep(command.call_id, command.outputs, container_id)
+        if command.call_id not in self.durable.ids:
+            self.graph.ended(command.call_id)
 
     def _deliver_items(self, command: ev.DeliverItems) -> None:
         call_id = command.call_id
@@ -281,9 +288,12 @@ class Dispatcher:
         function_id: str,
         items: Sequence[ev.SubmittedInput],
         method: str = "",
+        parent: str = "",
     ) -> None:
-        """Take inputs of a call that its client waits for."""
+        """Take inputs of a call that its client waits for; ``parent`` is the input that made it."""
         self._call_owner[call_id] = session.owner
+        if parent:
+            self.graph.called(call_id, function_id, method, parent, [x[0] for x in items])
         self.handle(ev.InputsSubmitted(call_id, function_id, False, session.caller, items, method=method))
 
     async def submit_durable(
@@ -293,6 +303,7 @@ class Dispatcher:
         items: Sequence[ev.SubmittedInput],
         num_inputs: int | None,
         method: str = "",
+        parent: str = "",
     ) -> None:
         """Take inputs of a spawned call; returns when they are on the disk.
 
@@ -302,6 +313,8 @@ class Dispatcher:
         named = [str(payload, "ascii", "replace") for _, payload, flags in items if flags & frames.FLAG_BLOB]
         if named and await self.blobs.missing(named):
             raise InvalidError("a large argument did not arrive with its call: spawn it again")
+        if parent:
+            self.graph.called(call_id, function_id, method, parent, None)
         function = self.functions.get(function_id)
         kind = GENERATOR if function is not None and function.spec.yields(method) else "spawn"
         await self.durable.submit(
@@ -317,6 +330,7 @@ class Dispatcher:
         """Forget a call that its client no longer waits for."""
         if self._call_owner.pop(call_id, None) is not None:
             self.handle(ev.CallClosed(call_id))
+            self.graph.ended(call_id)
 
     # --- clients ----------------------------------------------------------------------------------
 
@@ -342,7 +356,9 @@ class Dispatcher:
     def _client_gone(self, owner: str) -> None:
         if not owner.startswith("ta-"):
             self.handle(ev.OwnerLost(owner))
-        self._call_owner = {c: o for c, o in self._call_owner.items() if o != owner}
+        for call_id in [c for c, o in self._call_owner.items() if o == owner]:
+            del self._call_owner[call_id]
+            self.graph.ended(call_id)
         self.live_apps.owner_gone(owner)
 
 

@@ -212,6 +212,16 @@ async def _call_items(server: Dispatcher, session: ClientSession, args: Mapping[
     return {"done": False, "flags": [x[1] for x in page.items]}, [x[0] for x in page.items]
 
 
+@_method("call.graph")
+async def _call_graph(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    calls, inputs = await server.graph.graph(_text(args, "call_id"))
+    positions = {call.call_id: position for position, call in enumerate(calls)}
+    return {
+        "calls": [(x.call_id, x.parent, x.name, x.module) for x in calls],
+        "inputs": [(positions[x.call_id], x.input_index, x.status, x.task_id) for x in inputs],
+    }, []
+
+
 @_method("call.cancel")
 async def _call_cancel(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     from modal_nomad.dispatcher._events import CallCancelled

@@ -185,7 +185,7 @@ class Server:
             else:
                 if session.identity.environments:
                     _check_scope(dispatcher, session.identity, function_id)
-                dispatcher.submit(session, call_id, function_id, items, method)
+                dispatcher.submit(session, call_id, function_id, items, method, text(header.get("p", "")))
         elif kind == "end":
             calls = header.get("c")
             if not isinstance(calls, list):
@@ -215,7 +215,8 @@ class Server:
             if total is not None and (type(total) is not int or total < 0):
                 raise InvalidError("the number of a call's inputs must be a whole number")
             scope.check_function(self.dispatcher, session.identity, function_id)
-            await self.dispatcher.submit_durable(call_id, function_id, items, total, method)
+            parent = text(header.get("p", ""))
+            await self.dispatcher.submit_durable(call_id, function_id, items, total, method, parent)
         except Exception as error:
             answer = {"t": "rs", "i": header.get("i", 0), "e": _error(error)}
         session.send_frame(answer)

@@ -10,7 +10,7 @@ import abc
 import hashlib
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 
 class StoreError(Exception):
@@ -114,12 +114,32 @@ class StoredInput:
 
 @dataclass(frozen=True)
 class StoredOutput:
-    """The answer to one input; ``status`` as on the wire."""
+    """The answer to one input; ``status`` as on the wire. ``task_id`` is written and not read back."""
 
     index: int
     status: int
     payload: bytes
     flags: int = 0
+    task_id: str = ""
+
+
+class GraphCall(NamedTuple):
+    """A call in a call graph, made by the input ``parent`` (``in-…``) of ``parent_call``."""
+
+    call_id: str
+    parent_call: str
+    parent: str
+    name: str
+    module: str
+
+
+class GraphInput(NamedTuple):
+    """An input in a call graph; ``status`` is None while it is pending."""
+
+    call_id: str
+    input_index: int
+    status: int | None
+    task_id: str
 
 
 @dataclass(frozen=True)
@@ -278,6 +298,19 @@ class Store(abc.ABC):
     @abc.abstractmethod
     async def count_items(self, call_id: str) -> dict[int, int]:
         """Return, by input, how many items are there from number 0 on without a gap."""
+
+    # Call graphs
+
+    @abc.abstractmethod
+    async def add_graph(self, calls: Sequence[GraphCall], inputs: Sequence[GraphInput]) -> None:
+        """Keep calls that inputs made, and what is known of their inputs by now."""
+
+    @abc.abstractmethod
+    async def graph(self, call_id: str, limit: int) -> tuple[list[GraphCall], list[GraphInput]]:
+        """Return a call and all below it, parents first, and their inputs; nothing for an unknown call.
+
+        The first call's names are empty when no input made it. ``limit`` bounds both lists.
+        """
 
     @abc.abstractmethod
     async def delete_call(self, call_id: str) -> None:

@@ -129,5 +129,29 @@ CREATE INDEX outputs_by_blob ON outputs (payload) WHERE flags & 1;
 CREATE INDEX items_by_blob ON items (payload) WHERE flags & 1;
 """
 
-STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER, _CLASSES, _ITEMS, _BLOB_NAMES)
+_GRAPH = """
+ALTER TABLE outputs ADD COLUMN task_id TEXT NOT NULL DEFAULT '';
+
+-- Calls that inputs of durable calls made, at any depth.
+CREATE TABLE graph_calls (
+    key INTEGER PRIMARY KEY,
+    call_id TEXT NOT NULL UNIQUE,
+    parent_call TEXT NOT NULL,
+    parent TEXT NOT NULL,
+    name TEXT NOT NULL,
+    module TEXT NOT NULL
+);
+CREATE INDEX graph_calls_by_parent ON graph_calls (parent_call);
+
+-- Their inputs, where these are in no other table.
+CREATE TABLE graph_inputs (
+    call_id TEXT NOT NULL,
+    idx INTEGER NOT NULL,
+    status INTEGER,
+    task_id TEXT NOT NULL,
+    PRIMARY KEY (call_id, idx)
+) WITHOUT ROWID;
+"""
+
+STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER, _CLASSES, _ITEMS, _BLOB_NAMES, _GRAPH)
 VERSION = len(STEPS)

@@ -14,13 +14,15 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
-from modal_nomad.dispatcher.store import migrations
+from modal_nomad.dispatcher.store import _graph, migrations
 from modal_nomad.dispatcher.store._references import referenced_blobs
 from modal_nomad.dispatcher.store._writer import GroupWriter
 from modal_nomad.dispatcher.store.base import (
     AppRecord,
     CallRecord,
     FunctionRecord,
+    GraphCall,
+    GraphInput,
     PendingCall,
     Store,
     StoredInput,
@@ -162,13 +164,16 @@ class SqliteStore(Store):
         return await self._writer.write(operation)
 
     async def _read(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        return await self._look(lambda db: db.execute(query, parameters).fetchall())
+
+    async def _look(self, operation: Callable[[sqlite3.Connection], T]) -> T:
         if self._reader is None:
             raise StoreError("the store is closed: open it first")
         connection = self._connections[1]
 
-        def read() -> list[tuple[Any, ...]]:
+        def read() -> T:
             try:
-                return connection.execute(query, parameters).fetchall()
+                return operation(connection)
             except sqlite3.Error as exc:
                 raise self._describe(exc) from exc
 
@@ -343,8 +348,8 @@ class SqliteStore(Store):
             if key is None:
                 return
             db.executemany(
-                "INSERT OR IGNORE INTO outputs VALUES (?,?,?,?,?)",
-                [(key, x.index, x.status, x.payload, x.flags) for x in outputs],
+                "INSERT OR IGNORE INTO outputs VALUES (?,?,?,?,?,?)",
+                [(key, x.index, x.status, x.payload, x.flags, x.task_id) for x in outputs],
             )
             db.executemany("DELETE FROM inputs WHERE call = ? AND idx = ?", [(key, x.index) for x in outputs])
             if expires_at is not None:
@@ -441,6 +446,12 @@ class SqliteStore(Store):
         )
         return dict(rows)
 
+    async def add_graph(self, calls: Sequence[GraphCall], inputs: Sequence[GraphInput]) -> None:
+        await self._write(lambda db: _graph.write(db, calls, inputs))
+
+    async def graph(self, call_id: str, limit: int) -> tuple[list[GraphCall], list[GraphInput]]:
+        return await self._look(lambda db: _graph.read(db, call_id, limit))
+
     async def delete_call(self, call_id: str) -> None:
         await self._write(lambda db: _forget(db, [(_key(db, call_id),)]))
 
@@ -452,6 +463,7 @@ class SqliteStore(Store):
                 (now,),
             ).fetchall()
             _forget(db, [(row[0],) for row in rows])
+            _graph.forget(db, [row[1] for row in rows])
             return [row[1] for row in rows]
 
         return await self._write(write)
