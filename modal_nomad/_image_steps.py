@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Union
 
 from ._image_files import LocalFiles, mounted
 from .exception import InvalidError
@@ -90,7 +90,7 @@ class CopyStep:
         return ImageLayer("copy", (self.wish.remote,), {"manifest": sha}), files, {**found, sha: manifest}
 
 
-Step = PipStep | CopyStep
+Step = Union[PipStep, CopyStep]  # noqa: UP007 - containers may run Python 3.9
 
 
 def _lines(step: str, path: Path, seen: tuple[Path, ...] = ()) -> list[str]:
