@@ -5,9 +5,12 @@
 # On a development agent without ACLs add -var auth=none -var data_dir=/tmp/modal-nomad.
 #
 # A node needs python3 (3.10 or newer, with venv) and the raw_exec driver. With ACLs on, give the job's
-# own workload identity a policy that may submit, dispatch and read jobs and allocations:
+# own workload identity its policy:
 #
-#   nomad acl policy apply -namespace default -job modal-dispatcher modal-dispatcher policy.hcl
+#   nomad acl policy apply -namespace default -job modal-dispatcher modal-dispatcher \
+#     jobspecs/policies/dispatcher.policy.hcl
+#
+# docs/nomad.md explains all of it.
 
 variable "package" {
   type        = string
@@ -72,6 +75,18 @@ variable "nomad_addr" {
   description = "Nomad's address; empty is the task API's Unix socket, which needs no TLS set-up."
 }
 
+variable "tls_cert" {
+  type        = string
+  default     = ""
+  description = "File on the node with the dispatcher's certificate and chain (PEM); empty serves plain HTTP."
+}
+
+variable "tls_key" {
+  type        = string
+  default     = ""
+  description = "File on the node with its key (PEM)."
+}
+
 variable "cpu" {
   type    = number
   default = 500
@@ -113,8 +128,11 @@ job "modal-dispatcher" {
       check {
         type     = "http"
         path     = "/healthz"
-        interval = "5s"
-        timeout  = "2s"
+        protocol = var.tls_cert != "" ? "https" : "http"
+        # The check dials an address; the certificate may bear a name only.
+        tls_skip_verify = var.tls_cert != ""
+        interval        = "5s"
+        timeout         = "2s"
       }
     }
 
@@ -160,7 +178,9 @@ job "modal-dispatcher" {
           engine = "nomad"
           auth = "${var.auth}"
           home = "${var.data_dir}"
-          listen = "http://{{ env "NOMAD_ADDR_api" }}"
+          listen = "${var.tls_cert != "" ? "https" : "http"}://{{ env "NOMAD_ADDR_api" }}"
+          tls_cert = "${var.tls_cert}"
+          tls_key = "${var.tls_key}"
           advertise = "${var.server_url}"
 
           [nomad]

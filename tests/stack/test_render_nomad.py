@@ -170,8 +170,9 @@ async def test_an_unknown_allocation_is_not_found(engine: NomadEngine) -> None:
         await engine.client.read_file("00000000-0000-0000-0000-000000000000", "x", 0)
 
 
-def test_nomad_accepts_the_dispatchers_job(nomad_address: str) -> None:
-    command = ["nomad", "job", "validate", f"-address={nomad_address}", "-var=package=modal-nomad"]
+@pytest.mark.parametrize("more", [[], ["-var=tls_cert=/c.pem", "-var=tls_key=/k.pem"]])
+def test_nomad_accepts_the_dispatchers_job(nomad_address: str, more: list[str]) -> None:
+    command = ["nomad", "job", "validate", f"-address={nomad_address}", "-var=package=modal-nomad", *more]
     done = subprocess.run(
         [*command, str(ROOT / "jobspecs/dispatcher.nomad.hcl")], capture_output=True, text=True, timeout=60
     )
