@@ -384,7 +384,8 @@ class App:
             buffer_containers: extra idle containers while it is in use.
             scaledown_window: seconds an idle container lives.
             timeout: seconds one input may run; 300 by default.
-            startup_timeout: seconds a container may take to start; by default ``timeout``.
+            startup_timeout: seconds a container may take to start; by default ``timeout``, and at least
+                half an hour where the image has packages to install.
             name: its name in the App; by default the function's own.
             is_generator: whether it yields, where that cannot be seen.
             region: datacenters to run in.

@@ -98,7 +98,12 @@ class Client:
     @staticmethod
     @blocking_function
     async def from_credentials(token_id: str, token_secret: str) -> Client:
-        """Return a client of the configured server under a token of its own."""
+        """Return a client of the configured server under a token of its own.
+
+        Example:
+            >>> Client.from_credentials("ak-...", "as-...").is_closed()
+            False
+        """
         from .config import config
 
         token = f"{token_id}:{token_secret}" if token_id else token_secret
@@ -119,12 +124,21 @@ class Client:
         return client
 
     def is_closed(self) -> bool:
-        """Tell whether this client can no longer be used."""
+        """Tell whether this client can no longer be used.
+
+        Example:
+            >>> Client.from_env().is_closed()
+            False
+        """
         return self._connection is None or self._connection.closed
 
     @blocking
     async def hello(self) -> None:
-        """Ask the server whether it is there. Raises as ``from_env`` does."""
+        """Ask the server whether it is there. Raises as ``from_env`` does.
+
+        Example:
+            >>> Client.from_env().hello()
+        """
         await io(self._request("server.status", {}))
 
     # --- for the other modules of this package ----------------------------------------------------

@@ -54,7 +54,13 @@ class FilePatternMatcher(PatternMatcher):
 
     @classmethod
     def from_file(cls, file_path: str | Path) -> FilePatternMatcher:
-        """Take the patterns from a file, one a line, ``#`` starting a comment; read on first use."""
+        """Take the patterns from a file, one a line, ``#`` starting a comment; read on first use.
+
+        Example:
+            >>> _ = Path(".dockerignore").write_text("*.txt")
+            >>> FilePatternMatcher.from_file(".dockerignore")(Path("notes.txt"))
+            True
+        """
         matcher = cls()
         path = Path(file_path)
         matcher._read = lambda: _lines(path.read_text(encoding="utf-8-sig"))

@@ -87,6 +87,12 @@ class FunctionCall(Generic[T]):
         Raises:
             NotFoundError: there is no such call.
             OutputExpiredError: its results are no longer kept.
+
+        Example:
+            >>> FunctionCall.from_id("fc-nowhere").hydrate()
+            Traceback (most recent call last):
+            ...
+            modal_nomad.exception.NotFoundError: ...
         """
         if client is not None:
             self._client = client
@@ -134,6 +140,16 @@ class FunctionCall(Generic[T]):
             OutputExpiredError: its items are no longer kept.
             NotFoundError: there is no such call.
             InvalidError: the function does not yield: use ``get``.
+
+        Example:
+            >>> import warnings
+            >>> @app.function()
+            ... def count(upto: int):
+            ...     yield from range(upto)
+            >>> with app.run(), warnings.catch_warnings():
+            ...     warnings.simplefilter("ignore")  # spawning a generator is the older way of remote_gen()
+            ...     list(count.spawn(3).get_gen())
+            [0, 1, 2]
         """
         from ._generators import stream_spawned
 
@@ -152,7 +168,13 @@ class FunctionCall(Generic[T]):
 
     @blocking
     async def num_inputs(self) -> int:
-        """Return how many inputs the call has; of a call still being made, how many it has so far."""
+        """Return how many inputs the call has; of a call still being made, how many it has so far.
+
+        Example:
+            >>> with app.run():
+            ...     square.experimental_spawn_map([1, 2, 3]).num_inputs()
+            3
+        """
         return int((await self._info())["num_inputs"])
 
     @blocking_gen
@@ -165,6 +187,11 @@ class FunctionCall(Generic[T]):
 
         Raises:
             BaseException: what the function raised for an input, when its turn comes.
+
+        Example:
+            >>> with app.run():
+            ...     list(square.experimental_spawn_map([1, 2, 3]).iter(start=1))
+            [4, 9]
         """
         if start < 0 or (end is not None and end < start):
             raise exception.InvalidError("iter() takes 0 <= start <= end")
@@ -187,6 +214,14 @@ class FunctionCall(Generic[T]):
 
         Raises:
             NotFoundError: there is no such call.
+
+        Example:
+            >>> with app.run():
+            ...     call = square.spawn(3)
+            ...     call.get()
+            ...     [(x.function_name, x.status.name, x.children) for x in call.get_call_graph()]
+            9
+            [('square', 'SUCCESS', [])]
         """
         from .call_graph import build
 
@@ -226,6 +261,11 @@ class FunctionCall(Generic[T]):
 
         Raises:
             BaseException: what the first call to fail raises, without waiting for the others.
+
+        Example:
+            >>> with app.run():
+            ...     FunctionCall.gather(square.spawn(2), square.spawn(3))
+            [4, 9]
         """
         return await _gather(function_calls)
 

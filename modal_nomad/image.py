@@ -298,6 +298,11 @@ class Image(PipInstalls):
 
         Raises:
             ExecutionError: an Image is built when a Function that uses it is run or deployed.
+
+        Example:
+            >>> with app.run():
+            ...     image.hydrate().object_id
+            'im-...'
         """
         if self._object_id is None:
             raise ExecutionError(

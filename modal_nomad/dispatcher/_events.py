@@ -34,6 +34,10 @@ Item: TypeAlias = tuple[bytes, int]
 """What a generator yielded: payload, flags"""
 
 
+BUILD_SECONDS = 1800.0
+"""The first container of a node builds its image before it is ready: the user's timeout does not count that."""
+
+
 @dataclass(frozen=True, slots=True)
 class FunctionPolicy:
     """What the engine has to know of one Function's specification.
@@ -69,10 +73,13 @@ class FunctionPolicy:
     @classmethod
     def from_spec(cls, spec: FunctionSpec, version_key: str | None = None) -> FunctionPolicy:
         """Take from a specification what concerns the engine; computes the version key when not given."""
+        startup = spec.startup_timeout
+        if startup is None and spec.image.layers:
+            startup = max(spec.timeout, BUILD_SECONDS)
         return cls(
             version_key=version_key or spec.version_key,
             timeout=spec.timeout,
-            startup_timeout=spec.startup_timeout,
+            startup_timeout=startup,
             retries=spec.retries,
             min_containers=spec.min_containers,
             max_containers=spec.max_containers,

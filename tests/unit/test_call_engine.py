@@ -10,7 +10,7 @@ import pytest
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher._upkeep import CHECK_SECONDS, GRACE_SECONDS
 from modal_nomad.dispatcher.call_engine import CallEngine
-from modal_nomad.wire.spec import CLEANUP_SECONDS, RetrySpec
+from modal_nomad.wire.spec import CLEANUP_SECONDS, FunctionSpec, ImageLayer, ImageSpec, RetrySpec
 
 T = TypeVar("T")
 
@@ -473,3 +473,11 @@ def test_more_cores_let_a_waiting_queue_have_more_containers_at_once() -> None:
     assert starts(rim.submit(100)) == 1
     rim.do(ev.ContainersStarting("fu", "v1", ("ta-1",), 1))
     assert starts(rim.do(ev.CapacityChanged(8, 100))) == 7
+
+
+def test_an_image_that_is_built_on_the_node_has_time_to() -> None:
+    image = ImageSpec(layers=(ImageLayer("pip", ("torch",)),))
+    spec = FunctionSpec(app="a", name="f", timeout=5.0, image=image)
+    assert ev.FunctionPolicy.from_spec(spec).startup_timeout == ev.BUILD_SECONDS
+    assert ev.FunctionPolicy.from_spec(dataclasses.replace(spec, startup_timeout=7.0)).startup_timeout == 7.0
+    assert ev.FunctionPolicy.from_spec(dataclasses.replace(spec, image=ImageSpec())).startup_timeout is None
