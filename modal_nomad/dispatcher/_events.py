@@ -35,7 +35,7 @@ Item: TypeAlias = tuple[bytes, int]
 
 
 BUILD_SECONDS = 1800.0
-"""The first container of a node builds its image before it is ready: the user's timeout does not count that."""
+"""The first container of a node builds its image before it is ready; ``timeout`` is not meant for that."""
 
 
 @dataclass(frozen=True, slots=True)
