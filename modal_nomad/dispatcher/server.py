@@ -19,7 +19,16 @@ from modal_nomad.dispatcher.auth import Authenticator, Identity
 from modal_nomad.dispatcher.blobs import BlobError, BlobMissing
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.metrics import DispatcherCollector
-from modal_nomad.dispatcher.sessions import ClientSession, WorkerSession, integers, text
+from modal_nomad.dispatcher.sessions import (
+    MAX_NUMBER,
+    ClientSession,
+    WorkerSession,
+    flags,
+    integers,
+    statuses,
+    text,
+)
+from modal_nomad.dispatcher.store.base import StoreError
 from modal_nomad.exception import AuthError, Error, InvalidError
 from modal_nomad.wire import frames
 
@@ -27,6 +36,7 @@ logger = logging.getLogger("modal_nomad.dispatcher")
 
 _HELLO_SECONDS = 15.0
 _MAX_CLIENT_ID = 64
+_MAX_SECONDS = 1e9
 
 
 class Server:
@@ -212,7 +222,7 @@ class Server:
         answer: frames.Header = {"t": "rs", "i": header.get("i", 0), "v": {}}
         try:
             total = header.get("n")
-            if total is not None and (type(total) is not int or total < 0):
+            if total is not None and (type(total) is not int or not 0 <= total <= MAX_NUMBER):
                 raise InvalidError("the number of a call's inputs must be a whole number")
             scope.check_function(self.dispatcher, session.identity, function_id)
             parent = text(header.get("p", ""))
@@ -328,26 +338,20 @@ def _refusal(hello: frames.Header, identity: Identity) -> list[str] | None:
 
 
 def _inputs(header: frames.Header, payloads: list[bytes]) -> list[ev.SubmittedInput]:
-    indexes = integers(header.get("x"), len(payloads))
-    flags = header.get("g")
-    flag_list = integers(flags, len(payloads)) if flags is not None else [0] * len(payloads)
-    return list(zip(indexes, payloads, flag_list, strict=True))
+    count = len(payloads)
+    indexes = integers(header.get("x"), count)
+    return list(zip(indexes, payloads, flags(header.get("g"), count), strict=True))
 
 
 def _outputs(header: frames.Header, payloads: list[bytes]) -> list[ev.ReturnedOutput]:
     count = len(payloads)
     leases = integers(header.get("x"), count)
-    statuses, flags = header.get("s"), header.get("f")
-    status_list = integers(statuses, count) if statuses is not None else [0] * count
-    flag_list = integers(flags, count) if flags is not None else [0] * count
-    return list(zip(leases, status_list, payloads, flag_list, strict=True))
+    said = statuses(header.get("s"), count)
+    return list(zip(leases, said, payloads, flags(header.get("f"), count), strict=True))
 
 
 def _items(header: frames.Header, payloads: list[bytes]) -> list[ev.Item]:
-    flags = header.get("f")
-    if flags is None:
-        return [(payload, 0) for payload in payloads]
-    return list(zip(payloads, integers(flags, len(payloads)), strict=True))
+    return list(zip(payloads, flags(header.get("f"), len(payloads)), strict=True))
 
 
 def _usage(header: frames.Header) -> tuple[float, float] | None:
@@ -356,7 +360,7 @@ def _usage(header: frames.Header) -> tuple[float, float] | None:
 
 
 def _seconds(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and value >= 0 else 0.0
+    return float(value) if isinstance(value, (int, float)) and 0 <= value < _MAX_SECONDS else 0.0
 
 
 def _error(error: Exception) -> list[str]:
@@ -368,5 +372,10 @@ def _error(error: Exception) -> list[str]:
         return ["AuthError", str(error)]
     if isinstance(error, EngineError):
         return ["ExecutionError", str(error)]
+    if isinstance(error, BlobError):
+        return ["InvalidError", str(error)]
+    if isinstance(error, StoreError):
+        logger.error("a request failed: %s", error)
+        return ["InternalFailure", str(error)]
     logger.error("a request failed", exc_info=error)
     return ["InternalFailure", f"{type(error).__name__}: {error}"]

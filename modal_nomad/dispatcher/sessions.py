@@ -10,6 +10,9 @@ from modal_nomad.dispatcher._peer import Peer
 from modal_nomad.dispatcher.auth import Identity
 from modal_nomad.wire import frames
 
+MAX_NUMBER = 1 << 53
+_MAX_FLAGS = 255
+
 
 class Session:
     """A peer that has said hello."""
@@ -59,7 +62,27 @@ def integers(value: Any, count: int | None = None) -> list[int]:
     for item in value:
         if type(item) is not int:
             raise frames.FrameError("a list of numbers holds something else")
+    if value and (min(value) < 0 or max(value) > MAX_NUMBER):
+        raise frames.FrameError("a number is negative or beyond 2**53")
     return value
+
+
+def statuses(value: Any, count: int) -> list[int]:
+    """Return the statuses of outputs; all are success when the header has none. Raises FrameError."""
+    if value is None:
+        return [frames.SUCCESS] * count
+    if max(integers(value, count), default=0) > frames.INTERNAL:
+        raise frames.FrameError("an output has a status that there is not")
+    return list(value)
+
+
+def flags(value: Any, count: int) -> list[int]:
+    """Return the flags of payloads; none are set when the header has none. Raises FrameError."""
+    if value is None:
+        return [0] * count
+    if max(integers(value, count), default=0) > _MAX_FLAGS:
+        raise frames.FrameError("a payload has flags that there are not")
+    return list(value)
 
 
 def text(value: Any) -> str:

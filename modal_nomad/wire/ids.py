@@ -1,6 +1,6 @@
 """Object ids: a two-letter prefix, the second they were made in 6 alphanumerics, chance in 16 more."""
 
-import random
+import os
 import re
 import time
 from functools import lru_cache
@@ -10,7 +10,6 @@ _ALPHABET = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _TIME_DIGITS = 6
 ID_LENGTH = 22
 _CHANCE_DIGITS = ID_LENGTH - _TIME_DIGITS
-_CHANCE_BITS = 8 * _CHANCE_DIGITS
 # Chance comes as bytes; that 256 is no multiple of 62 costs a fraction of a bit.
 _TO_ALPHABET = bytes(ord(_ALPHABET[i % 62]) for i in range(256))
 _ID = re.compile("[a-z]{2}-([0-9A-Za-z]{%d})" % ID_LENGTH)
@@ -22,8 +21,8 @@ def new_id(prefix: str) -> str:
     Args:
         prefix: two letters: ``ap fu fc in ta im cl``.
     """
-    # Unique, not secret: what an id gives access to is guarded by tokens.
-    chance = random.getrandbits(_CHANCE_BITS).to_bytes(_CHANCE_DIGITS, "big")
+    # Not from ``random``: programs seed it, and two that are seeded alike must not share their ids.
+    chance = os.urandom(_CHANCE_DIGITS)
     return f"{prefix}-{_stamp(int(time.time()))}{chance.translate(_TO_ALPHABET).decode()}"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from contextlib import asynccontextmanager
@@ -183,5 +184,11 @@ def test_ids_tell_when_they_were_made_and_sort_by_it(monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(time, "time", lambda now=now: now + 0.7)
         made = [*made, new_id("fc")]
         assert created_at(made[-1]) == now
+    again = set()
+    for _ in range(2):
+        # Programs that are seeded alike do not share their ids.
+        random.seed(42)
+        again.add(new_id("fc"))
+    assert len(again) == 2
     assert made == sorted(made) and len({len(x) for x in made}) == 1
     assert created_at("fc-short") is None and created_at(f"{made[0]}\n") is None
