@@ -143,3 +143,15 @@ def test_an_unwritable_root_names_the_remedy(tmp_path: Path, wheels: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(ImageBuildError, match="MODAL_ENVIRONMENTS_DIR"):
         environment.ensure(_image(wheels, "tinypkg"), tmp_path / "file" / "environments")
+
+
+def test_pyenvs_interpreters_are_found_behind_its_shims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("3.9.2", "3.9.18", "3.91.0", "3.9-dev", "pypy3.9-7.3"):
+        (tmp_path / "versions" / name / "bin").mkdir(parents=True)
+        (tmp_path / "versions" / name / "bin" / "python").touch()
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    found = environment._pyenv_python(ImageSpec(python="3.9"))
+    assert found == str(tmp_path / "versions" / "3.9.18" / "bin" / "python")
+    assert environment._pyenv_python(ImageSpec(python="3.8")) is None
