@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from modal_nomad.exception import ImageBuildError
-from modal_nomad.wire.spec import ImageSpec
+from modal_nomad.wire.spec import ImageLayer, ImageSpec
 from modal_nomad.worker import environment
 
 
@@ -107,6 +107,45 @@ def test_an_unreachable_index_is_told_from_an_absent_package(
 )
 def test_how_builders_say_unreachable(line: str, unreachable: bool) -> None:
     assert bool(environment._UNREACHABLE.search(line)) is unreachable
+
+
+def test_the_environment_of_a_step_reaches_the_builder(tmp_path: Path, wheels: Path) -> None:
+    env = {"UV_FIND_LINKS": str(wheels), "UV_NO_INDEX": "1"}
+    image = {"python": None, "layers": [{"kind": "pip", "args": ["tinypkg"], "options": {"env": env}}]}
+    assert _run([str(environment.ensure(image, tmp_path / "environments"))], "import tinypkg") == ""
+
+
+def test_what_the_installer_is_told() -> None:
+    options = {
+        "index_url": "https://one.example",
+        "extra_index_url": "https://two.example",
+        "find_links": "/wheels",
+        "pre": True,
+        "extra_options": "--no-deps --no-clean",
+    }
+    layer = ImageLayer("pip", ("a",), options)
+    places = [
+        "--index-url",
+        "https://one.example",
+        "--extra-index-url",
+        "https://two.example",
+        "--find-links",
+        "/wheels",
+    ]
+    assert environment._options(layer, uv=True) == [*places, "--prerelease", "allow", "--no-deps"]
+    assert environment._options(layer, uv=False) == [*places, "--pre", "--no-deps", "--no-clean"]
+
+
+def test_copied_files_that_cannot_be_fetched_are_named(tmp_path: Path) -> None:
+    image = {"layers": [{"kind": "copy", "args": ["/data"], "options": {"manifest": "0" * 64}}]}
+
+    def fetch(sha: str) -> bytes:
+        raise KeyError(sha)
+
+    with pytest.raises(ImageBuildError, match=r"step copy /data cannot be fetched .*publish the app again"):
+        environment.ensure(image, tmp_path / "environments", fetch=fetch)
+    with pytest.raises(ImageBuildError, match="nothing here can fetch them"):
+        environment.ensure(image, tmp_path / "environments")
 
 
 def test_remains_of_a_killed_build_are_replaced(tmp_path: Path, wheels: Path) -> None:
