@@ -68,6 +68,7 @@ _SUBMODULES = frozenset(
         "exception",
         "file_pattern_matcher",
         "functions",
+        "gpu",
         "image",
         "retries",
         "runner",
@@ -82,6 +83,9 @@ def __getattr__(name: str) -> Any:
         value = getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
     elif name in _SUBMODULES:
         value = import_module(f"{__name__}.{name}")
+    elif name == "GPU":
+        # Older examples write the module's name so.
+        value = import_module(f"{__name__}.gpu")
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from ._other_options import other_options
 from .exception import DeprecationError, InvalidError
 from .retries import Retries
-from .wire.spec import RetrySpec
+from .wire.spec import GPUOption, RetrySpec
 
 if TYPE_CHECKING:
+    from .gpu import GPU
     from .image import Image
 
     CpuRequest = float | tuple[float, float] | None
@@ -77,6 +78,7 @@ class FunctionOptions:
     cpu: tuple[float | None, float | None] = (None, None)
     memory: tuple[int | None, int | None] = (None, None)
     ephemeral_disk: int | None = None
+    gpu: tuple[GPUOption, ...] = ()
     retries: RetrySpec | None = None
     min_containers: int = 0
     max_containers: int | None = None
@@ -178,6 +180,14 @@ def _cloud(value: Any) -> str:
     return "" if value.lower() == "auto" else value.lower()
 
 
+def _gpu(value: Any) -> tuple[GPUOption, ...]:
+    if value is None or value is False:
+        return ()
+    from .gpu import gpu_options
+
+    return gpu_options(value)
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise InvalidError(f"{name} is {value!r}; give True or False")
@@ -192,6 +202,7 @@ def function_options(
     cpu: CpuRequest = None,
     memory: MemoryRequest = None,
     ephemeral_disk: int | None = None,
+    gpu: GPU | Sequence[GPU] = None,
     retries: int | Retries | None = None,
     min_containers: int | None = None,
     max_containers: int | None = None,
@@ -239,6 +250,7 @@ def function_options(
         cpu=_request_and_limit("cpu", "cores", cpu, whole=False),
         memory=_request_and_limit("memory", "MiB", memory, whole=True),
         ephemeral_disk=_count("ephemeral_disk", ephemeral_disk, 1),
+        gpu=_gpu(gpu),
         retries=_retry_spec(retries),
         min_containers=floor,
         max_containers=ceiling,

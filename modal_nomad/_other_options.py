@@ -26,7 +26,6 @@ NOT_YET: Mapping[str, str] = {
     "_experimental_scheduler_placement": "name a region= or cloud= instead",
     "allow_concurrent_inputs": "let more containers run, with max_containers=",
     "block_network": "start such code on a node without a route out",
-    "gpu": "give its containers a region= whose nodes have one",
     "i6pn": "containers reach each other by their nodes' addresses",
     "mounts": "add the files to the image with Image.add_local_dir",
     "network_file_systems": "read and write a shared directory of the nodes",

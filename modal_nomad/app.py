@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from ._options import CpuRequest, MemoryRequest
     from .client import Client
     from .functions import Function
+    from .gpu import GPU
     from .image import Image
     from .retries import Retries
 
@@ -352,6 +353,7 @@ class App:
         cpu: CpuRequest = None,
         memory: MemoryRequest = None,
         ephemeral_disk: int | None = None,
+        gpu: GPU | Sequence[GPU] = None,
         retries: int | Retries | None = None,
         min_containers: int | None = None,
         max_containers: int | None = None,
@@ -378,6 +380,8 @@ class App:
             cpu: cores, or a pair (request, limit).
             memory: MiB, or a pair (request, limit).
             ephemeral_disk: MiB.
+            gpu: a kind such as ``"A100"``, with ``":2"`` for two of it, a ``modal.gpu`` object, or a list
+                of these in order of preference.
             retries: how often a failed input is run again, or a ``modal.Retries``.
             min_containers: containers that are kept even when idle.
             max_containers: the most containers at a time.
@@ -426,6 +430,7 @@ class App:
             cpu=cpu,
             memory=memory,
             ephemeral_disk=ephemeral_disk,
+            gpu=gpu,
             retries=retries,
             timeout=timeout,
             startup_timeout=startup_timeout,

@@ -156,6 +156,7 @@ def function_specs(app: App, app_name: str) -> tuple[list[FunctionSpec], dict[st
                 cpu=options.cpu,
                 memory=options.memory,
                 ephemeral_disk=options.ephemeral_disk,
+                gpu=options.gpu,
                 timeout=options.timeout,
                 startup_timeout=options.startup_timeout,
                 retries=options.retries,

@@ -29,6 +29,7 @@ class LocalContainer:
     pid: int | None = None
     env: dict[str, str] = field(default_factory=dict)
     cpus: tuple[int, ...] = ()
+    gpus: tuple[str, ...] = ()
     stopping: bool = False
     preparing: asyncio.Task[None] | None = None
     killer: asyncio.TimerHandle | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import ctypes
 import io
@@ -11,13 +12,16 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
 
 from modal_nomad.engines.base import ContainerStats, EngineError
 
 Unpack = Callable[[bytes, pathlib.Path], object]
 _PUNCH_HOLE = 0x01 | 0x02
 _BLOCK = 4096
+_CHUNK = 1 << 16
+_FOLLOW_INTERVAL = 0.05
 
 
 def unpack_zip(data: bytes, directory: pathlib.Path) -> None:
@@ -138,3 +142,34 @@ def stats_between(before: tuple[float, float], now: tuple[float, float], memory:
     """Return the use between two samples of (clock, processor seconds)."""
     elapsed = now[0] - before[0]
     return ContainerStats(cpu=max(0.0, now[1] - before[1]) / elapsed if elapsed > 0 else 0.0, memory=memory)
+
+
+async def follow_log(path: pathlib.Path, limit: int, ended: asyncio.Event | None) -> AsyncIterator[bytes]:
+    """Yield a log's bytes; where its container's end is given, what it still prints until then too."""
+    offset = log_start(path, limit)
+    while True:
+        # Asked before reading: what was written until then is still read below.
+        over = ended is None or ended.is_set()
+        while data := await asyncio.to_thread(read_at, path, offset, _CHUNK):
+            offset += len(data)
+            yield data
+        if over:
+            return
+        if size_of(path) < offset:
+            offset = 0
+        assert ended is not None
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(ended.wait(), _FOLLOW_INTERVAL)
+
+
+def write_all(file: Any, data: bytes) -> None:
+    """Fill a temporary file and go to its start."""
+    file.write(data)
+    file.seek(0)
+
+
+def read_all(file: Any) -> bytes:
+    """Return all that a temporary file holds."""
+    file.seek(0)
+    data: bytes = file.read()
+    return data

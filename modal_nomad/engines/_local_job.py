@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from modal_nomad.engines._local_gpus import GPURequest, gpu_request
 from modal_nomad.engines.base import EngineError, Job
 from modal_nomad.wire.spec import ImageSpec
 
@@ -67,6 +68,7 @@ class TaskPlan:
         kill_timeout: seconds between SIGTERM and SIGKILL.
         artifacts: the zips.
         image: the image, when the job names one.
+        gpus: the GPUs, when it asks for any.
     """
 
     job_id: str
@@ -81,6 +83,7 @@ class TaskPlan:
     kill_timeout: float
     artifacts: tuple[Artifact, ...] = ()
     image: ImageSpec | None = field(default=None)
+    gpus: GPURequest | None = None
 
     @property
     def is_worker(self) -> bool:
@@ -154,6 +157,7 @@ def parse(job: Job) -> TaskPlan:
         kill_timeout=(task.get("KillTimeout") or 5_000_000_000) / 1e9,
         artifacts=tuple(_artifact(x) for x in task.get("Artifacts") or ()),
         image=image_of(meta),
+        gpus=gpu_request(resources),
     )
 
 
@@ -194,6 +198,7 @@ def faults_of(job: Job) -> list[str]:
         for artifact in task.get("Artifacts") or ():
             _artifact(artifact)
         faults.extend(_image_faults(image_of(meta)))
+        gpu_request(task.get("Resources") or {})
     except EngineError as exc:
         faults.append(str(exc))
     return faults

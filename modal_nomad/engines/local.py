@@ -22,16 +22,17 @@ from modal_nomad.engines._local_container import LocalContainer, Watch, describe
 from modal_nomad.engines._local_diff import diff_jobs
 from modal_nomad.engines._local_files import (
     Unpack,
+    follow_log,
     forget_old,
-    log_start,
     open_log,
-    read_at,
-    size_of,
+    read_all,
     stats_between,
     trim_logs,
     unpack_zip,
     usage_of,
+    write_all,
 )
+from modal_nomad.engines._local_gpus import GPUQueue
 from modal_nomad.engines._local_ground import BlobFiles, Build, Ground, Prepared
 from modal_nomad.engines._local_job import (
     TaskPlan,
@@ -54,11 +55,9 @@ from modal_nomad.engines.base import (
     Job,
     PlanResult,
 )
-from modal_nomad.exception import ImageBuildError
+from modal_nomad.exception import ExecutionError, ImageBuildError
 from modal_nomad.wire.spec import ImageSpec
 
-_CHUNK = 1 << 16
-_FOLLOW_INTERVAL = 0.05
 _TRIM_INTERVAL = 1.0
 _KEPT_ENDED = 500
 _KEPT_IDLE_INTERPRETERS = 8
@@ -102,6 +101,11 @@ class LocalEngine(Engine):
         self._node = os.uname().nodename
         self._closed = False
         self._ended = asyncio.Event()
+        self._gpus = GPUQueue(
+            lambda x, reason: self._publish(x, ContainerState.PENDING, reason),
+            self._prepare_or_launch,
+            self._refuse,
+        )
 
     async def start(self) -> None:
         """Make the directories and clear what an earlier daemon's containers left behind."""
@@ -192,6 +196,17 @@ class LocalEngine(Engine):
             ContainerEvent(request.container_id, ContainerState.PENDING),
         )
         self._containers[request.container_id] = container
+        if plan.gpus is not None:
+            self._publish(container, ContainerState.PENDING, "looking for its GPUs")
+            container.preparing = self._background(self._gpus.place(container))
+            return
+        self._prepare_or_launch(container)
+
+    def _refuse(self, container: LocalContainer, reason: str) -> None:
+        self._end(container, ContainerState.FAILED, reason, None, ExecutionError(f"the function {reason}"))
+
+    def _prepare_or_launch(self, container: LocalContainer) -> None:
+        plan = container.plan
         ready = self._ground.prepared(plan)
         if ready is not None:
             self._publish(container, ContainerState.PENDING, "")
@@ -240,7 +255,7 @@ class LocalEngine(Engine):
         container = self._containers.get(container_id)
         if container is None and not path.exists():
             raise KeyError(container_id)
-        return self._read_log(path, container if follow else None)
+        return follow_log(path, self._max_log_bytes, container.ended if follow and container else None)
 
     async def exec(self, container_id: str, command: Sequence[str], *, stdin: bytes = b"") -> ExecResult:
         container = self._running(container_id)
@@ -248,7 +263,7 @@ class LocalEngine(Engine):
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         with contextlib.ExitStack() as stack:
             files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
-            await asyncio.to_thread(_write_all, files[0], stdin)
+            await asyncio.to_thread(write_all, files[0], stdin)
             launcher = self._interpreter(WarmKey(sys.executable, None))
             self._commands[process_id] = future
             container.commands.add(process_id)
@@ -261,7 +276,7 @@ class LocalEngine(Engine):
                 container.commands.discard(process_id)
                 if not future.done() or future.cancelled():
                     launcher.kill(process_id, signal.SIGKILL, group=True)
-            stdout, stderr = [await asyncio.to_thread(_read_all, x) for x in files[1:]]
+            stdout, stderr = [await asyncio.to_thread(read_all, x) for x in files[1:]]
         return ExecResult(code, stdout, stderr)
 
     async def stats(self, container_id: str) -> ContainerStats:
@@ -349,6 +364,8 @@ class LocalEngine(Engine):
             env = {**self._base, **variables}
             env.update({k: interpolate(v, variables) for k, v in plan.env.items()})
             env.update(request.env)
+            if container.gpus:
+                env["CUDA_VISIBLE_DEVICES"] = env["NVIDIA_VISIBLE_DEVICES"] = ",".join(container.gpus)
             if "MODAL_WORKER_TOKEN" in request.env:
                 # There is no workload identity here, so no file of one.
                 env.pop("MODAL_WORKER_TOKEN_FILE", None)
@@ -463,6 +480,7 @@ class LocalEngine(Engine):
         container.cpus = ()
         self._publish(container, state, reason, exit_code, error)
         container.ended.set()
+        self._gpus.leave(container)
         if self._closed:
             shutil.rmtree(container.directory, ignore_errors=True)
         else:
@@ -491,33 +509,6 @@ class LocalEngine(Engine):
             if paths:
                 await asyncio.to_thread(trim_logs, paths, self._max_log_bytes)
 
-    async def _read_log(self, path: pathlib.Path, container: LocalContainer | None) -> AsyncIterator[bytes]:
-        offset = log_start(path, self._max_log_bytes)
-        while True:
-            # Asked before reading: what was written until then is still read below.
-            ended = container is None or container.ended.is_set()
-            while data := await asyncio.to_thread(read_at, path, offset, _CHUNK):
-                offset += len(data)
-                yield data
-            if ended:
-                return
-            if size_of(path) < offset:
-                offset = 0
-            assert container is not None
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(container.ended.wait(), _FOLLOW_INTERVAL)
-
 
 def _key(job: Job) -> tuple[str, str]:
     return str(job.get("Namespace") or "default"), str(job.get("ID"))
-
-
-def _write_all(file: Any, data: bytes) -> None:
-    file.write(data)
-    file.seek(0)
-
-
-def _read_all(file: Any) -> bytes:
-    file.seek(0)
-    data: bytes = file.read()
-    return data

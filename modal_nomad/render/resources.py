@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from modal_nomad.render.devices import gpu_devices
 from modal_nomad.render.settings import RenderSettings
 from modal_nomad.wire.spec import FunctionSpec
 
@@ -19,9 +20,12 @@ def task_resources(spec: FunctionSpec, settings: RenderSettings) -> dict[str, An
     if request is None:
         request = settings.default_memory if limit is None else min(settings.default_memory, limit)
     cpu = settings.default_cpu if cores is None else math.ceil(cores * settings.core_mhz)
-    resources = {"CPU": max(_MIN_CPU, cpu), "MemoryMB": max(_MIN_MEMORY, request)}
+    resources: dict[str, Any] = {"CPU": max(_MIN_CPU, cpu), "MemoryMB": max(_MIN_MEMORY, request)}
     if limit is not None and limit > resources["MemoryMB"]:
         resources["MemoryMaxMB"] = limit
+    devices = gpu_devices(spec.gpu)
+    if devices:
+        resources["Devices"] = devices
     return resources
 
 

@@ -134,6 +134,14 @@ class ParameterSpec:
 
 
 @dataclass(frozen=True)
+class GPUOption:
+    """A kind of GPU that will do: ``model`` as in ``"A100-80GB"``, empty for any, and how many of it."""
+
+    model: str
+    count: int = 1
+
+
+@dataclass(frozen=True)
 class FunctionSpec:
     """All that the dispatcher, an engine and a container need to know of one Function.
 
@@ -165,6 +173,7 @@ class FunctionSpec:
         batch_max_size: the most inputs of one batch; None: each input is a call of its own.
         batch_wait_ms: milliseconds a batch waits, from its first input on, to fill up.
         single_use_containers: a container ends after one input.
+        gpu: the kinds of GPU that will do, the preferred one first; all of one count.
         region: datacenters to be placed in; empty means any.
         cloud: the ``cloud`` of the nodes' meta; empty means any.
         nonpreemptible: not to be ended for other jobs, nor on nodes that may vanish.
@@ -202,6 +211,7 @@ class FunctionSpec:
     batch_max_size: Optional[int] = None
     batch_wait_ms: int = 0
     single_use_containers: bool = False
+    gpu: Tuple[GPUOption, ...] = ()
     region: Tuple[str, ...] = ()
     cloud: str = ""
     nonpreemptible: bool = False
@@ -244,6 +254,7 @@ class FunctionSpec:
         known["parameters"] = tuple(
             ParameterSpec(**_known(ParameterSpec, x)) for x in known.get("parameters") or ()
         )
+        known["gpu"] = tuple(GPUOption(**_known(GPUOption, x)) for x in known.get("gpu") or ())
         for name in ("cpu", "memory", "region"):
             if name in known:
                 known[name] = tuple(known[name])

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from modal_nomad.render import RenderSettings, render_function
 from modal_nomad.render.names import job_id
-from modal_nomad.wire.spec import FunctionSpec, ImageLayer, ImageSpec
+from modal_nomad.wire.spec import FunctionSpec, GPUOption, ImageLayer, ImageSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = RenderSettings(server_url="http://10.0.0.1:8520", runtime_sha="a" * 64, deployer="ann")
@@ -42,6 +42,7 @@ CASES: dict[str, tuple[FunctionSpec, RenderSettings]] = {
             region=("dc1", "dc2"),
             cloud="aws",
             nonpreemptible=True,
+            gpu=(GPUOption("H100", 2), GPUOption("A100-80GB", 2)),
         ),
         RenderSettings(
             server_url="https://modal.example:8520/",

@@ -1,0 +1,56 @@
+"""``gpu=`` on this machine, with a stand-in for NVIDIA's own query program."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Live
+
+import modal_nomad as modal
+from modal_nomad import exception
+
+
+def test_a_function_that_wants_a_gpu_is_refused_at_once_where_there_is_none(
+    own: Live, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _driver(own.folder, monkeypatch, "exit 9")
+    serve()
+    app = modal.App("no-gpu")
+
+    @app.function(serialized=True, gpu="H100")
+    def train() -> str:
+        return "trained"
+
+    with app.run(), pytest.raises(exception.ExecutionError, match=r"no NVIDIA GPU.*MODAL_SERVER_URL"):
+        train.remote()
+
+
+def test_containers_get_gpus_of_their_own_and_wait_for_them(
+    own: Live, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _driver(own.folder, monkeypatch, 'echo "GPU-a, NVIDIA L4"; echo "GPU-b, NVIDIA H100 PCIe"')
+    serve()
+    app = modal.App("gpus")
+
+    def see() -> str:
+        return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    large = app.function(serialized=True, gpu=["H100", "any"], name="large", scaledown_window=0.2)(see)
+    small = app.function(serialized=True, gpu="L4", name="small", scaledown_window=0.2)(see)
+    both = app.function(serialized=True, gpu="any:2", name="both", scaledown_window=0.2)(see)
+    with app.run():
+        assert large.remote() == "GPU-b"
+        assert small.remote() == "GPU-a"
+        # Only when the others have left is there room for it.
+        assert sorted(both.remote().split(",")) == ["GPU-a", "GPU-b"]
+
+
+def _driver(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    program = folder / "nvidia-smi"
+    program.write_text(f"#!/bin/sh\n{script}\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
