@@ -10,6 +10,7 @@ from benchmarks.home import private_home
 from benchmarks.imports import import_times
 
 _PEERS = {"pool": "pool", "ray": "ray_actor_task", "dask": "dask_cluster"}
+_RAY_GENERATOR = "ray_generator"
 
 
 def main() -> int:
@@ -35,11 +36,17 @@ def main() -> int:
                 measured[name] = subject.run(
                     program, calls, peer_inputs, rounds, python=peers.PYTHON, limit=limit
                 )
+            _say(_RAY_GENERATOR)
+            measured["ray_items"] = subject.run(
+                _RAY_GENERATOR, peer_inputs, rounds, python=peers.PYTHON, limit=limit
+            )
     with private_home():
         _say("ours: first answers and deploys")
         cold = subject.run("cold", rounds)
         _say("ours: warm")
         ours = subject.run("ours", calls, inputs, rounds)
+        _say("ours: spawn_map, generators, call graphs")
+        ours |= subject.run("calls", inputs, rounds)
         _say("ours: memory")
         memory = subject.run("memory", many)
     _say("imports")

@@ -17,11 +17,15 @@ def rows(ours: Results, peers: dict[str, Results], inputs: int, peer_inputs: int
     for key, words, budget in (("p50_us", ".remote() p50", "<= 250"), ("p99_us", ".remote() p99", "")):
         values = (ray.get(key), ray.get(f"task_{key}"), dask.get(key), pool.get(key))
         table.append((words, "us", ours.get(key), dict(zip(PEERS, values, strict=True)), budget))
-    for size, theirs, budget in ((1, 1, ""), (100, 100, ""), (inputs, peer_inputs, ">= 80,000")):
-        key = f"map_{theirs}"
+    for size, their_size, budget in ((1, 1, ""), (100, 100, ""), (inputs, peer_inputs, ">= 80,000")):
+        key = f"map_{their_size}"
         values = (None, ray.get(key), dask.get(key), pool.get(key))
-        words = f".map of {size:,}" + (f" (peers {theirs:,})" if size != theirs else "")
+        words = f".map of {size:,}" + (f" (peers {their_size:,})" if size != their_size else "")
         table.append((words, "/s", ours.get(f"map_{size}"), dict(zip(PEERS, values, strict=True)), budget))
+    theirs: dict[str, float | None] = dict.fromkeys(PEERS)
+    theirs["Ray actor"] = peers.get("ray_items", {}).get("items")
+    words = f"generator of {inputs:,} (peers {peer_inputs:,})"
+    table.append((words, "/s", ours.get("items"), theirs, ""))
     return table
 
 
@@ -29,6 +33,8 @@ def own_rows(ours: Results, cold: Results, imports: Results, memory: Results) ->
     """Give the lines of ours alone."""
     table: list[Row] = [
         (".spawn() accepted, one by one", "/s", ours.get("spawn"), {}, ""),
+        (".spawn_map() accepted", "/s", ours.get("spawn_map"), {}, ">= 20,000"),
+        ("call graph of 10,000 nodes", "ms", ours.get("graph_ms"), {}, ""),
         ("first answer, fresh home", "ms", cold.get("first_fresh_home_ms"), {}, ""),
         ("first answer from zero", "ms", cold.get("first_ms"), {}, "<= 50"),
         ("  after scaling to zero", "ms", cold.get("zero_ms"), {}, "<= 50"),

@@ -73,7 +73,6 @@ class MapMethods(Generic[R]):
     async def starmap(
         self,
         input_iterator: Iterable[Iterable[Any]] | AsyncIterable[Iterable[Any]],
-        *,
         kwargs: Mapping[str, Any] | None = None,
         order_outputs: bool = True,
         return_exceptions: bool = False,

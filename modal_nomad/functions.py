@@ -308,7 +308,7 @@ class Function(MapMethods[R], Generic[P, R]):
     async def remote_gen(self, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
         """Run a generator function in a container and yield what it yields, while it runs.
 
-        It is never further ahead of its reader than some 256 items or 4 MiB. Left early, it is closed
+        It is never further ahead of its reader than 1,024 items or 4 MiB. Left early, it is closed
         in its container as well, as a local generator is.
 
         Raises:

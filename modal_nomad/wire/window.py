@@ -10,7 +10,7 @@ from typing import Any, Deque, List, Optional, Sequence, Tuple
 
 from .frames import FLAG_BLOB
 
-WINDOW_ITEMS = 256
+WINDOW_ITEMS = 1024
 WINDOW_BYTES = 4 << 20
 
 Item = Tuple[bytes, int]
