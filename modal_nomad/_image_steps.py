@@ -61,10 +61,14 @@ class PipStep:
         packages = self.packages
         if self.pyproject:
             packages += _dependencies(self.step, self.pyproject, self.extras)
+        contents: Contents = {}
         lines = [line for path in self.requirements for line in _lines(self.step, Path(path))]
         if lines:
-            options["requirements"] = lines
-        return ImageLayer("pip", packages, options), (), {}
+            # By reference: a locked file with hashes is too long for a job's meta or a variable.
+            data = "\n".join([*lines, ""]).encode()
+            sha = options["requirements"] = hashlib.sha256(data).hexdigest()
+            contents[sha] = data
+        return ImageLayer("pip", packages, options), (), contents
 
 
 @dataclass(frozen=True)

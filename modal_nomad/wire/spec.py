@@ -49,7 +49,8 @@ class ImageLayer:
 
     Attributes:
         kind: ``pip`` installs the packages ``args``, by the options ``index_url``, ``extra_index_url``,
-            ``find_links``, ``pre``, ``extra_options``, ``requirements`` (lines) and ``env``; ``copy``
+            ``find_links``, ``pre``, ``extra_options``, ``requirements`` (the SHA-256 of a
+            requirements file) and ``env``; ``copy``
             adds the files of the blob ``manifest``, a list of (path, SHA-256, mode), for later steps.
     """
 

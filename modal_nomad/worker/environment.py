@@ -96,7 +96,7 @@ def ensure(
         image: an ImageSpec, or the JSON object ``{"python", "layers"}``.
         root: directory of all environments of this node.
         log: gets the builder's output, line by line.
-        fetch: returns a blob's bytes by its SHA-256; needed by images that copy files.
+        fetch: returns a blob's bytes by its SHA-256; needed by images that have local files.
 
     Raises:
         ImageBuildError: a step failed, or this node cannot do it; the text names the remedy.
@@ -189,7 +189,7 @@ def _build(spec: ImageSpec, directory: Path, log: Log, fetch: Optional[Fetch]) -
             if layer.kind == "copy":
                 copied.update(_fetch_files(layer, scratch, fetch))
                 continue
-            words = _requirements(layer, scratch)
+            words = _requirements(layer, scratch, fetch)
             if not words:
                 continue
             command = [*_installer(uv, directory), *_options(layer, uv is not None), *words]
@@ -201,21 +201,25 @@ def _build(spec: ImageSpec, directory: Path, log: Log, fetch: Optional[Fetch]) -
 
 def _fetch_files(layer: ImageLayer, scratch: Path, fetch: Optional[Fetch]) -> Dict[str, Tuple[str, int]]:
     """Bring the files of a copy step here; return by their place what each is and its mode."""
-    if fetch is None:
-        raise ImageBuildError("the image copies files, and nothing here can fetch them")
     found: Dict[str, Tuple[str, int]] = {}
-    try:
-        for place, blob, mode in json.loads(fetch(layer.options["manifest"])):
-            path = scratch / blob
-            if not path.exists():
-                path.write_bytes(fetch(blob))
-            found[place] = (blob, mode)
-    except (OSError, KeyError, ValueError) as error:
-        raise ImageBuildError(
-            f"the files of the image step copy {' '.join(layer.args)} cannot be fetched ({error!r}); "
-            "publish the app again"
-        ) from error
+    for place, blob, mode in json.loads(_fetched(layer, layer.options["manifest"], fetch)):
+        path = scratch / blob
+        if not path.exists():
+            path.write_bytes(_fetched(layer, blob, fetch))
+        found[place] = (blob, mode)
     return found
+
+
+def _fetched(layer: ImageLayer, blob: str, fetch: Optional[Fetch]) -> bytes:
+    if fetch is None:
+        raise ImageBuildError("the image needs local files, and nothing here can fetch them")
+    try:
+        return fetch(blob)
+    except (OSError, KeyError, ValueError) as error:
+        step = " ".join((layer.kind, *layer.args))
+        raise ImageBuildError(
+            f"the files of the image step {step} cannot be fetched ({error!r}); publish the app again"
+        ) from error
 
 
 def _seeing(
@@ -268,12 +272,12 @@ def _options(layer: ImageLayer, uv: bool) -> List[str]:
     return words + extra
 
 
-def _requirements(layer: ImageLayer, scratch: Path) -> List[str]:
+def _requirements(layer: ImageLayer, scratch: Path, fetch: Optional[Fetch]) -> List[str]:
     words = list(layer.args)
-    lines = layer.options.get("requirements") or ()
-    if lines:
+    blob = layer.options.get("requirements")
+    if blob:
         path = scratch / "requirements.txt"
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        path.write_bytes(_fetched(layer, blob, fetch))
         words += ["-r", str(path)]
     return words
 

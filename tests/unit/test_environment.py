@@ -68,8 +68,9 @@ def test_an_environment_has_its_packages_only_and_is_built_once(tmp_path: Path, 
 
 def test_requirements_without_uv(tmp_path: Path, wheels: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(environment, "find_uv", lambda: None)
-    image = _image(wheels, requirements=["# comment", "tinypkg==1.0"])
-    python = environment.ensure(image, tmp_path / "environments")
+    image = _image(wheels, requirements="sha")
+    blobs = {"sha": b"# comment\ntinypkg==1.0\n"}
+    python = environment.ensure(image, tmp_path / "environments", fetch=blobs.__getitem__)
     assert _run([str(python), "-I"], "import tinypkg; print(tinypkg.VALUE)") == "42"
 
 

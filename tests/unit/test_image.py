@@ -145,10 +145,12 @@ def test_requirements_files_are_read_late_and_as_they_stand(tmp_path: Path) -> N
         "# all\na>=1  # why\n\n-r more/s.txt\nb @ https://x.example/b.whl#sha=1\n"
     )
     (tmp_path / "more" / "s.txt").write_text("--pre\nd\n-r ../r.txt\n")
-    (layer,) = image._resolve()[0].layers
-    lines = ["a>=1  # why", "--pre", "d", "b @ https://x.example/b.whl#sha=1"]
-    assert (layer.args, dict(layer.options)) == (("c",), {"requirements": lines})
-    assert alike._resolve()[0].layers[0].options["requirements"] == lines
+    spec, contents = image._resolve()
+    (layer,) = spec.layers
+    assert layer.args == ("c",) and list(layer.options) == ["requirements"]
+    text = contents[layer.options["requirements"]]
+    assert text == b"a>=1  # why\n--pre\nd\nb @ https://x.example/b.whl#sha=1\n"
+    assert alike._resolve()[0].layers[0].options == layer.options
 
 
 def test_pyproject(tmp_path: Path) -> None:
