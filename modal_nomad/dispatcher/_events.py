@@ -304,10 +304,15 @@ class ItemsTaken:
 
 @dataclass(frozen=True, slots=True)
 class InputsGivenBack:
-    """Prefetched inputs that a worker did not start (a long input is ahead of them, or it drains)."""
+    """Inputs that a worker does not answer.
+
+    Prefetched ones that it did not start, because a long input is ahead of them or it drains; or, with
+    ``begun``, running ones that were interrupted with their container: that counts as a loss.
+    """
 
     container_id: str
     leases: Sequence[int]
+    begun: bool = False
 
 
 @dataclass(frozen=True, slots=True)

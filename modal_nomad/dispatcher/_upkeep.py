@@ -224,23 +224,26 @@ class Upkeep:
             return
         pool = container.pool
         was = container.state
-        counted: dict[str, dict[int, int]] = {}
-        for _, item in container.running():
-            item.losses += 1
-            call = item.call
-            self._losses += call is not None
-            if item.losses > MAX_LOSSES:
-                text = f"the input's container was lost {item.losses} times, the last time: {event.reason}"
-                self._finish(item, ev.INTERNAL, text.encode())
-            elif call is not None and call.durable:
-                counted.setdefault(call.call_id, {})[item.index] = item.losses
-        self._out.extend(ev.KeepLosses(call_id, losses) for call_id, losses in counted.items())
+        self._count_losses([item for _, item in container.running()], event.reason)
         items = pool.take_leases(container)
         pool.discard(container)
         self._requeue(pool, items)
         if was == "starting" and container.version_key == pool.policy.version_key:
             self._start_failed(pool, event.reason)
         self._react(pool, [])
+
+    def _count_losses(self, items: list[Input], reason: str) -> None:
+        counted: dict[str, dict[int, int]] = {}
+        for item in items:
+            item.losses += 1
+            call = item.call
+            self._losses += call is not None
+            if item.losses > MAX_LOSSES:
+                text = f"the input's container was lost {item.losses} times, the last time: {reason}"
+                self._finish(item, ev.INTERNAL, text.encode())
+            elif call is not None and call.durable:
+                counted.setdefault(call.call_id, {})[item.index] = item.losses
+        self._out.extend(ev.KeepLosses(call_id, losses) for call_id, losses in counted.items())
 
     def _start_failed(self, pool: Pool, reason: str) -> None:
         self._back_off(pool)

@@ -409,6 +409,8 @@ class CallEngine(Streams):
             if not container.leases:
                 pool.busy -= 1
                 container.idle_since = self._now
+        if event.begun:
+            self._count_losses(items, "it was interrupted, and its inputs with it")
         container.no_prefetch = True
         pool.set_credit(container)
         if container.state == "ready":

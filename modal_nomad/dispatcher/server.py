@@ -291,7 +291,8 @@ class Server:
             elif kind == "ready":
                 dispatcher.containers.ready(info, function.spec.slots)
             elif kind == "back":
-                dispatcher.handle(ev.InputsGivenBack(container_id, integers(header.get("x"))))
+                leases, begun = integers(header.get("x")), bool(header.get("b"))
+                dispatcher.handle(ev.InputsGivenBack(container_id, leases, begun))
             elif kind == "init_failed":
                 dispatcher.handle(ev.WorkerInitFailed(container_id, payloads[0] if payloads else b""))
             elif kind == "drain":

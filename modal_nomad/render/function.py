@@ -105,6 +105,7 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
         "MODAL_ENVIRONMENT": settings.environment,
         "MODAL_WORKER_TOKEN_FILE": f"${{NOMAD_SECRETS_DIR}}/nomad_{IDENTITY_NAME}.jwt",
         "MODAL_RUNTIME_DIR": "${NOMAD_TASK_DIR}/runtime",
+        "MODAL_KILL_TIMEOUT": f"{settings.kill_timeout:g}",
     }
     if spec.code_bundle:
         ours["MODAL_CODE_DIR"] = "${NOMAD_TASK_DIR}/code"

@@ -45,6 +45,8 @@ class SyncWebSocket:
         self._poll: Any = None
         # One TLS session must not read and write at once; a plain socket may.
         self._tls = hasattr(sock, "pending")
+        self._alarm = -1
+        self.alarms = b""
 
     @classmethod
     def connect(
@@ -124,10 +126,11 @@ class SyncWebSocket:
         pending = getattr(self._sock, "pending", None)
         if pending is not None and pending():
             return True
-        if self._poll is None:
+        if self._poll is None or alarm != self._alarm:
             import select
 
-            self._poll = select.poll()
+            # Anew when there is an alarm to watch: the handshake is read without one.
+            self._poll, self._alarm = select.poll(), alarm
             try:
                 self._poll.register(self._sock, select.POLLIN)
                 if alarm >= 0:
@@ -138,7 +141,7 @@ class SyncWebSocket:
         if not ready:
             return False
         if ready[0][0] == alarm or len(ready) > 1:
-            os.read(alarm, 4096)
+            self.alarms += os.read(alarm, 4096)
             return False
         return True
 

@@ -4,19 +4,52 @@ import asyncio
 import signal
 from contextlib import suppress
 from time import monotonic
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+from types import coroutine
+from typing import Any, Callable, Deque, Dict, Generator, List, Optional, Tuple
 
 from .._execution_context import current_work
+from ..exception import InputCancellation
 from ..wire import frames
 from ..wire.serialization import dumps, loads
+from ..wire.spec import CLEANUP_SECONDS
 from ._outbox import MAX_BYTES, Outbox, Values, Work, stopped
 from ._pool import FLUSH_DURING, GIVE_BACK_AFTER, STUCK_AFTER
 
 
+class _Cancellation(InputCancellation, asyncio.CancelledError):
+    """What a cancelled input's coroutine meets: asyncio's own means, and user code, both know it."""
+
+
+@coroutine
+def _told(awaitable: Any, running: "_Running") -> Generator[Any, Any, Any]:
+    """Await, with the cancellation of the input arriving as InputCancellation."""
+    steps = awaitable.__await__()
+    try:
+        future = steps.send(None)
+        while True:
+            try:
+                value = yield future
+            except asyncio.CancelledError as error:
+                told = error
+                if running.pending is not None and running.pending[0] == frames.TERMINATED:
+                    told = _Cancellation("the input was cancelled")
+                future = steps.throw(told)
+            except GeneratorExit:
+                steps.close()
+                raise
+            except BaseException as error:
+                future = steps.throw(error)
+            else:
+                future = steps.send(value)
+    except StopIteration as end:
+        return end.value
+
+
 class _Running:
-    __slots__ = ("pending", "started", "task")
+    __slots__ = ("delivered", "pending", "started", "task")
 
     def __init__(self) -> None:
+        self.delivered = False
         self.task: Optional[asyncio.Task[None]] = None
         self.started = monotonic()
         self.pending: Optional[Tuple[int, float]] = None
@@ -47,6 +80,7 @@ class LoopPool:
         self.stopping = False
         self.abandoned = False
         self.active: Dict[Any, _Running] = {}
+        self._serving = False
         self._loop = asyncio.new_event_loop()
         self._ended = self._loop.create_future()
         self._flushing = False
@@ -57,14 +91,18 @@ class LoopPool:
         loop = self._loop
         asyncio.set_event_loop(loop)
         loop.call_soon(self._start)
+        self._serving = True
         try:
             loop.run_until_complete(self._ended)
             self.outbox.flush()
         except KeyboardInterrupt:
-            self.request_drain()
-            self.give_back(self.running())
             self.abandoned = True
+            self.request_drain()
+            running = self.running()
+            self.active.clear()
+            self.give_back(running)
         finally:
+            self._serving = False
             left = asyncio.all_tasks(loop)
             for task in left:
                 task.cancel()
@@ -74,6 +112,25 @@ class LoopPool:
             loop.run_until_complete(loop.shutdown_asyncgens())
             asyncio.set_event_loop(None)
             loop.close()
+
+    def interruptible(self) -> bool:
+        """Tell whether a KeyboardInterrupt in the main thread meets the loop."""
+        return self._serving
+
+    def preempt(self) -> bool:
+        """Cancel what runs; what does not end by itself then is given back. In a signal handler.
+
+        Returns:
+            Whether the handler is to raise KeyboardInterrupt: never here.
+        """
+        self.abandoned = True
+        self._call(self._cancel_all)
+        return False
+
+    def _cancel_all(self) -> None:
+        for running in self.active.values():
+            if running.task is not None:
+                running.task.cancel()
 
     def stop(self) -> None:
         """End when nothing is being run. Safe in a signal handler."""
@@ -120,8 +177,9 @@ class LoopPool:
             if elapsed < GIVE_BACK_AFTER:
                 all_long = False
             if running.pending is not None:
-                wait = min(wait, max(0.0, running.pending[1] + STUCK_AFTER - now))
-                if now > running.pending[1] + STUCK_AFTER:
+                limit = CLEANUP_SECONDS if running.delivered else STUCK_AFTER
+                wait = min(wait, max(STUCK_AFTER / 50, running.pending[1] + limit - now))
+                if now > running.pending[1] + limit:
                     stuck = lease
             elif elapsed >= self.timeout:
                 self._interrupt(running, frames.TIMEOUT)
@@ -139,10 +197,15 @@ class LoopPool:
     def _interrupt(self, running: _Running, status: int) -> None:
         if running.pending is None and running.task is not None:
             running.pending = (status, monotonic())
-            self._call(lambda task=running.task: task.cancel())  # type: ignore[misc]
+            self._call(lambda: self._deliver(running))
+
+    def _deliver(self, running: _Running) -> None:
+        running.delivered = True
+        if running.task is not None:
+            running.task.cancel()
 
     def _start(self) -> None:
-        while len(self.active) < self.slots:
+        while len(self.active) < self.slots and not self.abandoned:
             try:
                 work = self.queue.popleft()
             except IndexError:
@@ -161,7 +224,7 @@ class LoopPool:
             args, kwargs = loads(data)
             result = self.function(*args, **kwargs)
             if hasattr(result, "__await__"):
-                result = await result
+                result = await _told(result, running)
             data = dumps(result)
             if len(data) <= frames.INLINE_LIMIT:
                 output = (lease, frames.SUCCESS, 0, data)
@@ -172,8 +235,11 @@ class LoopPool:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if self.abandoned:
-                raise
+            if self.abandoned and isinstance(error, asyncio.CancelledError):
+                if self.active.pop(lease, None) is not None:
+                    self.give_back([lease])
+                self._start()
+                return
             output = self.values.failure(lease, error) if running.pending is None else stopped(lease, 0, 0)
         if running.pending is not None:
             output = stopped(lease, running.pending[0], self.timeout)

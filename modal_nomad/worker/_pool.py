@@ -1,6 +1,7 @@
 """Running synchronous functions: one lane on the main thread, or a lane per slot in threads."""
 
 import signal
+import sys
 import threading
 from collections import deque
 from contextlib import suppress
@@ -12,17 +13,17 @@ from .._execution_context import current_work
 from ..exception import FunctionTimeoutError, InputCancellation
 from ..wire import frames
 from ..wire.serialization import dumps, loads
+from ..wire.spec import CLEANUP_SECONDS
+from ._ending import INTERRUPT, put_off
 from ._outbox import MAX_BYTES, MAX_OUTPUTS, Outbox, Values, Work, stopped
 
 FLUSH_BEFORE = 0.002
 FLUSH_DURING = 0.005
 GIVE_BACK_AFTER = 0.02
 STUCK_AFTER = 5.0
-# A real-time signal: user code has its own plans for SIGALRM and SIGUSR1.
-INTERRUPT = getattr(signal, "SIGRTMIN", signal.SIGUSR2 - 7) + 7
 
-Pending = Tuple[Any, int, float]
-"""What was thrown into a lane: the lease it is meant for, the status it means, when."""
+Pending = Tuple[Any, int, float, Any]
+"""What was thrown into a lane: the lease it is meant for, the status it means, when, and where it was."""
 
 
 def thrown(status: int, timeout: float) -> BaseException:
@@ -69,6 +70,8 @@ class Pool:
         self.turn: Any = None
         self.stopping = False
         self.abandoned = False
+        self.returned = False
+        self._serving = False
         self._grow = threading.Lock()
         self._stopped: SimpleQueue[None] = SimpleQueue()
 
@@ -80,6 +83,7 @@ class Pool:
             self.lanes.append(lane)
             lane.run()
             return
+        self._serving = True
         try:
             self.wake(len(self.queue))
             # In turns: a signal that the kernel hands to a slot's thread wakes nobody here.
@@ -90,8 +94,30 @@ class Pool:
                 while lane.thread.is_alive():
                     lane.thread.join(0.2)
         except KeyboardInterrupt:
-            self.give_back(self.running())
             self.abandoned = True
+            running, self.returned = self.running(), True
+            self.give_back(running)
+        self._serving = False
+
+    def interruptible(self) -> bool:
+        """Tell whether a KeyboardInterrupt in the main thread meets user code, or a wait for it."""
+        if self.slots == 1:
+            return any(lane.lease is not None for lane in self.lanes)
+        return self._serving
+
+    def preempt(self) -> bool:
+        """Interrupt what runs; what does not end by itself then is given back. In a signal handler.
+
+        Returns:
+            Whether the handler is to raise KeyboardInterrupt, because user code runs in its thread.
+        """
+        self.abandoned = True
+        if self.slots == 1:
+            return self.interruptible()
+        for lane in list(self.lanes):
+            if lane.lease is not None:
+                _throw(lane.ident, KeyboardInterrupt)
+        return False
 
     def stop(self) -> None:
         """Let the lanes end when they have nothing to do. Safe in a signal handler."""
@@ -171,8 +197,10 @@ class Pool:
                     all_long = False
                 pending = lane.pending
                 if pending is not None and pending[0] == lease:
-                    wait = min(wait, max(0.0, pending[2] + STUCK_AFTER - now))
-                    if now > pending[2] + STUCK_AFTER:
+                    # Where user code has moved since, it cleans up.
+                    limit = STUCK_AFTER if position(lane.ident) == pending[3] else CLEANUP_SECONDS
+                    wait = min(wait, max(STUCK_AFTER / 50, pending[2] + limit - now))
+                    if now > pending[2] + limit:
                         stuck = lease
                 elif elapsed >= self.timeout:
                     lane.interrupt(lease, frames.TIMEOUT)
@@ -311,7 +339,7 @@ class Lane:
         if isinstance(error, KeyboardInterrupt):
             self.pool.request_drain()
             if self.pool.abandoned:
-                self.pool.give_back([lease])
+                self._return(lease)
                 return
         self.outbox.items.append(self.pool.values.failure(lease, error))
 
@@ -319,6 +347,10 @@ class Lane:
         lease, self.lease = self.lease, None
         self.pool.request_drain()
         if lease is not None:
+            self._return(lease)
+
+    def _return(self, lease: Any) -> None:
+        if not self.pool.returned:
             self.pool.give_back([lease])
 
     def _ended_by_throw(self, lease: Any) -> None:
@@ -332,7 +364,7 @@ class Lane:
             if self.pending is not None:
                 return True
             # First the mark, then the look: the lane does these the other way round.
-            self.pending = (lease, status, monotonic())
+            self.pending = (lease, status, monotonic(), position(self.ident))
             if self.lease != lease:
                 self.pending = None
                 return False
@@ -345,7 +377,7 @@ class Lane:
     def on_signal(self, number: int, frame: Any) -> None:
         """Raise in the main thread what ``interrupt`` asked for, if it still concerns this input."""
         pending = self.pending
-        if pending is not None and pending[0] == self.lease:
+        if pending is not None and pending[0] == self.lease and not put_off(number, frame):
             raise thrown(pending[1], self.pool.timeout)
 
     def _forget_throw(self) -> None:
@@ -356,6 +388,12 @@ class Lane:
                     _throw(self.ident, None)
         except (FunctionTimeoutError, InputCancellation):
             self.pending = None
+
+
+def position(ident: int) -> Any:
+    """Return where a thread is in its code."""
+    frame = sys._current_frames().get(ident)
+    return None if frame is None else (id(frame), frame.f_lasti)
 
 
 def _throw(ident: int, kind: Optional[type]) -> None:

@@ -9,9 +9,11 @@ from collections import deque
 from itertools import repeat
 from typing import Any, Callable, Deque, Dict, List, Optional
 
+from ..exception import FunctionTimeoutError
 from ..wire import frames
 from ..wire.spec import FunctionSpec
 from ._capture import Capture, leave_signals_to_main
+from ._ending import FOREVER, INTERRUPT, Ending
 from ._loader import load_function, place_files, prepare
 from ._outbox import Outbox, Values, Work, pack, stopped
 from ._session import FIRST_HEARTBEAT, HEARTBEAT, Gone, Refused, Session, Settings
@@ -39,7 +41,9 @@ class Runner:
         self._capture: Optional[Capture] = None
         self._draining = False
         self._closing = False
-        self._signals = 0
+        self._born = time.monotonic()
+        self._ending = Ending(settings.grace)
+        self._said_drain = False
         self._to_cancel: Dict[Any, float] = {}
         self._spec: Optional[FunctionSpec] = None
         self._turn = Turn(self._session, self._handle, self._wake_lane)
@@ -61,6 +65,8 @@ class Runner:
         self._capture = Capture(self._session.send_log)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
+        signal.signal(INTERRUPT, lambda number, frame: None)
+        self._session.wake_on_signals()
         reader = threading.Thread(target=self._read, name="modal-reader", daemon=True)
         reader.start()
         code = 0
@@ -73,7 +79,7 @@ class Runner:
         except KeyboardInterrupt:
             self._draining = True
             if self._pool is not None:
-                self._give_back(self._pool.running())
+                self._give_back_begun(self._pool.running())
         return self._finish(code)
 
     def _load(self, spec: FunctionSpec) -> Optional[Callable[..., Any]]:
@@ -113,7 +119,7 @@ class Runner:
             lambda: Outbox(self._session, self._sync),
             spec.slots,
             spec.timeout,
-            self._give_back,
+            self._give_back_begun,
             self.request_drain,
         )
         self._pool = pool
@@ -134,10 +140,12 @@ class Runner:
             time.sleep(0.02)
         import atexit
 
+        self._ending.hooks = True
         try:
             atexit._run_exitfuncs()
         except BaseException as error:
             sys.stderr.write(f"modal-nomad worker: an exit handler failed: {error!r}\n")
+        self._ending.hooks = False
         if self._capture is not None:
             self._capture.close()
         self._closing = True
@@ -159,18 +167,27 @@ class Runner:
             self._pool.stop()
 
     def _on_signal(self, number: int, frame: Any) -> None:
-        self._signals += 1
+        ending = self._ending
+        if not ending.note(number, frame):
+            return
         pool = self._pool
         if pool is None:
             raise KeyboardInterrupt
         self.request_drain()
-        if self._signals > 1:
+        if ending.signals == 1:
+            if number == signal.SIGINT and pool.preempt():
+                raise KeyboardInterrupt
+        elif pool.interruptible() or ending.hooks:
             pool.abandoned = True
             raise KeyboardInterrupt
 
     def _give_back(self, leases: List[Any]) -> None:
         if leases:
             self._session.send({"t": "back", "x": leases})
+
+    def _give_back_begun(self, leases: List[Any]) -> None:
+        if leases:
+            self._session.send({"t": "back", "x": leases, "b": 1})
 
     def _give_back_queued(self) -> None:
         self._give_back([work[0] for work in self._take_queued()])
@@ -243,11 +260,18 @@ class Runner:
     def _tick(self, now: float) -> float:
         pool = self._pool
         if pool is None:
-            return HEARTBEAT
+            return self._check_start(now)
         wait: float
         wait, all_long, stuck = pool.tick(now)
         if stuck is not None:
             self._end_stuck(stuck)
+        for number in self._session.signals():
+            if number in (signal.SIGTERM, signal.SIGINT):
+                self._ending.begin(number)
+                # The kernel may have given it to a thread that runs no handlers: the main one must get up.
+                signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
+        if self._ending.told:
+            wait = min(wait, self._check_end(now))
         if self._queue and (all_long or self._draining):
             self._give_back_queued()
         if self._to_cancel:
@@ -256,6 +280,36 @@ class Runner:
                     del self._to_cancel[lease]
             wait = min(wait, 0.005)
         return wait
+
+    def _check_start(self, now: float) -> float:
+        """End a container that is not ready in time, whatever its main thread does; gives the time left."""
+        limit = self._spec.startup_timeout if self._spec is not None else None
+        # Where only a timeout is set, which is about inputs, the dispatcher is more patient.
+        if limit is None or self._draining:
+            return HEARTBEAT
+        left = self._born + limit - now
+        if left > 0:
+            return min(left, HEARTBEAT)
+        text = f"the container was not ready within its startup_timeout of {limit:g} s: raise startup_timeout"
+        self._session.send({"t": "init_failed"}, [pack(FunctionTimeoutError(text))])
+        self._die(EXIT_FAILED, text)
+        return 0.0
+
+    def _check_end(self, now: float) -> float:
+        """Hold a container that was told to end to its grace period; gives the time left."""
+        if not self._said_drain:
+            self._said_drain = self._draining = True
+            self._session.send({"t": "drain"})
+        ending = self._ending
+        if now >= ending.last:
+            self._pool.flush()
+            self._give_back_begun(self._pool.running())
+            self._give_back_queued()
+            self._die(EXIT_STUCK, "user code did not end within the grace period; its inputs run elsewhere")
+        if now >= ending.interrupt_at and self._pool.running():
+            ending.interrupt_at = FOREVER
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+        return max(0.01, min(ending.interrupt_at, ending.last) - now)
 
     def _handle(self, header: Dict[str, Any], payloads: List[bytes]) -> None:
         kind = header["t"]
@@ -306,8 +360,8 @@ class Runner:
         outbox.items.append(stopped(lease, pool.pending_status(lease), timeout))
         pool.flush()
         outbox.flush(sync_logs=False)
-        others = [x for x in pool.running() if x != lease]
-        self._give_back(others + [work[0] for work in self._take_queued()])
+        self._give_back_begun([x for x in pool.running() if x != lease])
+        self._give_back_queued()
         self._die(EXIT_STUCK, "user code did not end after its timeout or cancellation; the container ends")
 
     def _die(self, code: int, text: str) -> None:

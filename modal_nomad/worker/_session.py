@@ -1,6 +1,7 @@
 """The worker's one connection: hello, frames out, reconnect, and nothing lost on the way."""
 
 import os
+import signal
 import threading
 import time
 from contextlib import suppress
@@ -11,6 +12,7 @@ from ..wire.transport import BlobClient, SyncWebSocket
 from ._usage import CpuClock
 
 HEARTBEAT = 5.0
+DEFAULT_GRACE = 30.0
 FIRST_HEARTBEAT = 1.0
 RECONNECT_FOR = 60.0
 _FIRST_DELAY = 0.05
@@ -42,6 +44,7 @@ class Settings:
         self.container = environ["MODAL_TASK_ID"]
         self.code_dir = environ.get("MODAL_CODE_DIR")
         self.runtime_dir = environ.get("MODAL_RUNTIME_DIR")
+        self.grace = float(environ.get("MODAL_KILL_TIMEOUT") or DEFAULT_GRACE)
         self._token = environ.get("MODAL_WORKER_TOKEN", "")
         self._token_file = environ.get("MODAL_WORKER_TOKEN_FILE")
 
@@ -72,6 +75,7 @@ class Session:
         self._alarm = os.pipe()
         for end in self._alarm:
             os.set_blocking(end, False)
+        self.alarms = b""
         self.slots = 1
         self.cpu = CpuClock()
 
@@ -156,12 +160,27 @@ class Session:
         ws = self._ws
         if ws is None:
             raise ConnectionError("not connected")
-        return ws.recv(timeout, self._alarm[0])
+        data = ws.recv(timeout, self._alarm[0])
+        if ws.alarms:
+            self.alarms += ws.alarms
+            ws.alarms = b""
+        return data
 
     def wake(self) -> None:
         """Have who is in ``receive``, or comes there next, return. Safe in a signal handler."""
         with suppress(BlockingIOError):
             os.write(self._alarm[1], b"\0")
+
+    def wake_on_signals(self) -> None:
+        """Have signals wake who is in ``receive``, even where no handler can run. In the main thread."""
+        signal.set_wakeup_fd(self._alarm[1], warn_on_full_buffer=False)
+
+    def signals(self) -> bytes:
+        """Return the numbers of the signals that came since the last call, a byte each."""
+        if not self.alarms:
+            return b""
+        alarms, self.alarms = self.alarms, b""
+        return alarms.replace(b"\0", b"")
 
     def send(self, header: Dict[str, Any], payloads: Sequence[bytes] = ()) -> bool:
         """Send a frame that means nothing on another connection; False when there is none."""

@@ -37,6 +37,7 @@ class Worker:
         self.blobs: dict[str, bytes] = {}
         self.logs = {1: b"", 2: b""}
         self._logged = asyncio.Event()
+        self.draining = asyncio.Event()
         self.order: list[str] = []
         self.refuse: list[str] | None = None
         self.hello: dict[str, Any] = {}
@@ -100,6 +101,10 @@ class Worker:
                 self.logs[header["s"]] += payloads[0]
                 self.order.append("log")
                 self._logged.set()
+            elif header["t"] == "drain":
+                # May come at any moment once a worker was told to end.
+                self.order.append("drain")
+                self.draining.set()
             elif header["t"] != "hb":
                 self.order.append(header["t"])
                 self.frames.put_nowait((header, payloads))
@@ -174,10 +179,12 @@ class Worker:
 
 
 @asynccontextmanager
-async def worker(home: Path, code: str, *, ready: bool = True, **spec: Any) -> AsyncIterator[Worker]:
+async def worker(
+    home: Path, code: str, *, ready: bool = True, environ: dict[str, str] | None = None, **spec: Any
+) -> AsyncIterator[Worker]:
     """A running worker of a module whose function is ``f``."""
     one = Worker(home, spec, code)
-    await one.start()
+    await one.start(**(environ or {}))
     try:
         if ready:
             await one.next("ready")
