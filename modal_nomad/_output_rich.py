@@ -61,12 +61,12 @@ class RichOutput(OutputManager):
         """Take a call off the display; what took a while leaves a line behind."""
         with self._lock:
             self._calls.remove(call)
+            self._region.refresh()
             seconds = time.monotonic() - call.started
             if not call.one and call.is_complete and seconds >= SHOW_AFTER_SECONDS:
                 name = (call.function_name, "bold")
                 words = f": {_count(call.done)} inputs done in {_seconds(seconds)}."
                 self._print(Text.assemble(("✓ ", "green"), name, words))
-            self._region.refresh()
 
     def container_event(self, kind: str, function_name: str, container_id: str, reason: str) -> None:
         """Count a Function's containers, and keep the reason why one waits beside its bar."""

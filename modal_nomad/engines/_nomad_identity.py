@@ -21,11 +21,19 @@ class NomadIdentities:
 
     Args:
         client: the adapter.
+        placed: the container of an allocation that the event stream has told of, or None. It spares a
+            starting container a question to Nomad.
         clock: seconds, monotonic.
     """
 
-    def __init__(self, client: NomadClient, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        client: NomadClient,
+        placed: Callable[[str], str | None] = lambda allocation_id: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._client = client
+        self._placed = placed
         self._clock = clock
         self._keys: dict[str, Any] = {}
         self._read_at = -_KEYS_SECONDS
@@ -58,7 +66,11 @@ class NomadIdentities:
             key = await self._key(str(jwt.get_unverified_header(token).get("kid")))
             claims = jwt.decode(token, key, algorithms=["RS256", "EdDSA"], audience=AUDIENCE)
             # The claims name the parent job; which child it is, only the allocation tells.
-            allocation = await self._client.allocation(str(claims.get("nomad_allocation_id", "")))
+            allocation_id = str(claims.get("nomad_allocation_id", ""))
+            known = self._placed(allocation_id)
+            if known is not None:
+                return f"container:{known}"
+            allocation = await self._client.allocation(allocation_id)
         except (jwt.PyJWTError, NomadError) as error:
             raise AuthError(f"the workload identity is not valid: {error}") from error
         job_id = str(allocation.get("JobID", ""))

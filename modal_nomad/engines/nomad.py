@@ -104,7 +104,8 @@ class NomadEngine(Engine):
         core_mhz: int = 1000,
     ) -> None:
         self.client = NomadClient(settings)
-        self.identify = NomadIdentities(self.client).identify
+        self._placed: dict[str, str] = {}
+        self.identify = NomadIdentities(self.client, self._placed.get).identify
         self._namespace = namespace
         self._core_mhz = core_mhz
         self._capacity = NomadCapacity(self.client, node_pool, datacenters)
@@ -415,6 +416,7 @@ class NomadEngine(Engine):
         container.index = index
         container.task = container.task or task_of(allocation)
         event = allocation_event(container.event.container_id, allocation)
+        self._placed[event.allocation_id] = event.container_id
         self._change(container, event)
         if event.state is ContainerState.LOST:
             # Should its node come back, this container's work has long been given to another.
@@ -455,7 +457,7 @@ class NomadEngine(Engine):
         if surplus > 0:
             ended = [key for key, c in self._containers.items() if c.event.state.ended]
             for key in ended[:surplus]:
-                del self._containers[key]
+                self._placed.pop(self._containers.pop(key).event.allocation_id, None)
 
     def _tell(self, event: ContainerEvent) -> None:
         for queue in self._queues:

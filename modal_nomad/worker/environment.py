@@ -173,7 +173,7 @@ def _base_python() -> str:
 
 def _build(spec: ImageSpec, directory: Path, log: Log, fetch: Optional[Fetch]) -> None:
     uv = find_uv()
-    python = _base_python() if _running(spec.python) else str(spec.python)
+    python = _base_python() if _running(spec.python) else _pyenv_python(spec) or str(spec.python)
     if uv is not None:
         command = [uv, "venv", "--quiet", "--no-config", "--no-project", "--no-python-downloads"]
         _run([*command, "--python", python, str(directory)], log, _no_python(spec, uv=True))
@@ -233,9 +233,21 @@ def _seeing(
     return [_base_python(), "-I", "-S", str(program), str(plan)]
 
 
+def _pyenv_python(spec: ImageSpec) -> Optional[str]:
+    """Return pyenv's newest interpreter of a version; its shims on PATH run none but the chosen ones."""
+    versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
+    wanted = str(spec.python).split(".")
+    found = []
+    for python in versions.glob("*/bin/python"):
+        numbers = python.parent.parent.name.split(".")
+        if numbers[: len(wanted)] == wanted and all(x.isdigit() for x in numbers):
+            found.append(([int(x) for x in numbers], str(python)))
+    return max(found)[1] if found else None
+
+
 def _python_on_path(spec: ImageSpec) -> str:
     minor = ".".join(str(spec.python).split(".")[:2])
-    found = shutil.which(f"python{minor}")
+    found = _pyenv_python(spec) or shutil.which(f"python{minor}")
     if found is None:
         raise ImageBuildError(_no_python(spec, uv=False))
     return found

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from modal_nomad.exception import ImageBuildError
-from modal_nomad.wire.spec import ImageSpec
+from modal_nomad.wire.spec import ImageLayer, ImageSpec
 from modal_nomad.worker import environment
 
 
@@ -110,6 +110,45 @@ def test_how_builders_say_unreachable(line: str, unreachable: bool) -> None:
     assert bool(environment._UNREACHABLE.search(line)) is unreachable
 
 
+def test_the_environment_of_a_step_reaches_the_builder(tmp_path: Path, wheels: Path) -> None:
+    env = {"UV_FIND_LINKS": str(wheels), "UV_NO_INDEX": "1"}
+    image = {"python": None, "layers": [{"kind": "pip", "args": ["tinypkg"], "options": {"env": env}}]}
+    assert _run([str(environment.ensure(image, tmp_path / "environments"))], "import tinypkg") == ""
+
+
+def test_what_the_installer_is_told() -> None:
+    options = {
+        "index_url": "https://one.example",
+        "extra_index_url": "https://two.example",
+        "find_links": "/wheels",
+        "pre": True,
+        "extra_options": "--no-deps --no-clean",
+    }
+    layer = ImageLayer("pip", ("a",), options)
+    places = [
+        "--index-url",
+        "https://one.example",
+        "--extra-index-url",
+        "https://two.example",
+        "--find-links",
+        "/wheels",
+    ]
+    assert environment._options(layer, uv=True) == [*places, "--prerelease", "allow", "--no-deps"]
+    assert environment._options(layer, uv=False) == [*places, "--pre", "--no-deps", "--no-clean"]
+
+
+def test_copied_files_that_cannot_be_fetched_are_named(tmp_path: Path) -> None:
+    image = {"layers": [{"kind": "copy", "args": ["/data"], "options": {"manifest": "0" * 64}}]}
+
+    def fetch(sha: str) -> bytes:
+        raise KeyError(sha)
+
+    with pytest.raises(ImageBuildError, match=r"step copy /data cannot be fetched .*publish the app again"):
+        environment.ensure(image, tmp_path / "environments", fetch=fetch)
+    with pytest.raises(ImageBuildError, match="nothing here can fetch them"):
+        environment.ensure(image, tmp_path / "environments")
+
+
 def test_remains_of_a_killed_build_are_replaced(tmp_path: Path, wheels: Path) -> None:
     image, root = _image(wheels, "tinypkg"), tmp_path / "environments"
     (root / ImageSpec.from_dict(image).environment_key / "bin").mkdir(parents=True)
@@ -144,3 +183,15 @@ def test_an_unwritable_root_names_the_remedy(tmp_path: Path, wheels: Path) -> No
     (tmp_path / "file").touch()
     with pytest.raises(ImageBuildError, match="MODAL_ENVIRONMENTS_DIR"):
         environment.ensure(_image(wheels, "tinypkg"), tmp_path / "file" / "environments")
+
+
+def test_pyenvs_interpreters_are_found_behind_its_shims(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("3.9.2", "3.9.18", "3.91.0", "3.9-dev", "pypy3.9-7.3"):
+        (tmp_path / "versions" / name / "bin").mkdir(parents=True)
+        (tmp_path / "versions" / name / "bin" / "python").touch()
+    monkeypatch.setenv("PYENV_ROOT", str(tmp_path))
+    found = environment._pyenv_python(ImageSpec(python="3.9"))
+    assert found == str(tmp_path / "versions" / "3.9.18" / "bin" / "python")
+    assert environment._pyenv_python(ImageSpec(python="3.8")) is None

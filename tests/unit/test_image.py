@@ -217,6 +217,15 @@ def test_imports(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError
 
 
+def test_an_id_in_a_container_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODAL_IS_REMOTE", "1")
+    image = Image.from_id("im-" + "a" * 64)
+    assert image.object_id == "im-" + "a" * 64 and image != Image.from_id("im-" + "b" * 64)
+    monkeypatch.setenv(DEFINITION_VARIABLE, image.env({"A": "1"})._definition)
+    with pytest.raises(ImportError), image.imports():
+        raise ImportError
+
+
 @pytest.mark.parametrize(
     ("patterns", "path", "matches"),
     [
