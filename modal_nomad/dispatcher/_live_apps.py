@@ -10,6 +10,7 @@ from typing import Any
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher._containers import FunctionState
 from modal_nomad.dispatcher._graces import Graces
+from modal_nomad.dispatcher._publication import check_publication
 from modal_nomad.dispatcher.apps import AppRegistry
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.sessions import ClientSession
@@ -72,13 +73,14 @@ class LiveApps:
         self._graces.close()
 
     async def publish(self, args: dict[str, Any], session: ClientSession) -> dict[str, Any]:
-        """Submit an App's jobs and make its Functions callable."""
+        """Submit an App's jobs and make its Functions callable.
+
+        Raises:
+            InvalidError: the arguments are malformed; nothing was done.
+        """
+        check_publication(args)
         token = session.identity.token
-        jobs = [
-            entry["job"]
-            for entry in args.get("functions") or ()
-            if isinstance(entry, dict) and "job" in entry
-        ]
+        jobs = [entry["job"] for entry in args.get("functions") or ()]
         # Before anything is recorded: an engine that refuses leaves the App as it was.
         await asyncio.gather(*(self.engine.submit(job, token=token) for job in jobs))
         published = await self.apps.publish(args, deployed_by=session.identity.name)

@@ -179,6 +179,8 @@ def faults_of(job: Job) -> list[str]:
     faults: list[str] = []
     if not isinstance(job.get("ID"), str) or not job["ID"]:
         faults.append("the job has no ID; give it one")
+    if not isinstance(job.get("Namespace") or "", str):
+        faults.append(f"the job's namespace {job['Namespace']!r} is no name; give it one")
     if job.get("Type") != "batch":
         faults.append(f"job type {job.get('Type')!r} is not supported here; use 'batch'")
     try:

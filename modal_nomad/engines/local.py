@@ -144,18 +144,23 @@ class LocalEngine(Engine):
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def validate(self, job: Job, *, token: str | None = None) -> list[str]:
-        faults = faults_of(job)
-        if not faults:
-            image = parse(job).image
-            if image is not None and image.layers and not self._ground.builds:
-                faults.append("this engine builds no image environments; use an image without packages")
+        try:
+            faults = faults_of(job)
+            image = parse(job).image if not faults else None
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as exc:
+            return [f"the job is malformed ({exc}); render it again with this version"]
+        if image is not None and image.layers and not self._ground.builds:
+            faults.append("this engine builds no image environments; use an image without packages")
         return faults
 
     async def plan(self, job: Job, *, token: str | None = None) -> PlanResult:
-        known = self._jobs.get(_key(job))
-        diff = diff_jobs(known[0] if known else None, job)
         faults = await self.validate(job)
-        group = str(((job.get("TaskGroups") or [{}])[0] or {}).get("Name") or "")
+        try:
+            known = self._jobs.get(_key(job))
+            diff = diff_jobs(known[0] if known else None, job)
+            group = str(((job.get("TaskGroups") or [{}])[0] or {}).get("Name") or "")
+        except (TypeError, ValueError, LookupError, AttributeError):
+            raise EngineError("; ".join(faults) or "the job is malformed; render it again") from None
         return PlanResult(diff["Type"] != "None", diff, failures={group: "; ".join(faults)} if faults else {})
 
     async def submit(self, job: Job, *, token: str | None = None) -> None:

@@ -40,7 +40,10 @@ class RetrySpec:
 
     def delay(self, attempt: int) -> float:
         """Return the seconds to wait before retry number ``attempt`` (1 is the first)."""
-        return min(self.max_delay, self.initial_delay * self.backoff_coefficient ** (attempt - 1))
+        try:
+            return min(self.max_delay, self.initial_delay * self.backoff_coefficient ** (attempt - 1))
+        except OverflowError:
+            return self.max_delay
 
 
 @dataclass(frozen=True)
