@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from modal_nomad.cli._root import app, main
+from modal_nomad.cli._root import main
 
-__all__ = ["app", "main"]
+__all__ = ["main"]

@@ -10,7 +10,7 @@ import pytest
 from click.testing import Result
 from typer.testing import CliRunner
 
-from modal_nomad.cli import app
+from modal_nomad.cli._root import app
 
 
 @pytest.fixture(autouse=True)

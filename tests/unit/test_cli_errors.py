@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from modal_nomad.cli import _errors, app
+from modal_nomad.cli import _errors
+from modal_nomad.cli._root import app
 from modal_nomad.exception import NotFoundError
 
 

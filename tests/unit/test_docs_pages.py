@@ -12,7 +12,7 @@ import pytest
 import typer.main
 
 from modal_nomad import config
-from modal_nomad.cli import app
+from modal_nomad.cli._root import app
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.hashicorp.nomad import NomadSettings
 from modal_nomad.render import RenderSettings
