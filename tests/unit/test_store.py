@@ -250,3 +250,26 @@ async def test_closing_finishes_what_was_accepted(tmp_path: Path) -> None:
     (page,) = await _pending(store)
     assert len(page.inputs) == 50
     await store.close()
+
+
+async def test_a_full_disk_refuses_every_write_of_a_commit_and_forgets_none_before(
+    store: SqliteStore,
+) -> None:
+    await store.add_inputs("fc-before", "fu-1", _inputs(0))
+    # What SQLite does at this bound is what it does on a full disk.
+    (pages,) = await store._write(lambda db: db.execute("PRAGMA page_count").fetchone())
+    await _bound(store, pages + 4)
+    large = [StoredInput(i, b"x" * 4000) for i in range(50)]
+    results = await asyncio.gather(
+        *(store.add_inputs(f"fc-{i}", "fu-1", large) for i in range(3)), return_exceptions=True
+    )
+    assert all(isinstance(x, StoreError) and "free some disk space" in str(x) for x in results), results
+    assert [page.call.call_id for page in await _pending(store)] == ["fc-before"]
+    await _bound(store, 1 << 30)
+    await store.add_inputs("fc-after", "fu-1", large)
+    assert [page.call.call_id for page in await _pending(store)] == ["fc-before", "fc-after"]
+
+
+async def _bound(store: SqliteStore, pages: int) -> None:
+    # Not by a write: those are inside a transaction already.
+    store._connections[0].execute(f"PRAGMA max_page_count = {pages}")
