@@ -16,8 +16,11 @@ if TYPE_CHECKING:
     from . import config
     from ._execution_context import current_function_call_id, current_input_id, is_local
     from ._output import enable_output
+    from ._parameters import parameter
+    from ._partial_function import batched, build, concurrent, enter, exit, method
     from .app import App
     from .client import Client
+    from .cls import Cls
     from .exception import Error
     from .file_pattern_matcher import FilePatternMatcher
     from .functions import Function, FunctionCall, gather
@@ -29,41 +32,58 @@ __version__ = "0.1.0"
 __all__ = [
     "App",
     "Client",
+    "Cls",
     "Error",
     "FilePatternMatcher",
     "Function",
     "FunctionCall",
     "Image",
     "Retries",
+    "batched",
+    "build",
+    "concurrent",
     "config",
     "current_function_call_id",
     "current_input_id",
     "enable_output",
+    "enter",
+    "exit",
     "gather",
     "is_local",
+    "method",
+    "parameter",
 ]
 
 # Where each name is; loaded when first asked for, so that a container pays for what it uses.
 _PLACES = {
     "App": "app",
     "Client": "client",
+    "Cls": "cls",
     "Error": "exception",
     "FilePatternMatcher": "file_pattern_matcher",
     "Function": "functions",
     "FunctionCall": "functions",
     "Image": "image",
     "Retries": "retries",
+    "batched": "_partial_function",
+    "build": "_partial_function",
+    "concurrent": "_partial_function",
     "current_function_call_id": "_execution_context",
     "current_input_id": "_execution_context",
     "enable_output": "_output",
+    "enter": "_partial_function",
+    "exit": "_partial_function",
     "gather": "functions",
     "is_local": "_execution_context",
+    "method": "_partial_function",
+    "parameter": "_parameters",
 }
 _SUBMODULES = frozenset(
     {
         "app",
         "call_graph",
         "client",
+        "cls",
         "config",
         "exception",
         "file_pattern_matcher",

@@ -56,23 +56,13 @@ def function_info(
         inner = inner.func
     qualname = getattr(raw_f, "__qualname__", "") or getattr(inner, "__qualname__", "")
     module, file = import_name(getattr(raw_f, "__module__", None) or "__main__")
-    local = "<locals>" in qualname or "<lambda>" in qualname or not qualname
+    local = _is_local(qualname)
     if not serialized and file is not None and not local and "." in qualname:
         raise InvalidError(
             f"{qualname} is a method; @app.function() takes functions, use @app.cls() for classes"
         )
-    # A notebook or a REPL has no file to import from: its functions can only travel as themselves.
-    serialized = serialized or (module == "__main__" and file is None)
-    if local and not serialized:
-        raise InvalidError(
-            f"{qualname or raw_f!r} is not in global scope; move it there or use function(serialized=True)"
-        )
+    serialized = _travels_itself(raw_f, qualname, module, file, serialized, "function")
     yields = inspect.isgeneratorfunction(inner) or inspect.isasyncgenfunction(inner)
-    main = sys.modules.get("__main__")
-    if not serialized and main is not None and module_file(main) == file:
-        # What the container sends back names the script's classes by this name: they must be the ones
-        # that this process has, not those of a second import that would run the script again.
-        sys.modules.setdefault(module, main)
     tag = str(name or getattr(raw_f, "__name__", "") or getattr(inner, "__name__", "function"))
     return FunctionInfo(
         raw_f=raw_f,
@@ -84,3 +74,46 @@ def function_info(
         is_generator=yields if is_generator is None else is_generator,
         is_async=inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner),
     )
+
+
+def class_place(user_cls: type, *, serialized: bool, suffix: str) -> FunctionInfo:
+    """Look where a class stands that ``@app.cls()`` decorates; ``suffix`` makes the name of its Function.
+
+    Raises:
+        InvalidError: for a class that is neither in global scope nor serialized.
+    """
+    qualname = user_cls.__qualname__
+    module, file = import_name(user_cls.__module__)
+    serialized = _travels_itself(user_cls, qualname, module, file, serialized, "cls")
+    return FunctionInfo(
+        raw_f=user_cls,
+        name=user_cls.__name__ + suffix,
+        module="" if serialized else module,
+        qualname=qualname,
+        file=file,
+        serialized=serialized,
+        is_generator=False,
+        is_async=False,
+    )
+
+
+def _is_local(qualname: str) -> bool:
+    return "<locals>" in qualname or "<lambda>" in qualname or not qualname
+
+
+def _travels_itself(
+    target: Any, qualname: str, module: str, file: str | None, serialized: bool, decorator: str
+) -> bool:
+    # A notebook or a REPL has no file to import from: what it defines can only travel as itself.
+    serialized = serialized or (module == "__main__" and file is None)
+    if _is_local(qualname) and not serialized:
+        raise InvalidError(
+            f"{qualname or target!r} is not in global scope; move it there or use "
+            f"{decorator}(serialized=True)"
+        )
+    main = sys.modules.get("__main__")
+    if not serialized and main is not None and module_file(main) == file:
+        # What the container sends back names the script's classes by this name: they must be the ones
+        # that this process has, not those of a second import that would run the script again.
+        sys.modules.setdefault(module, main)
+    return serialized

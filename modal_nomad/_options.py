@@ -93,6 +93,11 @@ class FunctionOptions:
     nonpreemptible: bool = False
     single_use_containers: bool = False
     include_source: bool = True
+    enable_memory_snapshot: bool = False
+    max_concurrent_inputs: int = 1
+    target_concurrent_inputs: int | None = None
+    batch_max_size: int | None = None
+    batch_wait_ms: int = 0
 
 
 def _is_number(value: Any) -> bool:
@@ -218,6 +223,8 @@ def function_options(
     max_inputs: int | None = None,
     single_use_containers: bool = False,
     include_source: bool | None = None,
+    enable_memory_snapshot: bool = False,
+    allow_concurrent_inputs: int | None = None,
 ) -> FunctionOptions:
     """Check the parameters of a Function, by their newer names.
 
@@ -265,7 +272,18 @@ def function_options(
         nonpreemptible=_flag("nonpreemptible", nonpreemptible),
         single_use_containers=_flag("single_use_containers", single_use_containers),
         include_source=True if include_source is None else _flag("include_source", include_source),
+        enable_memory_snapshot=_flag("enable_memory_snapshot", enable_memory_snapshot),
+        max_concurrent_inputs=_old_concurrency(allow_concurrent_inputs),
     )
+
+
+def _old_concurrency(value: Any) -> int:
+    if value is None:
+        return 1
+    warn_deprecated(
+        "'allow_concurrent_inputs' is now @modal.concurrent(max_inputs=...) or .with_concurrency(...)"
+    )
+    return _count("allow_concurrent_inputs", value, 1) or 1
 
 
 MAX_NAME_LENGTH = 64

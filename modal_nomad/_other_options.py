@@ -17,14 +17,12 @@ NO_EFFECT = frozenset(
         "_experimental_proxy_ip",
         "_experimental_restrict_output",
         "allow_cross_region_volumes",
-        "enable_memory_snapshot",
         "experimental_options",
         "routing_region",
     }
 )
 NOT_YET: Mapping[str, str] = {
     "_experimental_scheduler_placement": "name a region= or cloud= instead",
-    "allow_concurrent_inputs": "let more containers run, with max_containers=",
     "block_network": "start such code on a node without a route out",
     "i6pn": "containers reach each other by their nodes' addresses",
     "mounts": "add the files to the image with Image.add_local_dir",

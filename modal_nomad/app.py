@@ -8,7 +8,7 @@ import os
 import sys
 import warnings
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ._bridge import blocking, blocking_context, blocking_function, io
 from ._entrypoint import LocalEntrypoint, called_without_parentheses
@@ -26,19 +26,25 @@ from .config import in_container
 from .exception import ClientClosed, ConnectionError, InvalidError
 
 if TYPE_CHECKING:
-    from typing import ParamSpec
+    from typing import ParamSpec, Protocol
 
     from ._options import CpuRequest, MemoryRequest
     from .client import Client
+    from .cls import Cls
     from .functions import Function
     from .gpu import GPU
     from .image import Image
     from .retries import Retries
 
     P = ParamSpec("P")
+
+    class ClassDecorator(Protocol):
+        def __call__(self, user_cls: CLS_T) -> CLS_T: ...
+
 else:
     P = TypeVar("P")
 R = TypeVar("R")
+CLS_T = TypeVar("CLS_T")
 
 _logger = logging.getLogger("modal_nomad")
 
@@ -85,6 +91,7 @@ class App:
         self._image: Image | None = None
         self.image = image
         self._functions: dict[str, Function[..., Any]] = {}
+        self._classes: dict[str, Cls] = {}
         self._entrypoints: dict[str, LocalEntrypoint[..., Any]] = {}
         self._app_id: str | None = None
         self._client: Client | None = None
@@ -147,9 +154,9 @@ class App:
         return dict(self._functions)
 
     @property
-    def registered_classes(self) -> dict[str, Any]:
+    def registered_classes(self) -> dict[str, Cls]:
         """The App's classes by their names."""
-        return {}
+        return dict(self._classes)
 
     @property
     def registered_entrypoints(self) -> dict[str, LocalEntrypoint[..., Any]]:
@@ -164,13 +171,13 @@ class App:
     @property
     def indexed_objects(self) -> dict[str, Any]:
         """All of the App's objects by their names."""
-        return {**self._functions}
+        return {**self._functions, **self._classes}
 
     def __getitem__(self, tag: str) -> Any:
-        return self._functions[tag]
+        return self._functions[tag] if tag in self._functions else self._classes[tag]
 
     def __contains__(self, tag: object) -> bool:
-        return tag in self._functions
+        return tag in self._functions or tag in self._classes
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._functions)
@@ -278,7 +285,8 @@ class App:
             try:
                 if output is not None:
                     for name in self._functions:
-                        output.created("function", name)
+                        of_class = name.endswith(".*")
+                        output.created("class" if of_class else "function", name[:-2] if of_class else name)
                     output.attach(client, reply["app_id"])
                 with contextlib.suppress(KeyboardInterrupt):
                     yield self
@@ -369,6 +377,8 @@ class App:
         max_inputs: int | None = None,
         single_use_containers: bool = False,
         include_source: bool | None = None,
+        enable_memory_snapshot: bool = False,
+        allow_concurrent_inputs: int | None = None,
         **older_names: Any,
     ) -> Callable[[Callable[P, R]], Function[P, R]]:
         """Make a function one that runs in containers.
@@ -399,6 +409,8 @@ class App:
             max_inputs: only 1; the older form of ``single_use_containers=True``.
             single_use_containers: end a container after one input.
             include_source: whether the code around the function is sent along; True by default.
+            enable_memory_snapshot: keep what a container has loaded for those that start later.
+            allow_concurrent_inputs: deprecated: use ``@modal.concurrent(max_inputs=...)``.
             **older_names: older names of these, which warn; parameters of Modal that have no effect here;
                 and those that are not there yet, as long as they ask for nothing.
 
@@ -442,13 +454,98 @@ class App:
             max_inputs=max_inputs,
             single_use_containers=single_use_containers,
             include_source=self._include_source if include_source is None else include_source,
+            enable_memory_snapshot=enable_memory_snapshot,
+            allow_concurrent_inputs=allow_concurrent_inputs,
             **autoscaler,
         )
         return lambda raw_f: self._add_function(raw_f, options)
 
+    def cls(
+        self,
+        *args: Any,
+        image: Image | None = None,
+        env: Mapping[str, str | None] | None = None,
+        serialized: bool = False,
+        cpu: CpuRequest = None,
+        memory: MemoryRequest = None,
+        ephemeral_disk: int | None = None,
+        retries: int | Retries | None = None,
+        min_containers: int | None = None,
+        max_containers: int | None = None,
+        buffer_containers: int | None = None,
+        scaledown_window: float | None = None,
+        timeout: float | None = None,
+        startup_timeout: float | None = None,
+        region: str | Sequence[str] | None = None,
+        cloud: str | None = None,
+        nonpreemptible: bool = False,
+        max_inputs: int | None = None,
+        single_use_containers: bool = False,
+        include_source: bool | None = None,
+        enable_memory_snapshot: bool = False,
+        allow_concurrent_inputs: int | None = None,
+        **older_names: Any,
+    ) -> ClassDecorator:
+        """Make a class one whose methods run in containers, which keep its instance between inputs.
+
+        The parameters are those of ``function``; what they say of containers holds for each set of the
+        class's own parameters.
+
+        Raises:
+            TypeError: on something else than a class.
+            InvalidError: when a parameter is not what it may be, or decorators inside contradict each other.
+
+        Example:
+            >>> app = App("example")
+            >>> @app.cls(serialized=True)
+            ... class Greeter:
+            ...     greeting: str = modal.parameter(default="Hello")
+            ...
+            ...     @modal.method()
+            ...     def greet(self, name: str) -> str:
+            ...         return f"{self.greeting} {name}"
+            >>> Greeter(greeting="Hi").greet.local("you")
+            'Hi you'
+        """
+        if args:
+            raise InvalidError(called_without_parentheses("cls", args[0]))
+        autoscaler = apply_aliases(
+            "@app.cls",
+            {
+                "min_containers": min_containers,
+                "max_containers": max_containers,
+                "buffer_containers": buffer_containers,
+                "scaledown_window": scaledown_window,
+            },
+            older_names,
+        )
+        options = function_options(
+            image=image,
+            env=env,
+            serialized=serialized,
+            cpu=cpu,
+            memory=memory,
+            ephemeral_disk=ephemeral_disk,
+            retries=retries,
+            timeout=timeout,
+            startup_timeout=startup_timeout,
+            region=region,
+            cloud=cloud,
+            nonpreemptible=nonpreemptible,
+            max_inputs=max_inputs,
+            single_use_containers=single_use_containers,
+            include_source=self._include_source if include_source is None else include_source,
+            enable_memory_snapshot=enable_memory_snapshot,
+            allow_concurrent_inputs=allow_concurrent_inputs,
+            **autoscaler,
+        )
+        return cast("ClassDecorator", lambda user_cls: self._add_class(user_cls, options))
+
     def _add_function(self, raw_f: Callable[P, R], options: FunctionOptions) -> Function[P, R]:
+        from ._partial_function import function_of
         from .functions import Function
 
+        raw_f, options = function_of(raw_f, options)
         if isinstance(raw_f, Function):
             raise InvalidError(
                 f"{raw_f.tag} is a Function already: decorate the plain function once for each App, or take "
@@ -468,8 +565,29 @@ class App:
                 f"{old.info.raw_f.__module__} and {raw_f.__module__}; the later one counts: give one name=",
                 stacklevel=3,
             )
+        if info.name in self._classes:
+            raise InvalidError(f"App {self._name!r} has a class named {info.name}; give the function name=")
         self._functions[info.name] = function
         return function
+
+    def _add_class(self, target: Any, options: FunctionOptions) -> Cls:
+        from .cls import local_class
+
+        made = local_class(self, target, options)
+        service, name = made._service, made._name
+        check_object_name("class", name)
+        if name in self._functions:
+            raise InvalidError(f"App {self._name!r} has a function named {name}; rename the class")
+        old = self._functions.get(service.info.name)
+        if old is not None and not _same_place(old.info, service.info):
+            warnings.warn(
+                f"App {self._name!r} has two classes named {name!r}, of modules {old.info.raw_f.__module__} "
+                f"and {service.info.raw_f.__module__}; the later one counts: rename one",
+                stacklevel=3,
+            )
+        self._functions[service.info.name] = service
+        self._classes[name] = made
+        return made
 
     def local_entrypoint(
         self, *args: Any, name: str | None = None
@@ -519,6 +637,7 @@ class App:
             if old is not None and old is not function:
                 _logger.warning("Overriding existing function %s with the one of %r", name, other_app)
             self._functions[name] = function
+        self._classes.update(other_app._classes)
         return self
 
 

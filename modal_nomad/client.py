@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -67,6 +67,8 @@ class Client:
         self._id = new_id("cl")
         self._connection: Connection | None = None
         self._blobs: Any = None
+        # Ids of Functions that were made from others here, by what they were made of.
+        self._variants: dict[tuple[str, bytes | None], str] = {}
         self._handlers: dict[str, list[Callable[[Header, bytes], None]]] = {}
         self.server = ServerInfo()
 
@@ -202,11 +204,13 @@ class Client:
             self._live().own(value["app_id"])
         return value
 
-    async def _request_full(self, method: str, args: Mapping[str, Any]) -> tuple[Any, list[bytes]]:
+    async def _request_full(
+        self, method: str, args: Mapping[str, Any], payloads: Sequence[bytes] = ()
+    ) -> tuple[Any, list[bytes]]:
         from .wire.connection import Refused
 
         try:
-            return await self._live().request(method, args)
+            return await self._live().request(method, args, payloads)
         except Refused as error:
             raise _translate(error) from None
         except OSError as error:

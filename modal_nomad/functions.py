@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import _output, exception
@@ -13,6 +13,7 @@ from ._execution_context import is_local
 from ._invocation import call_remote, encode_input, spawn_call
 from ._map_methods import MapMethods
 from ._returned_exceptions import UserCodeException
+from ._with_options import WithOptions
 from .function_call import FunctionCall, gather
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from ._options import FunctionOptions
     from .app import App
     from .client import Client
+    from .wire.spec import FunctionSpec
 
     P = ParamSpec("P")
 else:
@@ -40,7 +42,7 @@ __all__ = [
 ]
 
 
-class Function(MapMethods[R], Generic[P, R]):
+class Function(MapMethods[R], WithOptions, Generic[P, R]):
     """A function that runs in containers; ``@app.function()`` and ``Function.from_name`` make them.
 
     Example:
@@ -64,6 +66,8 @@ class Function(MapMethods[R], Generic[P, R]):
     _remote_generator: bool
     # Which method of a class its calls name; empty for a plain function.
     _method: str
+    # What the server said of it, by its id.
+    _remote_spec: tuple[str, FunctionSpec] | None
 
     @classmethod
     def _new(cls) -> Function[Any, Any]:
@@ -72,6 +76,7 @@ class Function(MapMethods[R], Generic[P, R]):
         function._function_id = function._client = function._where = None
         function._remote_generator = False
         function._method = ""
+        function._remote_spec = None
         return cast("Function[Any, Any]", function)
 
     @classmethod
@@ -253,6 +258,9 @@ class Function(MapMethods[R], Generic[P, R]):
         )
         self._client, self._function_id = client, found["function_id"]
         self._remote_generator = found["is_generator"]
+        from .wire.spec import FunctionSpec
+
+        self._remote_spec = (found["function_id"], FunctionSpec.from_dict(found["spec"]))
 
     def _home(self) -> str:
         """The module that a container of this Function has loaded, where that is known here."""
@@ -369,6 +377,19 @@ class Function(MapMethods[R], Generic[P, R]):
         payload, flags = await encode_input(client, args, dict(kwargs), self._home())
         call_id = await spawn_call(client, function_id, [(0, payload, flags)], self._method)
         return FunctionCall._new(call_id, client, is_generator=self.is_generator)
+
+    # --- other options ----------------------------------------------------------------------------
+
+    def _variant(self, overrides: Mapping[str, Any]) -> Function[P, R]:
+        from ._variants import VariantFunction
+
+        return VariantFunction._of(self, overrides=overrides)
+
+    def _check_batching(self) -> None:
+        from ._partial_function import check_batched_function
+
+        if self._info is not None:
+            check_batched_function(self._info.raw_f, self._info.name, is_method=False)
 
     # --- containers -------------------------------------------------------------------------------
 

@@ -168,6 +168,12 @@ def function_specs(app: App, app_name: str) -> tuple[list[FunctionSpec], dict[st
                 region=options.region,
                 cloud=options.cloud,
                 nonpreemptible=options.nonpreemptible,
+                max_concurrent_inputs=options.max_concurrent_inputs,
+                target_concurrent_inputs=options.target_concurrent_inputs,
+                batch_max_size=options.batch_max_size,
+                batch_wait_ms=options.batch_wait_ms,
+                enable_memory_snapshot=options.enable_memory_snapshot,
+                **_of_class(app, info.name),
             )
         )
     return specs, contents
@@ -268,6 +274,20 @@ def _deploy_name(app: App, name: str | None) -> str:
     if not chosen:
         raise InvalidError("This App has no name to deploy under; say App('my-app') or give name=")
     return check_object_name("App", chosen)
+
+
+def _of_class(app: App, name: str) -> dict[str, Any]:
+    found = next((c for c in app.registered_classes.values() if c._service.tag == name), None)
+    if found is None or found._info is None:
+        return {}
+    info = found._info
+    return {
+        "is_class": True,
+        "methods": info.method_specs(),
+        "parameters": info.parameters,
+        "own_init": info.own_init,
+        "needs_parameters": info.needs_parameters,
+    }
 
 
 def _options(function: Function[..., Any]) -> FunctionOptions:

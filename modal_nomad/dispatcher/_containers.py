@@ -38,8 +38,11 @@ class FunctionState:
         "environment",
         "function_id",
         "job_id",
+        "label",
         "name",
         "namespace",
+        "params",
+        "parent_id",
         "spec",
         "spec_dict",
         "version",
@@ -49,6 +52,8 @@ class FunctionState:
         self.function_id = record.function_id
         self.app_id = record.app_id
         self.name = record.name
+        # A class is one Function, named Class.*; people know it as Class.
+        self.label = record.name[:-2] if record.name.endswith(".*") else record.name
         self.environment = record.environment
         self.autoscaler = dict(record.autoscaler)
         self.spec_dict = dict(record.spec)
@@ -56,10 +61,16 @@ class FunctionState:
         self.version = self.spec.version_key
         self.job_id = str(record.job.get("ID", ""))
         self.namespace = str(record.job.get("Namespace") or "default")
+        self.parent_id: str | None = None
+        self.params: bytes | None = None
 
     def policy(self) -> ev.FunctionPolicy:
         """Return what the call engine is to know: the specification, with the settings changed since."""
-        return dataclasses.replace(ev.FunctionPolicy.from_spec(self.spec, self.version), **self.autoscaler)
+        changes = dict(self.autoscaler)
+        if self.spec.needs_parameters and self.params is None:
+            # Its containers could not construct anything: each set of parameters has a floor of its own.
+            changes.update(min_containers=0, buffer_containers=0)
+        return dataclasses.replace(ev.FunctionPolicy.from_spec(self.spec, self.version), **changes)
 
 
 class ContainerInfo:
@@ -135,7 +146,7 @@ class Containers:
         self.handle(ev.ContainersStarting(command.function_id, command.version_key, ids, command.count))
 
     async def _start(self, container_id: str, function: FunctionState) -> None:
-        self.hub.event(function.app_id, function.name, container_id, "starting")
+        self.hub.event(function.app_id, function.label, container_id, "starting")
         env = {}
         if self.engine.name == "local":
             env = {
@@ -195,7 +206,7 @@ class Containers:
                 self._ended(event.container_id, info.reason)
         elif event.state is ContainerState.PENDING and event.reason:
             self.handle(ev.ContainerPending(event.container_id, event.reason))
-            self.hub.event(function.app_id, function.name, event.container_id, "pending", event.reason)
+            self.hub.event(function.app_id, function.label, event.container_id, "pending", event.reason)
         elif event.state is ContainerState.RUNNING and info.state == "starting":
             self.handle(ev.ContainerPending(event.container_id, ""))
 
@@ -205,7 +216,7 @@ class Containers:
             return
         # A container that did all it was asked to is nothing to tell the user of.
         told = "" if reason in ("drained", "stopped") else reason
-        self.hub.event(info.function.app_id, info.function.name, container_id, "ended", told)
+        self.hub.event(info.function.app_id, info.function.label, container_id, "ended", told)
         # Calls that its code made and waits for have nobody left to answer to.
         self.handle(ev.OwnerLost(container_id))
         if info.state == "starting":
@@ -236,7 +247,7 @@ class Containers:
         """Take a worker into service."""
         info.state = "ready"
         function = info.function
-        self.hub.event(function.app_id, function.name, info.container_id, "ready")
+        self.hub.event(function.app_id, function.label, info.container_id, "ready")
         self.handle(ev.WorkerReady(info.container_id, function.function_id, info.version, slots))
 
     async def gone(self, info: ContainerInfo, session: WorkerSession) -> None:
@@ -249,10 +260,10 @@ class Containers:
         if info.session is not session:
             return
         info.session = None
-        if info.ended.is_set():
-            self._ended(info.container_id, info.reason)
-        elif session.said_bye:
+        if session.said_bye:
             self._ended(info.container_id, "drained")
+        elif info.ended.is_set():
+            self._ended(info.container_id, info.reason)
         else:
             # It may only have lost its connection: it stays known and may dial in again.
             self.handle(ev.WorkerLost(info.container_id, "the connection to its container was lost"))

@@ -11,6 +11,7 @@ from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher._containers import FunctionState
 from modal_nomad.dispatcher._graces import Graces
 from modal_nomad.dispatcher._publication import check_publication
+from modal_nomad.dispatcher._variants import Variants
 from modal_nomad.dispatcher.apps import AppRegistry
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.sessions import ClientSession
@@ -31,6 +32,7 @@ class LiveApps:
         engine: a started engine.
         apps: the registry.
         functions: the live Functions, by id; they are added and removed here.
+        variants: what callers made from them.
         hub: is told of stopped Apps.
         client_grace: seconds that an ephemeral App outlives its lost client.
         handle: gives the call engine an event.
@@ -42,6 +44,7 @@ class LiveApps:
         engine: Engine,
         apps: AppRegistry,
         functions: dict[str, FunctionState],
+        variants: Variants,
         hub: LogHub,
         client_grace: float,
         handle: Callable[[ev.Event], None],
@@ -50,6 +53,7 @@ class LiveApps:
         self.engine = engine
         self.apps = apps
         self.functions = functions
+        self.variants = variants
         self.hub = hub
         self.handle = handle
         self.background = background
@@ -66,6 +70,7 @@ class LiveApps:
                 seconds = self._client_grace + _RECONNECT_SECONDS
                 self._graces.begin(app.app_id, seconds, self._expire, app.app_id)
             resumed += len(functions)
+        await self.variants.resume()
         return resumed
 
     def close(self) -> None:
@@ -136,11 +141,13 @@ class LiveApps:
         state = FunctionState(record)
         self.functions[record.function_id] = state
         self.handle(ev.FunctionAdded(record.function_id, state.policy()))
+        self.variants.follow(record.function_id)
 
     async def _remove_function(self, function_id: str, reason: str, token: str | None) -> None:
         state = self.functions.pop(function_id, None)
         if state is None:
             return
+        await self.variants.remove(function_id, reason, token)
         self.handle(ev.FunctionRemoved(function_id, reason))
         try:
             await self.engine.stop(state.job_id, namespace=state.namespace, token=token)

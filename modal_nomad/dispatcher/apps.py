@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -261,8 +261,7 @@ class AppRegistry:
             )
         functions = {f.name: f for f in await self._store.functions(record.app_id)}
         if name not in functions:
-            known = ", ".join(functions) or "none"
-            raise NotFoundError(f"App {app!r} has no Function {name!r}: its Functions are {known}")
+            raise NotFoundError(_not_there(app, name, functions))
         function = functions[name]
         return {
             "function_id": function.function_id,
@@ -294,6 +293,17 @@ class AppRegistry:
 
     def _environment(self, environment: str | None) -> str:
         return environment or self._default_environment
+
+
+def _not_there(app: str, name: str, functions: Iterable[str]) -> str:
+    classes = [n[:-2] for n in functions if n.endswith(".*")]
+    plain = [n for n in functions if not n.endswith(".*")]
+    if name.endswith(".*"):
+        return f"App {app!r} has no class {name[:-2]!r}: its classes are {', '.join(classes) or 'none'}"
+    owner = name.partition(".")[0]
+    if owner in classes:
+        return f"{name!r} is part of a class of App {app!r}: use Cls.from_name({app!r}, {owner!r})"
+    return f"App {app!r} has no Function {name!r}: its Functions are {', '.join(plain) or 'none'}"
 
 
 def _check_name(name: str | None) -> None:

@@ -20,6 +20,7 @@ from modal_nomad.dispatcher._durable_calls import GENERATOR, DurableCalls
 from modal_nomad.dispatcher._durable_items import DurableItems
 from modal_nomad.dispatcher._graces import Graces
 from modal_nomad.dispatcher._live_apps import LiveApps
+from modal_nomad.dispatcher._variants import Variants
 from modal_nomad.dispatcher.apps import AppRegistry
 from modal_nomad.dispatcher.auth import WorkerTokens
 from modal_nomad.dispatcher.blobs import BlobStore
@@ -46,6 +47,7 @@ class Dispatcher:
         apps: the registry of Apps.
         live_apps: those of them whose Functions may be called.
         functions: the Functions that may be called, by id.
+        variants: those of them that callers made from others.
         containers: what was started for them.
         calls: the call engine.
         durable: spawned calls, which outlive their callers.
@@ -89,10 +91,12 @@ class Dispatcher:
             engine, self.functions, self.hub, settings, workers, self.handle, self.background
         )
         self.apps = AppRegistry(store, tasks=self.containers.of_app)
+        self.variants = Variants(store, engine, self.functions, self.handle)
         self.live_apps = LiveApps(
             engine,
             self.apps,
             self.functions,
+            self.variants,
             self.hub,
             settings.client_grace,
             self.handle,

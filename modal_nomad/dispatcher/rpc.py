@@ -144,7 +144,7 @@ async def _function_lookup(server: Dispatcher, session: ClientSession, args: Map
     if app.startswith("ap-"):
         # A container asks for a Function of its own App, which may be ephemeral.
         for state in server.functions.values():
-            if state.app_id == app and state.name == name:
+            if state.app_id == app and state.name == name and state.parent_id is None:
                 found = {"function_id": state.function_id, "is_generator": state.spec.is_generator}
                 return {**found, "spec": state.spec_dict}, []
         raise NotFoundError(f"app {app} has no function {name!r}")
@@ -168,6 +168,23 @@ async def _function_stats(server: Dispatcher, session: ClientSession, args: Mapp
 async def _update_autoscaler(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     state = _function(server, args)
     return await update_autoscaler(server.store, server.handle, state, args.get("settings")), []
+
+
+@_method("function.describe")
+async def _function_describe(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    state = server.functions.get(_text(args, "function_id"))
+    if state is None:
+        raise NotFoundError(f"Function {args['function_id']} is not known here: deploy its app again")
+    answer = {"spec": state.spec_dict, "job_id": state.job_id, "namespace": state.namespace}
+    return {**answer, "environment": state.environment}, []
+
+
+@_method("function.bind")
+async def _function_bind(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    payloads = args.get("payloads") or [None]
+    options = {name: args[name] for name in ("spec", "job") if name in args}
+    parent_id, token = _text(args, "function_id"), session.identity.token
+    return {"function_id": await server.variants.bind(parent_id, payloads[0], options, token)}, []
 
 
 @_method("call.get")
@@ -248,7 +265,7 @@ async def _status(server: Dispatcher, session: ClientSession, args: Mapping[str,
             {
                 "container_id": info.container_id,
                 "app": names.get(info.function.app_id, info.function.app_id),
-                "function": info.function.name,
+                "function": info.function.label,
                 "state": view.state if view else info.state,
                 "since": time.time() - (now - view.since) if view else server.started,
                 "busy": view.busy if view else 0,

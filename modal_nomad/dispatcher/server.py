@@ -203,7 +203,7 @@ class Server:
             for call_id in calls:
                 dispatcher.end_call(text(call_id))
         elif kind == "rq":
-            dispatcher.background(self._request(session, header))
+            dispatcher.background(self._request(session, header, payloads))
         elif kind == "more":
             index, taken = integers([header.get("x"), header.get("n")])
             dispatcher.items_taken(text(header.get("c")), index, taken)
@@ -231,13 +231,15 @@ class Server:
             answer = {"t": "rs", "i": header.get("i", 0), "e": _error(error)}
         session.send_frame(answer)
 
-    async def _request(self, session: ClientSession, header: frames.Header) -> None:
+    async def _request(self, session: ClientSession, header: frames.Header, given: list[bytes]) -> None:
         number = header.get("i", 0)
         try:
             args = header.get("a")
             args = args if isinstance(args, dict) else {}
             method = rpc.find(header.get("m"))
             await scope.check_request(self.dispatcher, session.identity, header.get("m"), args)
+            if given:
+                args = {**args, "payloads": given}
             value, payloads = await method(self.dispatcher, session, args)
         except Exception as error:
             session.send_frame({"t": "rs", "i": number, "e": _error(error)})
@@ -263,7 +265,8 @@ class Server:
                 "function_id": function.function_id,
                 "app_id": function.app_id,
                 "environment": function.environment,
-            }
+            },
+            [] if function.params is None else [function.params],
         )
 
         def take(data: bytes) -> None:
@@ -282,7 +285,7 @@ class Server:
                 stamp = header.get("ts")
                 dispatcher.hub.log(
                     function.app_id,
-                    function.name,
+                    function.label,
                     container_id,
                     2 if header.get("s") == 2 else 1,
                     stamp if isinstance(stamp, float) else 0.0,

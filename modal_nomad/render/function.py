@@ -29,7 +29,8 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
     disk, logs = disk_and_logs(spec, settings)
     name = job_id(
         spec.app,
-        spec.name,
+        # A class is one Function, named Class.*, and its job is called by the class.
+        spec.name[:-2] if spec.is_class else spec.name,
         environment=settings.environment,
         namespace=settings.namespace,
         suffix=settings.app_suffix,

@@ -7,7 +7,7 @@ again and sends them again under the same ids, so a restarted dispatcher loses n
 import asyncio
 import os
 import threading
-from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, Optional, Tuple
+from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from . import frames, websocket
 from ._direct import Direct
@@ -186,11 +186,13 @@ class Connection:
             self._protocol.transport.close()
         self._fail(ConnectionError("the client is closed"))
 
-    async def request(self, method: str, args: Mapping[str, Any]) -> Tuple[Any, List[bytes]]:
+    async def request(
+        self, method: str, args: Mapping[str, Any], payloads: Sequence[bytes] = ()
+    ) -> Tuple[Any, List[bytes]]:
         """Ask, wait, return the answer and its payloads. Raises Refused with the dispatcher's error."""
         self._next_request += 1
         number = self._next_request
-        frame = frames.encode({"t": "rq", "i": number, "m": method, "a": args})
+        frame = frames.encode({"t": "rq", "i": number, "m": method, "a": args}, payloads)
         value: Tuple[Any, List[bytes]] = await self._ask(number, frame)
         return value
 

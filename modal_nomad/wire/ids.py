@@ -26,6 +26,11 @@ def new_id(prefix: str) -> str:
     return f"{prefix}-{_stamp(int(time.time()))}{chance.translate(_TO_ALPHABET).decode()}"
 
 
+def id_from(prefix: str, digest: bytes) -> str:
+    """Return the id that belongs to a digest of at least 22 bytes: equal for equal content."""
+    return f"{prefix}-{digest[:ID_LENGTH].translate(_TO_ALPHABET).decode()}"
+
+
 @lru_cache(maxsize=2)
 def _stamp(second: int) -> str:
     chars = []

@@ -184,6 +184,7 @@ class FunctionSpec:
         is_class: what is found at ``qualname`` is a class, and each call names one of its ``methods``.
         methods: the methods of a class that can be called, by name.
         parameters: its ``modal.parameter()`` fields.
+        own_init: it has an ``__init__`` of its own, which takes any arguments.
         needs_parameters: it cannot be constructed without any.
         enable_memory_snapshot: its ``@enter(snap=True)`` hooks run before the others.
     """
@@ -222,6 +223,7 @@ class FunctionSpec:
     is_class: bool = False
     methods: Mapping[str, MethodSpec] = field(default_factory=dict)
     parameters: Tuple[ParameterSpec, ...] = ()
+    own_init: bool = False
     needs_parameters: bool = False
     enable_memory_snapshot: bool = False
 

@@ -87,7 +87,7 @@ def load_function(spec: FunctionSpec, code_dir: Optional[str], fetch: FetchBlob)
                     f"module {spec.module} has no {spec.qualname}; define it at the top level, "
                     "not under a condition that is false in the container"
                 ) from None
-    raw = getattr(found, "get_raw_f", None)
+    raw = None if spec.is_class else getattr(found, "get_raw_f", None)
     if raw is not None:
         found = raw()
     if not callable(found):

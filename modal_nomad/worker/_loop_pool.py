@@ -2,18 +2,20 @@
 
 import asyncio
 import signal
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from time import monotonic
 from types import coroutine
-from typing import Any, Callable, Deque, Dict, Generator, List, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, Generator, List, Optional, Set, Tuple
 
 from .._execution_context import current_work
 from ..exception import InputCancellation
 from ..wire import frames
 from ..wire.serialization import dumps, loads
 from ..wire.spec import CLEANUP_SECONDS
-from ._outbox import MAX_BYTES, Outbox, Values, Work, stopped
-from ._pool import FLUSH_DURING, GIVE_BACK_AFTER, STUCK_AFTER
+from ._outbox import MAX_BYTES, Outbox, Output, Values, Work, stopped
+from ._pool import FLUSH_DURING, GIVE_BACK_AFTER, STUCK_AFTER, thrown
+from ._threads import ThreadCall
 
 
 class _Cancellation(InputCancellation, asyncio.CancelledError):
@@ -21,7 +23,7 @@ class _Cancellation(InputCancellation, asyncio.CancelledError):
 
 
 @coroutine
-def _told(awaitable: Any, running: "_Running") -> Generator[Any, Any, Any]:
+def _told(awaitable: Any, running: "Running") -> Generator[Any, Any, Any]:
     """Await, with the cancellation of the input arriving as InputCancellation."""
     steps = awaitable.__await__()
     try:
@@ -45,18 +47,26 @@ def _told(awaitable: Any, running: "_Running") -> Generator[Any, Any, Any]:
         return end.value
 
 
-class _Running:
-    __slots__ = ("delivered", "pending", "started", "task")
+class Running:
+    """An input (or a batch of them) that is being run: its task, or its call in a thread."""
+
+    __slots__ = ("call", "delivered", "pending", "started", "task")
 
     def __init__(self) -> None:
         self.delivered = False
         self.task: Optional[asyncio.Task[None]] = None
         self.started = monotonic()
         self.pending: Optional[Tuple[int, float]] = None
+        self.call: Optional[ThreadCall] = None
 
 
 class LoopPool:
-    """Inputs as tasks of one loop on the main thread; the interface is that of ``_pool.Pool``."""
+    """Inputs as tasks of one loop on the main thread; the interface is that of ``_pool.Pool``.
+
+    Args, besides those of ``_pool.Pool``:
+        loop: the loop of a class's instance, which outlives the pool; None: one of the pool's own.
+        in_thread: says of a method that it must not run on the loop.
+    """
 
     def __init__(
         self,
@@ -68,6 +78,9 @@ class LoopPool:
         timeout: float,
         give_back: Callable[[List[Any]], None],
         request_drain: Callable[[], None],
+        *,
+        loop: Optional[asyncio.AbstractEventLoop] = None,
+        in_thread: Optional[Callable[[str], bool]] = None,
     ) -> None:
         self.function = function
         self.queue = queue
@@ -79,9 +92,12 @@ class LoopPool:
         self.request_drain = request_drain
         self.stopping = False
         self.abandoned = False
-        self.active: Dict[Any, _Running] = {}
+        self.active: Dict[Any, Running] = {}
         self._serving = False
-        self._loop = asyncio.new_event_loop()
+        self._owns_loop = loop is None
+        self._loop = loop or asyncio.new_event_loop()
+        self._in_thread = in_thread
+        self._executor: Optional[ThreadPoolExecutor] = None
         self._ended = self._loop.create_future()
         self._flushing = False
         self._size = 0
@@ -103,15 +119,19 @@ class LoopPool:
             self.give_back(running)
         finally:
             self._serving = False
-            left = asyncio.all_tasks(loop)
+            left = asyncio.all_tasks(loop) if self._owns_loop else self._tasks()
             for task in left:
                 task.cancel()
             # A second interruption must still find the way out.
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
-            loop.run_until_complete(loop.shutdown_asyncgens())
-            asyncio.set_event_loop(None)
-            loop.close()
+            if self._owns_loop:
+                loop.run_until_complete(loop.shutdown_asyncgens())
+                asyncio.set_event_loop(None)
+                loop.close()
+
+    def _tasks(self) -> "Set[asyncio.Task[None]]":
+        return {x.task for x in self.active.values() if x.task is not None}
 
     def interruptible(self) -> bool:
         """Tell whether a KeyboardInterrupt in the main thread meets the loop."""
@@ -129,7 +149,9 @@ class LoopPool:
 
     def _cancel_all(self) -> None:
         for running in self.active.values():
-            if running.task is not None:
+            if running.call is not None:
+                running.call.interrupt(InputCancellation("the container ends"))
+            elif running.task is not None:
                 running.task.cancel()
 
     def stop(self) -> None:
@@ -194,14 +216,16 @@ class LoopPool:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(action)
 
-    def _interrupt(self, running: _Running, status: int) -> None:
+    def _interrupt(self, running: Running, status: int) -> None:
         if running.pending is None and running.task is not None:
             running.pending = (status, monotonic())
             self._call(lambda: self._deliver(running))
 
-    def _deliver(self, running: _Running) -> None:
+    def _deliver(self, running: Running) -> None:
         running.delivered = True
-        if running.task is not None:
+        if running.call is not None:
+            running.call.interrupt(thrown(running.pending[0] if running.pending else 0, self.timeout))
+        elif running.task is not None:
             running.task.cancel()
 
     def _start(self) -> None:
@@ -210,22 +234,34 @@ class LoopPool:
                 work = self.queue.popleft()
             except IndexError:
                 break
-            self.active[work[0]] = running = _Running()
+            self.active[work[0]] = running = Running()
             running.task = self._loop.create_task(self._one(work, running))
+        self._end_when_done()
+
+    def _end_when_done(self) -> None:
         if self.stopping and not self.active and not self.queue and not self._ended.done():
             self._ended.set_result(None)
 
-    async def _one(self, work: Work, running: _Running) -> None:
+    async def _call_user(self, work: Work, running: Running, args: Any, kwargs: Any) -> Any:
+        if self._in_thread is None or not self._in_thread(work[5]):
+            result = self.function(*args, **kwargs)
+            return await _told(result, running) if hasattr(result, "__await__") else result
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self.slots, thread_name_prefix="modal-slot")
+        running.call = call = ThreadCall(self.function, args, kwargs)
+        try:
+            return await self._loop.run_in_executor(self._executor, call.run)
+        finally:
+            running.call = None
+
+    async def _one(self, work: Work, running: Running) -> None:
         lease, _, _, flags, data, _ = work
         current_work.set(work)
         try:
             if flags:
                 data = await self._loop.run_in_executor(None, self.values.fetch, data)
             args, kwargs = loads(data)
-            result = self.function(*args, **kwargs)
-            if hasattr(result, "__await__"):
-                result = await _told(result, running)
-            data = dumps(result)
+            data = dumps(await self._call_user(work, running, args, kwargs))
             if len(data) <= frames.INLINE_LIMIT:
                 output = (lease, frames.SUCCESS, 0, data)
             else:
@@ -235,7 +271,7 @@ class LoopPool:
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            if self.abandoned and isinstance(error, asyncio.CancelledError):
+            if self.abandoned and isinstance(error, (asyncio.CancelledError, InputCancellation)):
                 if self.active.pop(lease, None) is not None:
                     self.give_back([lease])
                 self._start()
@@ -243,10 +279,14 @@ class LoopPool:
             output = self.values.failure(lease, error) if running.pending is None else stopped(lease, 0, 0)
         if running.pending is not None:
             output = stopped(lease, running.pending[0], self.timeout)
-        outbox = self.outbox
-        outbox.items.append(output)
-        outbox.seconds += monotonic() - running.started
+        self.outbox.seconds += monotonic() - running.started
+        self._keep(output)
         self.active.pop(lease, None)
+        if self.queue or self.stopping:
+            self._start()
+
+    def _keep(self, output: Output) -> None:
+        self.outbox.items.append(output)
         self._size += len(output[3])
         if self._size >= MAX_BYTES:
             self._flush()
@@ -254,8 +294,6 @@ class LoopPool:
             # All that ends in this turn of the loop shares one frame.
             self._flushing = True
             self._loop.call_soon(self._flush)
-        if self.queue or self.stopping:
-            self._start()
 
     def _flush(self) -> None:
         self._flushing = False

@@ -116,7 +116,7 @@ class Pool:
             return self.interruptible()
         for lane in list(self.lanes):
             if lane.lease is not None:
-                _throw(lane.ident, KeyboardInterrupt)
+                throw(lane.ident, KeyboardInterrupt)
         return False
 
     def stop(self) -> None:
@@ -371,7 +371,7 @@ class Lane:
             if self.main:
                 signal.pthread_kill(self.ident, INTERRUPT)
             else:
-                _throw(self.ident, type(thrown(status, self.pool.timeout)))
+                throw(self.ident, type(thrown(status, self.pool.timeout)))
             return True
 
     def on_signal(self, number: int, frame: Any) -> None:
@@ -385,7 +385,7 @@ class Lane:
             with self._lock:
                 self.pending = None
                 if not self.main:
-                    _throw(self.ident, None)
+                    throw(self.ident, None)
         except (FunctionTimeoutError, InputCancellation):
             self.pending = None
 
@@ -396,7 +396,8 @@ def position(ident: int) -> Any:
     return None if frame is None else (id(frame), frame.f_lasti)
 
 
-def _throw(ident: int, kind: Optional[type]) -> None:
+def throw(ident: int, kind: Optional[type]) -> None:
+    """Have a thread raise an exception of a class, or forget the one it was to raise (None)."""
     import ctypes
 
     ctypes.pythonapi.PyThreadState_SetAsyncExc(

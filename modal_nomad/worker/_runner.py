@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from itertools import repeat
-from typing import Any, Callable, Deque, Dict, List, Optional
+from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
 
 from ..exception import FunctionTimeoutError
 from ..wire import frames
@@ -46,6 +46,7 @@ class Runner:
         self._said_drain = False
         self._to_cancel: Dict[Any, float] = {}
         self._spec: Optional[FunctionSpec] = None
+        self._service: Any = None
         self._turn = Turn(self._session, self._handle, self._wake_lane)
 
     def run(self) -> int:
@@ -71,7 +72,7 @@ class Runner:
         reader.start()
         code = 0
         try:
-            function = self._load(spec)
+            function = self._load(spec, welcome)
             if function is None:
                 code = EXIT_FAILED
             else:
@@ -82,11 +83,19 @@ class Runner:
                 self._give_back_begun(self._pool.running())
         return self._finish(code)
 
-    def _load(self, spec: FunctionSpec) -> Optional[Callable[..., Any]]:
+    def _load(self, spec: FunctionSpec, welcome: Dict[str, Any]) -> Optional[Callable[..., Any]]:
         settings = self._settings
         try:
             prepare(spec, settings.code_dir, settings.runtime_dir)
-            return load_function(spec, settings.code_dir, self._values.fetch_name)
+            found = load_function(spec, settings.code_dir, self._values.fetch_name)
+            if not spec.is_class:
+                return found
+            from ._service import Service
+
+            service = Service(found, spec, welcome["function_id"], welcome["params"])
+            service.start()
+            self._service = service
+            return service
         except KeyboardInterrupt:
             raise
         except BaseException as error:
@@ -102,16 +111,15 @@ class Runner:
         self._session.send({"t": "init_failed"}, [pack(error)])
 
     def _serve(self, spec: FunctionSpec, function: Callable[..., Any]) -> None:
-        kind: Any
-        if spec.is_async:
-            from ._loop_pool import LoopPool as kind
-        else:
-            from ._pool import Pool as kind
-        if spec.is_generator:
+        kind, options = self._kind(spec)
+        if spec.is_generator or any(method.is_generator for method in spec.methods.values()):
             from ._generators import Streams
 
             self._streams = Streams(self._session, self._values)
-            function = self._streams.wrap(function, spec.name, spec.is_async)
+            if self._service is not None:
+                self._service.stream(self._streams)
+            else:
+                function = self._streams.wrap(function, spec.name, spec.is_async)
         pool = kind(
             function,
             self._queue,
@@ -121,14 +129,35 @@ class Runner:
             spec.timeout,
             self._give_back_begun,
             self.request_drain,
+            **options,
         )
         self._pool = pool
-        if not spec.is_async and pool.slots == 1:
+        if not options and not spec.is_async and pool.slots == 1:
             pool.turn = self._turn
         if self._draining:
             pool.stop()
         self._session.ready(spec.slots)
         pool.run()
+
+    def _kind(self, spec: FunctionSpec) -> Tuple[Any, Dict[str, Any]]:
+        """Return what runs the inputs, and what it is to know besides what all of them are told."""
+        service = self._service
+        options: Dict[str, Any] = {}
+        if service is not None and (service.on_loop or spec.batch_max_size):
+            options = {"loop": service.lifecycle.loop, "in_thread": service.in_thread}
+        elif spec.batch_max_size:
+            options = {"in_thread": lambda method: not spec.is_async}
+        if spec.batch_max_size:
+            from ._batching import BatchPool
+
+            return BatchPool, {**options, "size": spec.batch_max_size, "wait": spec.batch_wait_ms / 1000}
+        if options or spec.is_async:
+            from ._loop_pool import LoopPool
+
+            return LoopPool, options
+        from ._pool import Pool
+
+        return Pool, options
 
     def _finish(self, code: int) -> int:
         self._draining = True
@@ -142,6 +171,8 @@ class Runner:
 
         self._ending.hooks = True
         try:
+            if self._service is not None:
+                self._service.lifecycle.exit()
             atexit._run_exitfuncs()
         except BaseException as error:
             sys.stderr.write(f"modal-nomad worker: an exit handler failed: {error!r}\n")

@@ -125,7 +125,7 @@ class Session:
             data = ws.recv(_ANSWER_WITHIN)
             if data is None:
                 raise ConnectionError(f"no welcome within {_ANSWER_WITHIN:g} s")
-            header, _ = frames.decode(data)
+            header, payloads = frames.decode(data)
             if header["t"] == "refused":
                 reason = header.get("e") or ["Error", "no reason given"]
                 raise Refused(": ".join(str(part) for part in reason))
@@ -144,6 +144,8 @@ class Session:
         except BaseException:
             ws.close()
             raise
+        # Opaque bytes, which JSON cannot hold.
+        header["params"] = payloads[0] if payloads else None
         return header
 
     def unsent_leases(self) -> List[Any]:

@@ -16,13 +16,26 @@ from hypothesis import strategies as st
 
 from modal_nomad.render import RenderSettings, render_function
 from modal_nomad.render.names import job_id
-from modal_nomad.wire.spec import FunctionSpec, GPUOption, ImageLayer, ImageSpec
+from modal_nomad.wire.spec import FunctionSpec, GPUOption, ImageLayer, ImageSpec, MethodSpec, ParameterSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = RenderSettings(server_url="http://10.0.0.1:8520", runtime_sha="a" * 64, deployer="ann")
 CASES: dict[str, tuple[FunctionSpec, RenderSettings]] = {
     "plain": (FunctionSpec(app="hello", name="square", module="hello", code_bundle="b" * 64), SETTINGS),
     "serialized": (FunctionSpec(app="nb", name="f", serialized=True, function_blob="c" * 64), SETTINGS),
+    "class": (
+        FunctionSpec(
+            app="hello",
+            name="Model.*",
+            module="hello",
+            qualname="Model",
+            code_bundle="b" * 64,
+            is_class=True,
+            methods={"predict": MethodSpec(is_async=True)},
+            parameters=(ParameterSpec("size", "int", 3),),
+        ),
+        SETTINGS,
+    ),
     "everything": (
         FunctionSpec(
             app="My App",

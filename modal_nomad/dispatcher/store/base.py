@@ -92,6 +92,7 @@ class VariantRecord:
         params: the serialized constructor parameters of a class, or None.
         spec: its specification when it has options of its own; None follows the parent's.
         job: the rendered job that goes with ``spec``.
+        autoscaler: settings that were changed since, by name.
     """
 
     function_id: str
@@ -100,6 +101,7 @@ class VariantRecord:
     params: bytes | None = None
     spec: Mapping[str, Any] | None = None
     job: Mapping[str, Any] | None = None
+    autoscaler: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

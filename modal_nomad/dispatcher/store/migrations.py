@@ -105,7 +105,8 @@ CREATE TABLE variants (
     app_id TEXT NOT NULL,
     params BLOB,
     spec TEXT,
-    job TEXT
+    job TEXT,
+    autoscaler TEXT NOT NULL DEFAULT '{}'
 );
 CREATE INDEX variants_by_parent ON variants (parent_id);
 """

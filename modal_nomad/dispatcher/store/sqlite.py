@@ -40,7 +40,7 @@ PAGE = 1000
 _APP = "app_id, name, description, environment, state, version, created_at, stopped_at"
 _VERSION = "app_id, version, deployed_at, client, deployed_by, tag"
 _FUNCTION = "function_id, app_id, name, environment, version, spec, job, autoscaler"
-_VARIANT = "function_id, parent_id, app_id, params, spec, job"
+_VARIANT = "function_id, parent_id, app_id, params, spec, job, autoscaler"
 _CALL = "call_id, function_id, kind, created_at, num_inputs, expires_at, method"
 
 
@@ -261,10 +261,14 @@ class SqliteStore(Store):
         return _function(rows[0]) if rows else None
 
     async def set_autoscaler(self, function_id: str, settings: Mapping[str, Any]) -> None:
-        await self._execute(
-            "UPDATE functions SET autoscaler = ? WHERE function_id = ?",
-            (json.dumps(dict(settings)), function_id),
-        )
+        row = (json.dumps(dict(settings)), function_id)
+
+        def write(db: sqlite3.Connection) -> None:
+            # An id is a Function's or a variant's.
+            for table in ("functions", "variants"):
+                db.execute(f"UPDATE {table} SET autoscaler = ? WHERE function_id = ?", row)
+
+        await self._write(write)
 
     async def function_ids(self, app_name: str, environment: str) -> dict[str, str]:
         rows = await self._read(
@@ -277,7 +281,7 @@ class SqliteStore(Store):
 
     async def add_variant(self, variant: VariantRecord) -> None:
         await self._execute(
-            f"INSERT OR IGNORE INTO variants ({_VARIANT}) VALUES (?,?,?,?,?,?)",
+            f"INSERT OR IGNORE INTO variants ({_VARIANT}) VALUES (?,?,?,?,?,?,?)",
             (
                 variant.function_id,
                 variant.parent_id,
@@ -285,6 +289,7 @@ class SqliteStore(Store):
                 variant.params,
                 None if variant.spec is None else json.dumps(variant.spec),
                 None if variant.job is None else json.dumps(variant.job),
+                json.dumps(dict(variant.autoscaler)),
             ),
         )
 

@@ -1,0 +1,111 @@
+"""The same Function or class with other options: what ``Function`` and ``Cls`` offer alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from ._options import CpuRequest, MemoryRequest
+    from .retries import Retries
+
+S = TypeVar("S", bound="WithOptions")
+
+
+class WithOptions:
+    """Makes variants, whose containers are their own and scale by themselves."""
+
+    def _variant(self: S, overrides: Mapping[str, Any]) -> S:
+        raise NotImplementedError
+
+    def _check_batching(self) -> None:
+        """Raise InvalidError for what is known here not to take batches."""
+        raise NotImplementedError
+
+    def with_options(
+        self: S,
+        cpu: CpuRequest = None,
+        memory: MemoryRequest = None,
+        *,
+        env: Mapping[str, str | None] | None = None,
+        retries: int | Retries | None = None,
+        max_containers: int | None = None,
+        buffer_containers: int | None = None,
+        scaledown_window: float | None = None,
+        timeout: float | None = None,
+        region: Any = None,
+        cloud: str | None = None,
+        allow_concurrent_inputs: int | None = None,
+        **older_names: Any,
+    ) -> S:
+        """Return the same with other options; nothing is asked of the server until it is used.
+
+        Options cannot be taken away this way. Successive calls add up.
+
+        Args:
+            cpu: cores, or a pair (request, limit).
+            memory: MiB, or a pair (request, limit).
+            env: environment variables, besides those it has.
+            retries: how often a failed input is run again, or a ``modal.Retries``.
+            max_containers: the most containers at a time.
+            buffer_containers: extra idle containers while it is in use.
+            scaledown_window: seconds an idle container lives.
+            timeout: seconds one input may run.
+            region: datacenters to run in.
+            cloud: run on nodes whose meta says this ``cloud``.
+            allow_concurrent_inputs: deprecated: use ``with_concurrency``.
+
+        Raises:
+            InvalidError: when a parameter is not what it may be.
+
+        Example:
+            >>> Model.with_options(cpu=4, max_containers=2)().predict.remote(1)  # doctest: +SKIP
+        """
+        from ._options import apply_aliases
+        from ._variants import overrides_from
+
+        options = {
+            "cpu": cpu,
+            "memory": memory,
+            "env": env,
+            "retries": retries,
+            "max_containers": max_containers,
+            "buffer_containers": buffer_containers,
+            "scaledown_window": scaledown_window,
+            "timeout": timeout,
+            "region": region,
+            "cloud": cloud,
+            "allow_concurrent_inputs": allow_concurrent_inputs,
+        }
+        return self._variant(overrides_from(apply_aliases(".with_options", options, older_names)))
+
+    def with_concurrency(self: S, *, max_inputs: int, target_inputs: int | None = None) -> S:
+        """Return the same with containers that run several inputs at a time, as ``@modal.concurrent`` says.
+
+        Args:
+            max_inputs: the most inputs of a container at a time.
+            target_inputs: how many the autoscaler aims at.
+
+        Raises:
+            InvalidError: when ``target_inputs`` is above ``max_inputs``.
+        """
+        from ._partial_function import check_concurrency
+
+        check_concurrency(max_inputs, target_inputs)
+        return self._variant({"max_concurrent_inputs": max_inputs, "target_concurrent_inputs": target_inputs})
+
+    def with_batching(self: S, *, max_batch_size: int, wait_ms: int) -> S:
+        """Return the same taking many inputs at a time, as ``@modal.batched`` says.
+
+        Args:
+            max_batch_size: the most inputs of one batch.
+            wait_ms: milliseconds a batch waits to fill up.
+
+        Raises:
+            InvalidError: a class of several methods, or a function that cannot be batched.
+        """
+        from ._partial_function import check_batching
+
+        check_batching(max_batch_size, wait_ms)
+        self._check_batching()
+        return self._variant({"batch_max_size": max_batch_size, "batch_wait_ms": wait_ms})
