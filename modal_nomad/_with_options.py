@@ -59,7 +59,9 @@ class WithOptions:
             InvalidError: when a parameter is not what it may be.
 
         Example:
-            >>> Model.with_options(cpu=4, max_containers=2)().predict.remote(1)  # doctest: +SKIP
+            >>> with app.run():
+            ...     square.with_options(cpu=2, max_containers=1).remote(3)
+            9
         """
         from ._options import apply_aliases
         from ._variants import overrides_from
@@ -88,6 +90,11 @@ class WithOptions:
 
         Raises:
             InvalidError: when ``target_inputs`` is above ``max_inputs``.
+
+        Example:
+            >>> with app.run():
+            ...     square.with_concurrency(max_inputs=4).remote(3)
+            9
         """
         from ._partial_function import check_concurrency
 
@@ -103,6 +110,14 @@ class WithOptions:
 
         Raises:
             InvalidError: a class of several methods, or a function that cannot be batched.
+
+        Example:
+            >>> @app.function()
+            ... def lengths(texts):
+            ...     return [len(text) for text in texts]
+            >>> with app.run():
+            ...     list(lengths.with_batching(max_batch_size=2, wait_ms=10).map(["a", "bc"]))
+            [1, 2]
         """
         from ._partial_function import check_batching
 

@@ -126,6 +126,10 @@ class Cls(WithOptions):
             workspace: ignored; older code passes it.
             client: the connection, or the configured one.
             tag: deprecated: use ``name``.
+
+        Example:
+            >>> Model = Cls.from_name("my-app", "Model")
+            >>> Model(size=3).predict.remote(1)  # doctest: +SKIP
         """
         name = _name_of("Cls.from_name", name, tag)
         service = _named(app_name, name + SERVICE_SUFFIX, environment_name, client)
@@ -143,7 +147,11 @@ class Cls(WithOptions):
         *,
         tag: str | None = None,
     ) -> Cls:
-        """Deprecated form of ``from_name(...).hydrate()``."""
+        """Deprecated form of ``from_name(...).hydrate()``.
+
+        Example:
+            >>> Cls.lookup("my-app", "Model")  # doctest: +SKIP
+        """
         from ._options import warn_deprecated
 
         warn_deprecated("Cls.lookup is deprecated: use Cls.from_name, and .hydrate() to check at once")
@@ -158,6 +166,12 @@ class Cls(WithOptions):
 
         Raises:
             NotFoundError: naming the class, the App and the environment.
+
+        Example:
+            >>> Cls.from_name("no-such-app", "Model").hydrate()
+            Traceback (most recent call last):
+            ...
+            modal_nomad.exception.NotFoundError: ...
         """
         if client is not None:
             self._service._client = client
