@@ -155,7 +155,6 @@ class Containers:
                 "MODAL_ENVIRONMENT": function.environment,
                 "MODAL_TASK_ID": container_id,
                 "MODAL_IS_REMOTE": "1",
-                "MODAL_APP_ID": function.app_id,
             }
         request = ContainerRequest(container_id, function.job_id, function.namespace, env)
         try:

@@ -57,6 +57,8 @@ class Runner:
             sys.stderr.write(f"modal-nomad worker: {error}\n")
             return EXIT_FAILED
         self._spec = spec = FunctionSpec.from_dict(welcome["spec"])
+        # By which the SDK finds the other Functions of this App, whichever engine started us.
+        os.environ["MODAL_APP_ID"] = str(welcome.get("app_id", ""))
         try:
             place_files(spec, self._values.fetch_name)
         except Exception as error:
