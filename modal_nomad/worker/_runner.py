@@ -220,7 +220,14 @@ class Runner:
 
     def _give_back_begun(self, leases: List[Any]) -> None:
         if leases:
+            # In this order: else they would be leased to this very container again.
+            self._say_drain()
             self._session.send({"t": "back", "x": leases, "b": 1})
+
+    def _say_drain(self) -> None:
+        if not self._said_drain:
+            self._said_drain = self._draining = True
+            self._session.send({"t": "drain"})
 
     def _give_back_queued(self) -> None:
         self._give_back([work[0] for work in self._take_queued()])
@@ -330,9 +337,7 @@ class Runner:
 
     def _check_end(self, now: float) -> float:
         """Hold a container that was told to end to its grace period; gives the time left."""
-        if not self._said_drain:
-            self._said_drain = self._draining = True
-            self._session.send({"t": "drain"})
+        self._say_drain()
         ending = self._ending
         if now >= ending.last:
             self._pool.flush()

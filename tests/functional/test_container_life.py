@@ -260,3 +260,49 @@ async def test_other_inputs_of_the_container_go_on(tmp_path: Path) -> None:
         assert (await w.outputs(1))[1][0] == 3
         gate.touch()
         assert await w.outputs(1) == {2: (0, "two")}
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+async def test_a_timeout_ends_one_concurrent_input_only(tmp_path: Path, is_async: bool) -> None:
+    gate = tmp_path / "gate"
+    code = f"""
+        import asyncio, os, time
+        def f(forever):
+            print("began")
+            while forever or not os.path.exists({str(gate)!r}): time.sleep(0.01)
+            return os.getpid()
+    """
+    if is_async:
+        code = code.replace("def f", "async def f").replace("time.sleep", "await asyncio.sleep")
+    spec = {"timeout": 1.0, "max_concurrent_inputs": 2, "is_async": is_async}
+    async with worker(tmp_path, dedent(code), **spec) as w:
+        await w.lease(1, (True,))
+        await w.logged(b"began")
+        assert (await w.outputs(1))[1][0] == 4
+        await w.lease(2, (True,), (False,))
+        await w.logged(b"began\nbegan\nbegan")
+        gate.touch()
+        out = await w.outputs(2)
+        assert out[2][0] == 4 and out[3] == (0, w.process.pid)
+
+
+async def test_code_stuck_in_c_ends_its_container_and_the_others_are_given_back(tmp_path: Path) -> None:
+    code = """
+        import ctypes, threading
+        def f(stuck):
+            print("began")
+            if not stuck:
+                threading.Event().wait()
+            libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
+            libc.pthread_mutex_lock(mutex)
+            libc.pthread_mutex_lock(mutex)
+    """
+    async with worker(tmp_path, dedent(code), max_concurrent_inputs=2) as w:
+        await w.lease(1, (True,), (False,))
+        await w.logged(b"began\nbegan")
+        await w.send({"t": "cancel", "x": [1]})
+        assert (await w.outputs(1))[1][0] == 3
+        header, _ = await w.next("back")
+        assert (header["x"], header["b"]) == ([2], 1)
+        assert w.order.index("drain") < w.order.index("back")
+        assert await w.exit_code() == 124
