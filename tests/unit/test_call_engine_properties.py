@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import hypothesis.strategies as st
@@ -38,6 +39,7 @@ class EngineMachine(RuleBasedStateMachine):
         self.limit = MAX
         self.faulty: set[str] = set()
         self.lowering = False
+        self.failed: Counter[tuple[str, int]] = Counter()
         self.deploy()
 
     def policy(self) -> ev.FunctionPolicy:
@@ -207,7 +209,11 @@ class EngineMachine(RuleBasedStateMachine):
         count = data.draw(st.integers(1, len(held)))
         batch = list(held)[:count]
         for lease in batch:
-            del held[lease]
+            call_id, index = held.pop(lease)
+            if status and index not in self.delivered[call_id]:
+                self.failed[call_id, index] += 1
+                # One attempt, and one more under the versions that retry.
+                assert self.failed[call_id, index] <= 2, "retried too often"
         if status:
             self.faulty.add("retry")
         self.now += busy
@@ -224,6 +230,18 @@ class EngineMachine(RuleBasedStateMachine):
             del self.ready[name][lease]
         self.faulty.add("back")
         self.do(ev.InputsGivenBack(name, leases))
+
+    @precondition(lambda self: self.holders())
+    @rule(data=st.data(), data_slots=st.integers(1, 3))
+    def preempt(self, data: st.DataObject, data_slots: int) -> None:
+        name = self.pick(data, self.holders())
+        leases = list(self.ready[name])
+        self.ready[name].clear()
+        self.ending.add(name)
+        self.faulty.add("preempted")
+        self.do(ev.WorkerDraining(name))
+        self.do(ev.InputsGivenBack(name, leases[:data_slots], True))
+        self.do(ev.InputsGivenBack(name, leases[data_slots:]))
 
     @precondition(lambda self: self.ready)
     @rule(data=st.data())
@@ -264,10 +282,9 @@ class EngineMachine(RuleBasedStateMachine):
         self.lowering = True
         self.deploy()
         self.lowering = False
-        views = [x for x in self.engine.containers() if x.state in ("starting", "ready")]
-        assert len(views) + sum(self.engine._pools[FU].requested.values()) <= max(
-            limit, sum(self.engine._pools[FU].requested.values())
-        )
+        asked = sum(self.engine._pools[FU].requested.values())
+        alive = sum(x.state in ("starting", "ready") for x in self.engine.containers())
+        assert alive + asked <= max(limit, asked), "more containers than the new limit, and none told to end"
 
     @rule(seconds=st.sampled_from([0.01, 0.06, 1.0, 6.0, 40.0]))
     def time_passes(self, seconds: float) -> None:
@@ -366,6 +383,37 @@ class EngineMachine(RuleBasedStateMachine):
         assert not self.engine._calls and not self.engine._owners and not self.engine._sink
         assert self.engine.stats().backlog == 0
         assert len(self.engine._timers) < 200
+        self.scale_to_zero()
+
+    def scale_to_zero(self) -> None:
+        """With nothing left to do all containers end, and every slot was given back."""
+        self.do(ev.FunctionAdded(FU, dataclasses.replace(self.policy(), min_containers=0)))
+        for _ in range(200):
+            if self.asked:
+                self.answer_start(False)
+            for name in sorted(self.starting):
+                if name not in self.ending:
+                    version = self.starting.pop(name)
+                    self.ready[name] = {}
+                    self.do(ev.WorkerReady(name, FU, version, 1))
+            for name in self.holders():
+                batch = list(self.ready[name])
+                self.ready[name].clear()
+                self.do(ev.OutputsReturned(name, [(x, 0, b"out", 0) for x in batch], 0.01))
+            for name in sorted(self.ending):
+                self.ending.discard(name)
+                self.starting.pop(name, None)
+                self.ready.pop(name, None)
+                self.do(ev.WorkerLost(name, "drained"))
+            if not self.engine._containers:
+                break
+            wake = self.engine.next_wakeup()
+            assert wake is not None, "containers that nobody looks after"
+            self.now = max(self.now, wake)
+            self.do(ev.Tick())
+        pool = self.engine._pools[FU]
+        assert not pool.containers and not pool.requested and not self.engine._containers
+        assert not pool.free and not pool.room and pool.leased == pool.busy == 0, "a slot leaked"
 
 
 TestCallEngine = EngineMachine.TestCase
