@@ -109,6 +109,17 @@ def agent_process(
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+            unmount_below(directory)
+
+
+def unmount_below(directory: str) -> None:
+    """Undo what a killed agent left mounted in its containers, so that its files can be removed."""
+    root = f"{Path(directory).resolve()}/"
+    with open("/proc/self/mounts") as file:
+        # The kernel writes a space in a path as \\040.
+        found = [line.split()[1].replace("\\040", " ") for line in file]
+    for path in sorted((path for path in found if path.startswith(root)), key=len, reverse=True):
+        subprocess.run(["umount", "--lazy", path], check=False, capture_output=True)
 
 
 @contextmanager
