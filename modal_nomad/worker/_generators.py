@@ -61,6 +61,9 @@ class Stream:
             number = self._window.send(size)
             if number is not None:
                 now = monotonic()
+                if number != self._first + len(self._items):
+                    # Those between were known to the reader; a frame's items have no gap.
+                    self._flush()
                 if not self._items:
                     self._first, self._oldest = number, now
                 self._items.append((payload, flags))
