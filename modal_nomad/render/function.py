@@ -110,7 +110,7 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
     }
     if spec.code_bundle:
         ours["MODAL_CODE_DIR"] = "${NOMAD_TASK_DIR}/code"
-    if spec.image.layers:
+    if spec.image.layers or spec.image.python:
         ours["MODAL_IMAGE"] = _image(spec)
     return {**spec.image.env, **spec.env, **ours}
 

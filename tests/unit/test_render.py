@@ -97,6 +97,20 @@ def test_our_variables_win_and_the_functions_beat_the_images() -> None:
 
 
 @pytest.mark.parametrize(
+    ("image", "named"),
+    [
+        (ImageSpec(), False),
+        (ImageSpec(python="3.12"), True),
+        (ImageSpec(layers=(ImageLayer("pip", ("attrs",)),)), True),
+    ],
+)
+def test_a_container_is_told_what_its_interpreter_must_be(image: ImageSpec, named: bool) -> None:
+    env = _task(FunctionSpec(app="a", name="f", image=image))["Env"]
+    assert ("MODAL_IMAGE" in env) == named
+    assert not named or json.loads(env["MODAL_IMAGE"])["python"] == image.python
+
+
+@pytest.mark.parametrize(
     ("memory", "expected"),
     [
         ((None, None), {"MemoryMB": 256}),
