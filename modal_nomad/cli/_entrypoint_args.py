@@ -49,7 +49,7 @@ def parse_arguments(
     Raises:
         CommandError: a parameter's annotation cannot be said on a command line.
     """
-    parameters = _parameters(func)
+    parameters = parameters_of(func)
     variadic = [p for p in parameters if p.kind is inspect.Parameter.VAR_POSITIONAL]
     if variadic:
         if len(parameters) > 1:
@@ -88,7 +88,8 @@ def _final(parameter: inspect.Parameter, value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _parameters(func: Callable[..., Any]) -> list[inspect.Parameter]:
+def parameters_of(func: Callable[..., Any]) -> list[inspect.Parameter]:
+    """Return the parameters of a function, annotations evaluated. Raises CommandError."""
     try:
         signature = inspect.signature(func, eval_str=True)
     except (NameError, AttributeError, SyntaxError, TypeError) as exc:

@@ -11,6 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from modal_nomad.cli._class_method import ClassMethod, method_named, methods_of
 from modal_nomad.cli._errors import CommandError, UsageError, user_code
 
 
@@ -141,11 +142,19 @@ def list_runnables(apps: Mapping[str, Any]) -> list[Runnable]:
         for name, function in app.registered_functions.items():
             if name not in web and not name.endswith(".*"):
                 found.append(Runnable((name, f"{variable}.{name}"), app, function, False))
+        for name, method in methods_of(app).items():
+            if name not in web:
+                found.append(Runnable((name, f"{variable}.{name}"), app, method, False))
     return found
 
 
-def choose_runnable(apps: Mapping[str, Any], ref: ImportRef) -> Runnable:
-    """Apply the inference rules of ``run``: an exact name, a prefix of one, or the only candidate."""
+def choose_runnable(
+    apps: Mapping[str, Any], ref: ImportRef, namespace: Mapping[str, Any] | None = None
+) -> Runnable:
+    """Apply the inference rules of ``run``: an exact name, a prefix of one, or the only candidate.
+
+    ``namespace`` holds the module's variables, for classes with other options: only their names find them.
+    """
     if not apps:
         raise UsageError(f"{ref.target} defines no App. Create one with 'app = modal.App(\"name\")'.")
     every = list_runnables(apps)
@@ -154,6 +163,9 @@ def choose_runnable(apps: Mapping[str, Any], ref: ImportRef) -> Runnable:
     candidates = every
     if ref.name:
         candidates = [r for r in every if ref.name in r.names]
+        other = method_named(namespace or {}, ref.name) if not candidates else None
+        if other is not None:
+            return Runnable((ref.name,), other[0], other[1], False)
         if not candidates:
             prefix = ref.name + "."
             candidates = [r for r in every if any(n.startswith(prefix) for n in r.names)]
@@ -172,9 +184,11 @@ def choose_runnable(apps: Mapping[str, Any], ref: ImportRef) -> Runnable:
 
 def _without_repeats(candidates: list[Runnable]) -> list[Runnable]:
     """Drop what is reachable twice: one App under two variables, or one included in another."""
-    kept: dict[int, Runnable] = {}
+    kept: dict[Any, Runnable] = {}
     for candidate in candidates:
-        kept.setdefault(id(candidate.target), candidate)
+        # A method is looked at anew for each App that lists it: its label tells it from others.
+        key = candidate.names[0] if isinstance(candidate.target, ClassMethod) else id(candidate.target)
+        kept.setdefault(key, candidate)
     return list(kept.values())
 
 

@@ -68,13 +68,13 @@ def _run(
 
     ref = _import_ref.parse_ref(reference, is_module)
     module = _import_ref.import_target(ref)
-    chosen = _import_ref.choose_runnable(_import_ref.find_apps(module), ref)
+    chosen = _import_ref.choose_runnable(_import_ref.find_apps(module), ref, vars(module))
     func = chosen.target.get_raw_f()
     parsed = _entrypoint_args.parse_arguments(func, arguments, f"modal-nomad run {reference}")
     if parsed is None:
         return False, None
     args, kwargs = parsed
-    if not chosen.is_entrypoint and inspect.isgeneratorfunction(func):
+    if not chosen.is_entrypoint and chosen.target.is_generator:
         raise CommandError(f"{chosen.names[0]} is a generator function; 'run' cannot run one.")
     if chosen.app.name is None and not chosen.app.description:
         chosen.app.set_description(f"{Path(ref.target).name}::{chosen.names[0]}")

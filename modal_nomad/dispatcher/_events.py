@@ -52,6 +52,7 @@ class FunctionPolicy:
         buffer_containers: extra containers kept while the Function is active.
         scaledown_window: seconds an idle container lives.
         max_concurrent_inputs: inputs one container runs at a time.
+        batch_size: inputs that one container takes together, and that are not spread over several.
         target_inputs: inputs per container that the autoscaler aims at; None means the maximum.
         single_use: a container ends after one input.
         cpu: cores that one container asks for, or None.
@@ -66,6 +67,7 @@ class FunctionPolicy:
     buffer_containers: int = 0
     scaledown_window: float = 60.0
     max_concurrent_inputs: int = 1
+    batch_size: int = 1
     target_inputs: int | None = None
     single_use: bool = False
     cpu: float | None = None
@@ -86,6 +88,7 @@ class FunctionPolicy:
             buffer_containers=spec.buffer_containers,
             scaledown_window=spec.scaledown_window,
             max_concurrent_inputs=spec.slots,
+            batch_size=spec.batch_max_size or 1,
             target_inputs=spec.target_concurrent_inputs,
             single_use=spec.single_use_containers,
             cpu=spec.cpu[0],

@@ -101,7 +101,7 @@ class Pool:
         self.cpu_seconds = 0.0
         self.cpu_of = 0.0
         self.prefetch = 1
-        self.quantum = 1
+        self.quantum = policy.batch_size
         self.start_seconds = DEFAULT_START_SECONDS
         # The last sign of life while inputs wait, and when a silence may next be taken for a stall.
         self.stall_from = 0.0
@@ -212,7 +212,8 @@ class Pool:
             self.prefetch = MAX_PREFETCH
         else:
             self.prefetch = max(1, int(PREFETCH_SECONDS / average))
-        self.quantum = max(1, min(MAX_PREFETCH // 4, int(QUANTUM_SECONDS / max(average, 1e-6))))
+        quantum = min(MAX_PREFETCH // 4, int(QUANTUM_SECONDS / max(average, 1e-6)))
+        self.quantum = max(self.policy.batch_size, quantum)
 
     def learn_cpu(self, cpu_seconds: float, seconds: float) -> None:
         """Learn how much of a processor inputs use, mostly from the last seconds of them."""

@@ -351,7 +351,9 @@ class Upkeep:
 
     def _check_inputs(self, pool: Pool, container: Container) -> float:
         now = self._now
-        limit = pool.policy.timeout + CLEANUP_SECONDS + GRACE_SECONDS
+        # A batch may have to wait for the one before it.
+        turns = 1 if pool.policy.batch_size == 1 else 2
+        limit = turns * pool.policy.timeout + CLEANUP_SECONDS + GRACE_SECONDS
         seen: dict[int, float] = {}
         stuck: list[Input] = []
         for lease, item in container.running():

@@ -151,7 +151,7 @@ class CallEngine(Streams):
         pool.policy = event.policy
         pool.removed = None
         if new_version:
-            pool.average, pool.prefetch, pool.quantum = None, 1, 1
+            pool.average, pool.prefetch, pool.quantum = None, 1, event.policy.batch_size
             pool.cpu_seconds = pool.cpu_of = 0.0
             pool.failures = pool.strikes = 0
             pool.not_before = 0.0

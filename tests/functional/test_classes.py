@@ -397,3 +397,49 @@ def test_a_class_derived_from_a_decorated_one(live: Live) -> None:
 
     with app.run():
         assert (Base().name.remote(), Derived().name.remote()) == ("Base", "Derived")
+
+
+def test_a_method_runs_from_the_command_line(live: Live) -> None:
+    script = live.write(
+        "model_script.py",
+        """
+        import modal
+
+        app = modal.App("model-script")
+
+        @app.cls()
+        class Model:
+            label: str = modal.parameter()
+            size: int = modal.parameter(default=3)
+
+            @modal.method()
+            def predict(self, x: float, times: int = 1) -> str:
+                return f"{self.label} {self.size} {x * times}"
+
+        @app.cls()
+        class Old:
+            def __init__(self, start: int, step: int = 1) -> None:
+                self.start = start + step
+
+            @modal.method()
+            def get(self, step_back: bool = False) -> str:
+                return str(-self.start if step_back else self.start)
+
+        Limited = Model.with_options(env={"A": "1"})
+        """,
+    )
+    out = live.folder / "out"
+
+    def run(name: str, *flags: str) -> str:
+        done = live.cli("run", "-q", "-w", str(out), f"{script}::{name}", *flags)
+        assert done.returncode == 0, done.stderr
+        return out.read_text()
+
+    assert run("Model.predict", "--label", "a", "--x", "2.5", "--times", "2") == "a 3 5.0"
+    assert run("app.Old.get", "--start", "4", "--step-back") == "-5"
+    assert run("Old", "--start", "1") == "2"
+    assert run("Limited.predict", "--label", "b", "--x", "1", "--size", "9") == "b 9 1.0"
+    shown = live.cli("run", f"{script}::Model.predict", "--help").stdout
+    assert "--label" in shown and "--x" in shown and "[required]" in shown
+    many = live.cli("run", str(script))
+    assert many.returncode == 1 and "Model.predict / app.Model.predict" in many.stderr

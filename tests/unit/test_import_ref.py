@@ -134,3 +134,35 @@ def test_choose_app(tmp_path: Path) -> None:
         refs.choose_app(module, refs.parse_ref(path + "::f"))
     with pytest.raises(UsageError, match="no App named 'absent'"):
         refs.choose_app(module, refs.parse_ref(path + "::absent"))
+
+
+def test_methods_are_runnables_and_classes_a_prefix(tmp_path: Path) -> None:
+    text = """
+import modal_nomad as modal
+app = modal.App("one")
+
+@app.cls()
+class Model:
+    @modal.method()
+    def a(self, x: int) -> None: ...
+
+    @modal.method()
+    def b(self) -> None: ...
+
+@app.cls()
+class Single:
+    size: int = modal.parameter(default=1)
+
+    @modal.method()
+    def only(self, size: int) -> None: ...
+
+Other = Model.with_options(timeout=3)
+"""
+    path = write(tmp_path, text)
+    assert choose(f"{path}::Model.a").label == "Model.a / app.Model.a"
+    assert choose(f"{path}::app.Single").label == "Single.only / app.Single.only"
+    assert choose(f"{path}::Other.b").label == "Other.b"
+    with pytest.raises(CommandError, match="several things to run"):
+        choose(f"{path}::Model")
+    with pytest.raises(CommandError, match="'size' is a parameter of the method and of its class"):
+        choose(f"{path}::Single").target.get_raw_f()
