@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from conftest import Live
+from conftest import Live, until
 
 import modal_nomad as modal
 
@@ -72,4 +73,41 @@ def test_a_dispatcher_killed_in_mid_stream(own: Live, spawned: bool) -> None:
     assert seen == list(range(1000))
     # The first run, whose lease nobody knows any more, holds no slot.
     assert list(function.remote_gen(str(own.folder), 10)) == list(range(10))
+    own.request("app.stop", app_id=app.app_id)
+
+
+def test_a_reader_killed_in_mid_stream_leaves_nothing_running(own: Live, serve: Callable[..., Any]) -> None:
+    serve(client_grace=0.1)
+    app = modal.App("left")
+
+    @app.function(serialized=True, name="steps", max_containers=1)
+    def steps(folder: str) -> Iterator[int]:
+        from pathlib import Path
+
+        try:
+            yield from range(1_000_000)
+        except GeneratorExit:
+            Path(folder, "closed").touch()
+            raise
+
+    app.deploy()
+    script = own.write(
+        "reader.py",
+        """
+        import os
+        import signal
+        import sys
+
+        import modal_nomad as modal
+
+        results = modal.Function.from_name("left", "steps").remote_gen(sys.argv[1])
+        next(results)
+        os.kill(os.getpid(), signal.SIGKILL)
+        """,
+    )
+    with own.start(str(script), str(own.folder)) as process:
+        assert process.wait(60) == -signal.SIGKILL
+    until((own.folder / "closed").exists, what="the generator's end")
+    function = modal.Function.from_name("left", "steps")
+    assert next(function.remote_gen(str(own.folder))) == 0
     own.request("app.stop", app_id=app.app_id)

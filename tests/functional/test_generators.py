@@ -261,3 +261,48 @@ def test_generators_run_side_by_side(app: modal.App) -> None:
     readers = [app["count"].remote_gen(600) for _ in range(3)]
     columns = list(zip(*readers, strict=True))
     assert columns == [(x, x, x) for x in range(600)]
+
+
+def test_a_generator_that_runs_too_long(live: Live) -> None:
+    app = modal.App("endless")
+
+    @app.function(serialized=True, name="endless", timeout=1)
+    def endless() -> Iterator[int]:
+        import time
+
+        yield 1
+        yield 2
+        time.sleep(60)
+
+    with app.run():
+        seen = []
+        with pytest.raises(exception.FunctionTimeoutError):
+            for x in app["endless"].remote_gen():
+                seen.append(x)
+        assert seen == [1, 2]
+
+
+def test_a_container_reads_the_generator_of_another(live: Live) -> None:
+    script = live.write(
+        "pipeline.py",
+        """
+        import modal
+
+        app = modal.App("pipeline")
+
+        @app.function()
+        def numbers(n):
+            yield from range(n)
+
+        @app.function()
+        async def doubled(n):
+            async for x in numbers.remote_gen.aio(n):
+                yield 2 * x
+
+        @app.local_entrypoint()
+        def main():
+            print("sum", sum(doubled.remote_gen(700)))
+        """,
+    )
+    done = live.cli("run", str(script))
+    assert done.returncode == 0 and f"sum {sum(range(0, 1400, 2))}" in done.stdout, done.stderr

@@ -8,6 +8,7 @@ from typing import Any
 from typing_extensions import assert_type
 
 import modal_nomad as modal
+from modal_nomad.call_graph import InputInfo, InputStatus
 
 app = modal.App("types", image=modal.Image.debian_slim().pip_install("numpy").env({"A": "b"}))
 
@@ -28,6 +29,16 @@ def main(count: int = 1) -> None:
     assert_type(length.map(["x"]), Iterator[int])
     assert_type(length.starmap([("x", 1)]), Iterator[int])
     assert_type(length.for_each(["x"]), None)
+    assert_type(length.spawn_map(["x"]), None)
+    many = length.experimental_spawn_map(["x"])
+    assert_type(many, modal.FunctionCall[int])
+    assert_type(many.get(index=1), int)
+    assert_type(many.iter(1, 2), Iterator[int])
+    assert_type(many.num_inputs(), int)
+    assert_type(many.get_call_graph(), list[InputInfo])
+    assert_type(many.get_call_graph()[0].status, InputStatus)
+    assert_type(length.remote_gen("x"), Iterator[Any])
+    assert_type(length.remote_gen.aio("x"), AsyncIterator[Any])
     assert_type(length.object_id, str)
     assert_type(modal.Function.from_name("types", "length").remote(1, 2), Any)
     with app.run(detach=True) as running:
