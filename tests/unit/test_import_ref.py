@@ -46,7 +46,8 @@ def write(folder: Path, text: str, name: str = "an_app.py") -> str:
 
 def choose(reference: str) -> refs.Runnable:
     ref = refs.parse_ref(reference)
-    return refs.choose_runnable(refs.find_apps(refs.import_target(ref)), ref)
+    module = refs.import_target(ref)
+    return refs.choose_runnable(refs.find_apps(module), ref, vars(module))
 
 
 def test_parse() -> None:
