@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ._options import CpuRequest, MemoryRequest
+    from .gpu import GPU
     from .retries import Retries
 
 S = TypeVar("S", bound="WithOptions")
@@ -26,34 +27,45 @@ class WithOptions:
         self: S,
         cpu: CpuRequest = None,
         memory: MemoryRequest = None,
+        gpu: GPU | Sequence[GPU] = None,
+        secrets: Sequence[Any] = (),
+        volumes: Mapping[Any, Any] | None = None,
+        retries: int | Retries | None = None,
+        timeout: float | None = None,
+        concurrency_limit: int | None = None,
+        allow_concurrent_inputs: int | None = None,
+        container_idle_timeout: float | None = None,
         *,
         env: Mapping[str, str | None] | None = None,
-        retries: int | Retries | None = None,
         max_containers: int | None = None,
         buffer_containers: int | None = None,
         scaledown_window: float | None = None,
-        timeout: float | None = None,
         region: Any = None,
         cloud: str | None = None,
-        allow_concurrent_inputs: int | None = None,
         **older_names: Any,
     ) -> S:
         """Return the same with other options; nothing is asked of the server until it is used.
 
-        Options cannot be taken away this way. Successive calls add up.
+        Options cannot be taken away this way. Successive calls add up. Older programs give the first ones
+        by position, in this order.
 
         Args:
             cpu: cores, or a pair (request, limit).
             memory: MiB, or a pair (request, limit).
-            env: environment variables, besides those it has.
+            gpu: as for ``@app.function``.
+            secrets: not there yet.
+            volumes: not there yet.
             retries: how often a failed input is run again, or a ``modal.Retries``.
+            timeout: seconds one input may run.
+            concurrency_limit: deprecated: use ``max_containers``.
+            allow_concurrent_inputs: deprecated: use ``with_concurrency``.
+            container_idle_timeout: deprecated: use ``scaledown_window``.
+            env: environment variables, besides those it has.
             max_containers: the most containers at a time.
             buffer_containers: extra idle containers while it is in use.
             scaledown_window: seconds an idle container lives.
-            timeout: seconds one input may run.
             region: datacenters to run in.
             cloud: run on nodes whose meta says this ``cloud``.
-            allow_concurrent_inputs: deprecated: use ``with_concurrency``.
 
         Raises:
             InvalidError: when a parameter is not what it may be.
@@ -69,6 +81,7 @@ class WithOptions:
         options = {
             "cpu": cpu,
             "memory": memory,
+            "gpu": gpu,
             "env": env,
             "retries": retries,
             "max_containers": max_containers,
@@ -79,7 +92,14 @@ class WithOptions:
             "cloud": cloud,
             "allow_concurrent_inputs": allow_concurrent_inputs,
         }
-        return self._variant(overrides_from(apply_aliases(".with_options", options, older_names)))
+        old = {
+            "secrets": secrets,
+            "volumes": volumes,
+            "concurrency_limit": concurrency_limit,
+            "container_idle_timeout": container_idle_timeout,
+            **older_names,
+        }
+        return self._variant(overrides_from(apply_aliases(".with_options", options, old)))
 
     def with_concurrency(self: S, *, max_inputs: int, target_inputs: int | None = None) -> S:
         """Return the same with containers that run several inputs at a time, as ``@modal.concurrent`` says.
