@@ -167,3 +167,24 @@ def test_a_floor_above_the_ceiling_is_refused_at_the_first_use(live: Live) -> No
 
     with app.run(), pytest.raises(exception.InvalidError, match="cannot be higher than max_containers"):
         one.with_options(max_containers=1).remote()
+
+
+def test_options_by_position_as_older_programs_give_them() -> None:
+    app = modal.App("by-position")
+
+    @app.function(serialized=True, name="one")
+    def one() -> int:
+        return 1
+
+    with pytest.warns(DeprecationError) as caught:
+        old: Any = one.with_options(1.5, (64, 128), ["L4:2", "T4:2"], (), {}, 2, 30, 3, 4, 20)
+    new: Any = one.with_options(
+        cpu=1.5, memory=(64, 128), gpu=["L4:2", "T4:2"], retries=2, timeout=30, max_containers=3,
+        scaledown_window=20,
+    ).with_concurrency(max_inputs=4)  # fmt: skip
+    assert old._overrides == {k: v for k, v in new._overrides.items() if k != "target_concurrent_inputs"}
+    assert [str(w.message).split("'")[1] for w in caught] == [
+        "concurrency_limit", "container_idle_timeout", "allow_concurrent_inputs",
+    ]  # fmt: skip
+    with pytest.raises(exception.InvalidError, match=r"cannot honour secrets= yet"):
+        one.with_options(secrets=["x"])

@@ -22,7 +22,9 @@ STATE = re.compile(r"works|present|not yet|not yet, issue \d+")
 ROW = re.compile(r"\| (?P<number>\d{3}) \| `(?P<what>.+)` \| (?P<state>[^|]+) \| (?P<tests>.*)\|")
 TESTS = re.compile(r"`(tests/[\w/]+\.py)`(?:, `(tests/[\w/]+\.py)`)*")
 NAME = r"modal(?:\.\w+)+"
-SIGNATURE = re.compile(rf"({NAME})\((?!\w+=(?:, \w+=)*\))(.*?)\)(?: \[[\w.]+\])*(?: decorator)?(?: \[S.*\])?(?: -> .*)?")
+SIGNATURE = re.compile(
+    rf"({NAME})\((?!\w+=(?:, \w+=)*\))(.*?)\)(?: \[[\w.]+\])*(?: decorator)?(?: \[S.*\])?(?: -> .*)?"
+)
 EXISTS = re.compile(rf"({NAME})(?: \[(?:class |property\]).*)?")
 PARAMETERS = re.compile(rf"({NAME})\(((?:\w+=(?:, )?)+)\).*")
 COMMAND = re.compile(r"CLI modal (.+)")
@@ -94,9 +96,7 @@ def differences(signature: str, ours: inspect.Signature) -> list[str]:
     """Say what a call as the reference writes it would meet otherwise here."""
     wanted = ast.parse(f"def f({signature}): ...").body[0].args  # type: ignore[attr-defined]
     have: Mapping[str, inspect.Parameter] = ours.parameters
-    by_position = [
-        name for name, p in have.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
-    ]
+    by_position = [name for name, p in have.items() if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     by_position = by_position[by_position[:1] in (["self"], ["cls"]) :]
     anything = any(p.kind is p.VAR_KEYWORD for p in have.values())
     found = []
