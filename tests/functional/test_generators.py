@@ -306,3 +306,39 @@ def test_a_container_reads_the_generator_of_another(live: Live) -> None:
     )
     done = live.cli("run", str(script))
     assert done.returncode == 0 and f"sum {sum(range(0, 1400, 2))}" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["threads", "tasks"])
+@pytest.mark.filterwarnings("ignore:.*allow_concurrent_inputs.*:modal_nomad.exception.DeprecationError")
+def test_several_generators_share_a_container(live: Live, kind: str) -> None:
+    app = modal.App(f"shared-{kind}")
+    options: Any = {"serialized": True, "name": "f", "max_containers": 1, "allow_concurrent_inputs": 4}
+
+    if kind == "threads":
+
+        @app.function(**options)
+        def f(n: int) -> Iterator[Any]:
+            import os
+
+            for x in range(n):
+                yield x, os.getpid()
+
+    else:
+
+        @app.function(**options)
+        async def f(n: int) -> AsyncIterator[Any]:
+            import os
+
+            for x in range(n):
+                yield x, os.getpid()
+
+    with app.run():
+        endless = [app["f"].remote_gen(10_000_000) for _ in range(3)]
+        firsts = [next(results) for results in endless]
+        assert {x for x, _ in firsts} == {0} and len({pid for _, pid in firsts}) == 1
+        # Three wait at the edge of their windows, and the fourth slot serves others.
+        assert [x for x, _ in app["f"].remote_gen(3000)] == list(range(3000))
+        for results in endless:
+            results.close()
+        again = [app["f"].remote_gen(2000) for _ in range(4)]
+        assert [[x for x, _ in row] for row in zip(*again, strict=True)] == [[x] * 4 for x in range(2000)]
