@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from conftest import Live, until
+from conftest import Live, alive, until
 
 import modal_nomad as modal
 from modal_nomad import exception
@@ -147,3 +147,37 @@ def test_cancel(app: modal.App, live: Live) -> None:
     for index in (0, 1):
         with pytest.raises(exception.RemoteError, match="cancelled"):
             call.get(timeout=30, index=index)
+
+
+@pytest.mark.filterwarnings("ignore:.*allow_concurrent_inputs.*:modal_nomad.exception.DeprecationError")
+def test_cancel_with_terminate_containers_runs_the_others_again(live: Live) -> None:
+    app = modal.App("terminated")
+
+    @app.function(serialized=True, name="hold", max_containers=1, allow_concurrent_inputs=2)
+    def hold(folder: str, name: str) -> tuple[str, int]:
+        import os
+        import time
+        from pathlib import Path
+
+        Path(folder, f"{name}-{os.getpid()}").touch()
+        while not Path(folder, "go").exists():
+            time.sleep(0.005)
+        return name, os.getpid()
+
+    def pids(name: str) -> list[int]:
+        return [int(x.name.rpartition("-")[2]) for x in live.folder.glob(f"{name}-*")]
+
+    with app.run():
+        victim = app["hold"].spawn(str(live.folder), "victim")
+        other = app["hold"].spawn(str(live.folder), "other")
+        until(lambda: pids("victim") and pids("other"), what="both inputs")
+        (first,) = pids("other")
+        assert pids("victim") == [first]
+        victim.cancel(terminate_containers=True)
+        with pytest.raises(exception.RemoteError, match="cancelled"):
+            victim.get(timeout=30)
+        until(lambda: not alive(first), what="the container's end")
+        until(lambda: len(pids("other")) == 2, what="the other input's second run")
+        (live.folder / "go").touch()
+        name, pid = other.get(timeout=30)
+        assert name == "other" and pid != first and len(pids("victim")) == 1
