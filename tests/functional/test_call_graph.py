@@ -60,6 +60,16 @@ def itself(n):
     assert root.input_id == modal.current_input_id()
     return root.status.name, root.function_name, [c.status.name for c in root.children]
 
+@app.cls()
+class Model:
+    @modal.method()
+    def run(self, x):
+        return sum(self.parts.remote_gen(x)) + leaf.remote(x)
+
+    @modal.method()
+    def parts(self, x):
+        yield from range(x)
+
 @app.function()
 def many(calls, inputs):
     for _ in range(calls):
@@ -151,6 +161,13 @@ def test_calls_of_calls_at_any_depth(deployed: None) -> None:
 
 def test_a_call_that_nobody_spawned_sees_its_own_graph(deployed: None) -> None:
     assert function("itself").remote(3) == ("PENDING", "itself", ["SUCCESS"] * 3)
+
+
+def test_methods_and_generators_are_named(deployed: None) -> None:
+    call = modal.Cls.from_name("graphs", "Model")().run.spawn(4)
+    assert call.get(timeout=60) == 10
+    nodes = [("Model.parts", "SUCCESS", []), LEAF]
+    until(lambda: shape(call.get_call_graph()) == [("Model.run", "SUCCESS", nodes)], what="the graph")
 
 
 def test_a_large_graph(deployed: None) -> None:
