@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
@@ -19,7 +20,7 @@ from modal_nomad.engines.base import ContainerEvent, ContainerRequest, Container
 from modal_nomad.exception import ImageBuildError, NotFoundError
 from modal_nomad.wire.ids import new_id
 from modal_nomad.wire.serialization import pack_exception
-from modal_nomad.wire.spec import FunctionSpec
+from modal_nomad.wire.spec import FunctionSpec, content_key
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
@@ -156,11 +157,19 @@ class Containers:
                 "MODAL_TASK_ID": container_id,
                 "MODAL_IS_REMOTE": "1",
             }
+            if function.spec.enable_memory_snapshot:
+                env["MODAL_SNAPSHOT"] = self._snapshot(function)
         request = ContainerRequest(container_id, function.job_id, function.namespace, env)
         try:
             await self.engine.start_container(request)
         except EngineError as error:
             self._ended(container_id, str(error))
+
+    def _snapshot(self, function: FunctionState) -> str:
+        """Return where the parent process of a Function's containers listens, if there is one."""
+        folder = Path(self.settings.home, "snapshots")
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return str(folder / content_key([function.function_id, function.version])[:24])
 
     def drain(self, container_id: str) -> None:
         """Ask a container to end after what it runs."""

@@ -110,6 +110,11 @@ class SyncWebSocket:
             self._read()
         return messages.popleft()
 
+    def let_go(self) -> None:
+        """Close this process's descriptor of the socket alone: another process goes on using it."""
+        self._closed = True
+        os.close(self._sock.detach())
+
     def close(self) -> None:
         """Close the socket; a thread in ``recv`` gets a ConnectionError."""
         self._closed = True

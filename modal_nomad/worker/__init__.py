@@ -34,6 +34,13 @@ def main() -> int:
     import os
     import sys
 
+    if os.environ.get("MODAL_SNAPSHOT"):
+        from ._snapshot import restore
+
+        code = restore(os.environ["MODAL_SNAPSHOT"])
+        if code is not None:
+            return code
+
     from ._runner import Runner
     from ._session import Settings
 

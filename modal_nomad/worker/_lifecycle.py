@@ -56,6 +56,12 @@ class Lifecycle:
         self._run(self._info.hooks[ENTER])
         self._entered = True
 
+    def settle(self) -> None:
+        """Close the event loop of the snapshot hooks: no fork can share it. The next one is made anew."""
+        if self._loop is not None:
+            self._close(self._loop)
+            self._loop = None
+
     def exit(self) -> None:
         """Run the exit hooks, all of them though one may fail, and end what is left of async code."""
         if self._entered:
@@ -71,9 +77,7 @@ class Lifecycle:
                     sys.stderr.write(
                         f"modal-nomad worker: the exit hook {name} failed:\n{traceback.format_exc()}"
                     )
-        if self._loop is not None:
-            self._close(self._loop)
-            self._loop = None
+        self.settle()
 
     def _run(self, hooks: Sequence[PartialFunction]) -> None:
         for hook in hooks:

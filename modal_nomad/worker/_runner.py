@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 from itertools import repeat
-from typing import Any, Callable, Deque, Dict, List, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
 from ..exception import FunctionTimeoutError
 from ..wire import frames
@@ -17,6 +17,7 @@ from ._ending import FOREVER, INTERRUPT, Ending
 from ._loader import load_function, place_files, prepare
 from ._outbox import Outbox, Values, Work, pack, stopped
 from ._session import FIRST_HEARTBEAT, HEARTBEAT, Gone, Refused, Session, Settings
+from ._snapshot import descriptors, keep
 from ._turn import Turn
 
 EXIT_FAILED = 1
@@ -26,10 +27,18 @@ _CANCEL_WITHIN = 0.05
 
 
 class Runner:
-    """One container. ``run`` is called once, on the main thread, and returns the exit code."""
+    """One container. ``run`` is called once, on the main thread, and returns the exit code.
 
-    def __init__(self, settings: Settings, version: str) -> None:
+    Args:
+        settings: what the engine says.
+        version: of this package.
+        held: the function or the Service that a memory snapshot holds, where this was forked from one.
+    """
+
+    def __init__(self, settings: Settings, version: str, held: Any = None) -> None:
         self._settings = settings
+        self._version = version
+        self._snapshot = held
         self._session = Session(settings, version)
         self._values = Values(
             lambda name: settings.blobs().get(name),
@@ -60,7 +69,8 @@ class Runner:
         # By which the SDK finds the other Functions of this App, whichever engine started us.
         os.environ["MODAL_APP_ID"] = str(welcome.get("app_id", ""))
         try:
-            place_files(spec, self._values.fetch_name)
+            if self._snapshot is None:
+                place_files(spec, self._values.fetch_name)
         except Exception as error:
             self._init_failed(error)
             self._session.close()
@@ -89,20 +99,44 @@ class Runner:
         settings = self._settings
         try:
             prepare(spec, settings.code_dir, settings.runtime_dir)
-            found = load_function(spec, settings.code_dir, self._values.fetch_name)
-            if not spec.is_class:
-                return found
-            from ._service import Service
+            found: Any = self._snapshot
+            if found is None:
+                ours = descriptors() if self._keeps(spec) else set()
+                found = load_function(spec, settings.code_dir, self._values.fetch_name)
+                if spec.is_class:
+                    from ._service import Service
 
-            service = Service(found, spec, welcome["function_id"], welcome["params"])
-            service.start()
-            self._service = service
-            return service
+                    found = Service(found, spec, welcome["function_id"], welcome["params"])
+                    found.begin()
+                if self._keeps(spec):
+                    self._keep(found, ours)
+            if spec.is_class:
+                found.enter()
+                self._service = found
+            loaded: Callable[..., Any] = found
+            return loaded
         except KeyboardInterrupt:
             raise
         except BaseException as error:
             self._init_failed(error)
             return None
+
+    def _keeps(self, spec: FunctionSpec) -> bool:
+        return spec.enable_memory_snapshot and bool(self._settings.snapshot)
+
+    def _keep(self, found: Any, ours: Set[int]) -> None:
+        """Leave what has been loaded to the containers that start later."""
+        from ._service import Service
+
+        if isinstance(found, Service):
+            found.lifecycle.settle()
+        self._sync()
+        keep(
+            self._settings.snapshot,
+            ours,
+            self._session.let_go,
+            lambda: Runner(Settings(os.environ), self._version, held=found).run(),
+        )
 
     def _init_failed(self, error: BaseException) -> None:
         import traceback

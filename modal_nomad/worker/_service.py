@@ -30,15 +30,21 @@ class Service:
         self.lifecycle = Lifecycle(info, spec)
         self._methods: Dict[str, Callable[..., Any]] = {}
 
-    def start(self) -> None:
-        """Make the instance ready for inputs.
+    def begin(self) -> None:
+        """Make the instance as every container of these parameters starts out: what a snapshot keeps.
 
         Raises:
             BaseException: what the constructor or a hook raises.
         """
-        instance = self.lifecycle.begin(self._params, self._object)
-        # Here the process is as every container of these parameters could start out: what a memory
-        # snapshot keeps ends above this line, what each container does for itself begins below it.
+        self.lifecycle.begin(self._params, self._object)
+
+    def enter(self) -> None:
+        """Make the instance ready for this container's inputs.
+
+        Raises:
+            BaseException: what a hook raises.
+        """
+        instance = self.lifecycle.instance
         self.lifecycle.enter()
         self._object._adopt(instance)
         self._methods = {name: p.raw_f.__get__(instance) for name, p in self._info.methods.items()}

@@ -44,6 +44,7 @@ class Settings:
         self.container = environ["MODAL_TASK_ID"]
         self.code_dir = environ.get("MODAL_CODE_DIR")
         self.runtime_dir = environ.get("MODAL_RUNTIME_DIR")
+        self.snapshot = environ.get("MODAL_SNAPSHOT", "")
         self.grace = float(environ.get("MODAL_KILL_TIMEOUT") or DEFAULT_GRACE)
         self._token = environ.get("MODAL_WORKER_TOKEN", "")
         self._token_file = environ.get("MODAL_WORKER_TOKEN_FILE")
@@ -241,6 +242,12 @@ class Session:
             if self._unsent_log_bytes + len(data) <= _LOG_BACKLOG:
                 self._unsent_logs.append(data)
                 self._unsent_log_bytes += len(data)
+
+    def let_go(self) -> None:
+        """Forget the connection in a fork of its process, without a word to the other end."""
+        ws, self._ws = self._ws, None
+        if ws is not None:
+            ws.let_go()
 
     def close(self) -> None:
         """Close the connection."""
