@@ -74,7 +74,7 @@ def test_options_before_any_run_and_of_a_looked_up_class(live: Live) -> None:
     app.deploy()
     try:
         assert eager().cpus.remote() == "here"
-        found = modal.Cls.from_name("option-library", "Model")
+        found = modal.Cls.from_name("option-library", "Model", client=modal.Client.from_env())
         assert found.with_options(env={"SAID": "there"})().cpus.remote() == "there"
         assert found().cpus.remote() == ""
     finally:

@@ -167,3 +167,47 @@ def test_gpus_and_positional_options() -> None:
     assert overrides["gpu"]
     with pytest.raises(InvalidError, match="has the options of its class"):
         model().get.with_options(cpu=1)
+
+
+def test_options_of_a_class_are_those_of_its_containers() -> None:
+    app = modal.App("options", include_source=True)
+    app.cls(
+        serialized=True,
+        env={"A": "1"},
+        min_containers=1,
+        max_containers=4,
+        buffer_containers=2,
+        scaledown_window=9,
+        startup_timeout=70,
+        nonpreemptible=True,
+        single_use_containers=True,
+        include_source=False,
+    )(type("Model", (), {"__qualname__": "f.<locals>.Model"}))
+    (spec,), _ = runner.function_specs(app, "options")
+    assert spec.env["A"] == "1" and spec.code_bundle is None
+    assert (spec.min_containers, spec.max_containers, spec.buffer_containers) == (1, 4, 2)
+    assert (spec.scaledown_window, spec.startup_timeout) == (9.0, 70.0)
+    assert spec.nonpreemptible and spec.single_use_containers
+
+
+def test_options_that_differ_are_fields_of_the_specification() -> None:
+    _, model = _app()
+    changed = model.with_options(
+        env={"A": "1", "B": None},
+        max_containers=3,
+        buffer_containers=2,
+        scaledown_window=5,
+        timeout=7,
+        retries=2,
+        region=["eu", "us"],
+        cloud="aws",
+    )
+    overrides = changed._service._overrides
+    assert overrides["env"] == {"A": "1"}
+    assert (overrides["max_containers"], overrides["buffer_containers"]) == (3, 2)
+    assert (overrides["scaledown_window"], overrides["timeout"]) == (5.0, 7.0)
+    assert overrides["retries"]["max_retries"] == 2 and overrides["cloud"] == "aws"
+    assert list(overrides["region"]) == ["eu", "us"]
+    stacked = changed.with_options(env={"C": "2"}, timeout=8)._service
+    assert stacked._overrides["env"] == {"A": "1", "C": "2"} and stacked._overrides["timeout"] == 8.0
+    assert stacked._parent is model._service, "one variant, not one of another"
