@@ -229,16 +229,16 @@ class SqliteStore(Store):
 
     async def apps(self, environment: str | None = None) -> list[AppRecord]:
         rows = await self._read(
-            f"SELECT {_APP} FROM apps WHERE ?1 IS NULL OR environment = ?1 ORDER BY created_at DESC, app_id",
-            (environment,),
+            f"SELECT {_APP} FROM apps WHERE ? IS NULL OR environment = ? ORDER BY created_at DESC, app_id",
+            (environment, environment),
         )
         return [AppRecord(*row) for row in rows]
 
     async def apps_named(self, name: str, environment: str) -> list[AppRecord]:
         rows = await self._read(
-            f"SELECT {_APP} FROM apps WHERE environment = ?1"
-            " AND (name = ?2 OR (name IS NULL AND description = ?2)) ORDER BY created_at DESC, app_id",
-            (environment, name),
+            f"SELECT {_APP} FROM apps WHERE environment = ?"
+            " AND (name = ? OR (name IS NULL AND description = ?)) ORDER BY created_at DESC, app_id",
+            (environment, name, name),
         )
         return [AppRecord(*row) for row in rows]
 
@@ -250,9 +250,9 @@ class SqliteStore(Store):
 
     async def functions(self, app_id: str | None = None) -> list[FunctionRecord]:
         rows = await self._read(
-            f"SELECT {_FUNCTION} FROM functions WHERE CASE WHEN ?1 IS NULL THEN app_id IN"
-            " (SELECT app_id FROM apps WHERE state != 'stopped') ELSE app_id = ?1 END ORDER BY app_id, name",
-            (app_id,),
+            f"SELECT {_FUNCTION} FROM functions WHERE CASE WHEN ? IS NULL THEN app_id IN"
+            " (SELECT app_id FROM apps WHERE state != 'stopped') ELSE app_id = ? END ORDER BY app_id, name",
+            (app_id, app_id),
         )
         return [_function(row) for row in rows]
 
@@ -411,8 +411,8 @@ class SqliteStore(Store):
         # One JSON parameter instead of one per index: SQLite bounds the number of parameters.
         rows = await self._read(
             "SELECT idx, status, payload, flags FROM outputs"
-            " WHERE call = (SELECT key FROM calls WHERE call_id = ?1)"
-            + ("" if indexes is None else " AND idx IN (SELECT value FROM json_each(?2))")
+            " WHERE call = (SELECT key FROM calls WHERE call_id = ?)"
+            + ("" if indexes is None else " AND idx IN (SELECT value FROM json_each(?))")
             + " ORDER BY idx",
             (call_id,) if indexes is None else (call_id, json.dumps(list(indexes))),
         )
