@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .app import App
     from .client import Client
     from .cls import Cls
+    from .dict import Dict
     from .exception import Error
     from .file_pattern_matcher import FilePatternMatcher
     from .functions import Function, FunctionCall, gather
@@ -33,6 +34,7 @@ __all__ = [
     "App",
     "Client",
     "Cls",
+    "Dict",
     "Error",
     "FilePatternMatcher",
     "Function",
@@ -59,6 +61,7 @@ _PLACES = {
     "App": "app",
     "Client": "client",
     "Cls": "cls",
+    "Dict": "dict",
     "Error": "exception",
     "FilePatternMatcher": "file_pattern_matcher",
     "Function": "functions",
@@ -85,13 +88,16 @@ _SUBMODULES = frozenset(
         "client",
         "cls",
         "config",
+        "dict",
         "exception",
         "file_pattern_matcher",
         "functions",
         "gpu",
         "image",
+        "object",
         "retries",
         "runner",
+        "types",
     }
 )
 

@@ -6,6 +6,7 @@ The bases matter to ``except`` clauses, so here is the whole tree::
      ├── InputCancellation
      └── Exception
           ├── Error
+          │    ├── AlreadyExistsError
           │    ├── AuthError
           │    ├── ClientClosed
           │    ├── ConnectionError
@@ -52,6 +53,10 @@ class Error(Exception):
         ...     type(error).__name__
         'NotFoundError'
     """
+
+
+class AlreadyExistsError(Error):
+    """An object of that name is there already."""
 
 
 class AuthError(Error):

@@ -27,6 +27,9 @@ from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.call_engine import CallEngine
 from modal_nomad.dispatcher.garbage import Garbage
 from modal_nomad.dispatcher.loghub import LogHub
+from modal_nomad.dispatcher.objects.answers import Answers
+from modal_nomad.dispatcher.objects.environments import Environments
+from modal_nomad.dispatcher.objects.registry import ObjectRegistry
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store import Store
@@ -36,6 +39,9 @@ from modal_nomad.wire import frames
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
+_EXPIRY_SECONDS = 3600.0
+_ANSWER_SECONDS = 86400.0
+"""An answer that its client did not come back for is kept this long."""
 _NOMAD_CEILING = 100
 _NOMAD_CEILING_PER_CORE = 4
 
@@ -57,6 +63,9 @@ class Dispatcher:
         clients: the connected callers, by owner id.
         hub: containers' output.
         garbage: removes what nothing refers to.
+        objects: the registry of named objects.
+        environments: what they and Apps are in.
+        answers: requests that are carried out once.
 
     Args:
         settings: the configuration.
@@ -117,6 +126,9 @@ class Dispatcher:
             runtime_sha,
         )
         self.graph = CallGraph(store, self.calls, self.functions, self.durable.ids, self.background)
+        self.objects = ObjectRegistry(store, settings.client_grace, self.background)
+        self.environments = Environments(store, self.objects, self.live_apps)
+        self.answers = Answers(store)
         self.clients: dict[str, ClientSession] = {}
         self._call_owner: dict[str, str] = {}
         self._graces = Graces()
@@ -135,7 +147,9 @@ class Dispatcher:
         resumed = await self.live_apps.resume()
         for call_id in await self.durable.resume():
             await self.items.resume(call_id)
+        await self.objects.resume()
         self.background(self.durable.expire())
+        self.background(self._expire_objects())
         self.background(self.garbage.run())
         logger.info("%d functions of earlier apps resumed", resumed)
 
@@ -145,9 +159,16 @@ class Dispatcher:
             self._tick.cancel()
         self._graces.close()
         self.live_apps.close()
+        self.objects.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _expire_objects(self) -> None:
+        while True:
+            now = time.time()
+            await self.store.expire_objects(now, now - _ANSWER_SECONDS)
+            await asyncio.sleep(_EXPIRY_SECONDS)
 
     async def _follow_capacity(self) -> None:
         async for capacity in self.engine.capacities():
@@ -341,6 +362,7 @@ class Dispatcher:
     def client_came(self, session: ClientSession, apps: Sequence[str]) -> None:
         """Bind a client's connection, new or again."""
         self._graces.end(session.owner)
+        self.objects.owner_came(session.owner)
         self.clients[session.owner] = session
         for app_id in apps:
             self.live_apps.own(app_id, session)
@@ -364,6 +386,7 @@ class Dispatcher:
             del self._call_owner[call_id]
             self.graph.ended(call_id)
         self.live_apps.owner_gone(owner)
+        self.objects.owner_gone(owner)
 
 
 def _cut(payloads: Sequence[bytes]) -> list[tuple[int, int]]:

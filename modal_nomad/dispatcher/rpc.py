@@ -6,69 +6,28 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeAlias
+from collections.abc import Mapping
+from typing import Any
 
 from modal_nomad.dispatcher._autoscaling import current_stats, update_autoscaler
 from modal_nomad.dispatcher._containers import FunctionState
 from modal_nomad.dispatcher._durable_calls import GENERATOR
+from modal_nomad.dispatcher._requests import (
+    Answer,
+    Request,
+    count,
+    full_method,
+    method,
+    optional,
+    seconds,
+    text,
+)
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.exception import InvalidError, NotFoundError
 
-Answer: TypeAlias = "tuple[Any, list[bytes]]"
-Method = Callable[[Dispatcher, ClientSession, Mapping[str, Any]], Awaitable[Answer]]
 
-_METHODS: dict[str, Method] = {}
-
-
-def _method(name: str) -> Callable[[Method], Method]:
-    def register(function: Method) -> Method:
-        _METHODS[name] = function
-        return function
-
-    return register
-
-
-def find(name: Any) -> Method:
-    """Return a method by name. Raises InvalidError."""
-    method = _METHODS.get(name) if isinstance(name, str) else None
-    if method is None:
-        raise InvalidError(
-            f"this dispatcher has no request {name!r}; its version may be older than the client's"
-        )
-    return method
-
-
-def _text(args: Mapping[str, Any], name: str) -> str:
-    value = args.get(name)
-    if not isinstance(value, str) or not value:
-        raise InvalidError(f"the request needs {name} as a string")
-    return value
-
-
-def _optional(args: Mapping[str, Any], name: str) -> str | None:
-    value = args.get(name)
-    if value is not None and not isinstance(value, str):
-        raise InvalidError(f"{name} must be a string")
-    return value or None
-
-
-def _count(args: Mapping[str, Any], name: str) -> int:
-    value = args.get(name)
-    if type(value) is not int or value < 0:
-        raise InvalidError(f"the request needs {name} as a whole number of 0 or more")
-    return value
-
-
-def _seconds(args: Mapping[str, Any], name: str) -> float:
-    value = args.get(name)
-    if not isinstance(value, (int, float)) or not value >= 0:
-        raise InvalidError(f"the request needs {name} as a number of seconds")
-    return float(value)
-
-
-@_method("blob.missing")
+@method("blob.missing")
 async def _blob_missing(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     hashes = args.get("hashes")
     if not isinstance(hashes, list) or not all(isinstance(x, str) for x in hashes):
@@ -76,13 +35,13 @@ async def _blob_missing(server: Dispatcher, session: ClientSession, args: Mappin
     return {"missing": await server.blobs.missing(hashes)}, []
 
 
-@_method("app.publish")
+@method("app.publish")
 async def _publish(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     await server.garbage.spare(args.get("functions"))
     return await server.live_apps.publish(dict(args), session), []
 
 
-@_method("app.plan")
+@method("app.plan")
 async def _plan(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     entries = args.get("functions")
     if not isinstance(entries, list) or not all(
@@ -105,42 +64,42 @@ async def _plan(server: Dispatcher, session: ClientSession, args: Mapping[str, A
     }, []
 
 
-@_method("app.stop")
+@method("app.stop")
 async def _stop(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    await server.live_apps.stop(_text(args, "app_id"), session.identity.token)
+    await server.live_apps.stop(text(args, "app_id"), session.identity.token)
     return {}, []
 
 
-@_method("app.resolve")
+@method("app.resolve")
 async def _resolve(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    return await server.apps.resolve(_text(args, "app"), _optional(args, "environment")), []
+    return await server.apps.resolve(text(args, "app"), optional(args, "environment")), []
 
 
-@_method("app.list")
+@method("app.list")
 async def _list(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    return await server.apps.list(_optional(args, "environment")), []
+    return await server.apps.list(optional(args, "environment")), []
 
 
-@_method("app.history")
+@method("app.history")
 async def _history(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    return await server.apps.history(_text(args, "app"), _optional(args, "environment")), []
+    return await server.apps.history(text(args, "app"), optional(args, "environment")), []
 
 
-@_method("app.lookup")
+@method("app.lookup")
 async def _lookup(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     create = bool(args.get("create_if_missing"))
-    return await server.apps.lookup(_text(args, "name"), _optional(args, "environment"), create), []
+    return await server.apps.lookup(text(args, "name"), optional(args, "environment"), create), []
 
 
-@_method("app.subscribe")
+@method("app.subscribe")
 async def _subscribe(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    server.hub.follow(_text(args, "app_id"), session.send, backlog=bool(args.get("backlog")))
+    server.hub.follow(text(args, "app_id"), session.send, backlog=bool(args.get("backlog")))
     return {}, []
 
 
-@_method("function.lookup")
+@method("function.lookup")
 async def _function_lookup(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    app, name = _text(args, "app"), _text(args, "name")
+    app, name = text(args, "app"), text(args, "name")
     if app.startswith("ap-"):
         # A container asks for a Function of its own App, which may be ephemeral.
         for state in server.functions.values():
@@ -148,59 +107,59 @@ async def _function_lookup(server: Dispatcher, session: ClientSession, args: Map
                 found = {"function_id": state.function_id, "is_generator": state.spec.is_generator}
                 return {**found, "spec": state.spec_dict}, []
         raise NotFoundError(f"app {app} has no function {name!r}")
-    return await server.apps.function_lookup(app, name, _optional(args, "environment")), []
+    return await server.apps.function_lookup(app, name, optional(args, "environment")), []
 
 
 def _function(server: Dispatcher, args: Mapping[str, Any]) -> FunctionState:
-    function_id = _text(args, "function_id")
+    function_id = text(args, "function_id")
     state = server.functions.get(function_id)
     if state is None:
         raise NotFoundError(f"Function {function_id} is not live here: run or deploy its app again")
     return state
 
 
-@_method("function.stats")
+@method("function.stats")
 async def _function_stats(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     return current_stats(server.calls, _function(server, args)), []
 
 
-@_method("function.update_autoscaler")
+@method("function.update_autoscaler")
 async def _update_autoscaler(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     state = _function(server, args)
     return await update_autoscaler(server.store, server.handle, state, args.get("settings")), []
 
 
-@_method("function.describe")
+@method("function.describe")
 async def _function_describe(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    state = server.functions.get(_text(args, "function_id"))
+    state = server.functions.get(text(args, "function_id"))
     if state is None:
         raise NotFoundError(f"Function {args['function_id']} is not known here: deploy its app again")
     answer = {"spec": state.spec_dict, "job_id": state.job_id, "namespace": state.namespace}
     return {**answer, "environment": state.environment}, []
 
 
-@_method("function.bind")
-async def _function_bind(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    payloads = args.get("payloads") or [None]
+@full_method("function.bind")
+async def _function_bind(server: Dispatcher, request: Request) -> Answer:
+    args, params = request.args, request.payloads[0] if request.payloads else None
     options = {name: args[name] for name in ("spec", "job") if name in args}
-    parent_id, token = _text(args, "function_id"), session.identity.token
-    return {"function_id": await server.variants.bind(parent_id, payloads[0], options, token)}, []
+    parent_id, token = text(args, "function_id"), request.session.identity.token
+    return {"function_id": await server.variants.bind(parent_id, params, options, token)}, []
 
 
-@_method("call.get")
+@method("call.get")
 async def _call_get(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     index, timeout = args.get("index", 0), args.get("timeout")
     if not isinstance(index, int) or not (timeout is None or isinstance(timeout, (int, float))):
         raise InvalidError("index must be a whole number and timeout a number of seconds or null")
-    output = await server.durable.result(_text(args, "call_id"), index, timeout)
+    output = await server.durable.result(text(args, "call_id"), index, timeout)
     if output is None:
         return {"done": False}, []
     return {"done": True, "status": output.status, "flags": output.flags}, [output.payload]
 
 
-@_method("call.info")
+@method("call.info")
 async def _call_info(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    call = await server.reader.record(_text(args, "call_id"))
+    call = await server.reader.record(text(args, "call_id"))
     return {
         "function_id": call.function_id,
         "is_generator": call.kind == GENERATOR,
@@ -208,10 +167,10 @@ async def _call_info(server: Dispatcher, session: ClientSession, args: Mapping[s
     }, []
 
 
-@_method("call.outputs")
+@method("call.outputs")
 async def _call_outputs(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    start, limit, timeout = _count(args, "start"), _count(args, "limit"), _seconds(args, "timeout")
-    page = await server.reader.outputs(_text(args, "call_id"), start, min(limit, 10_000), timeout)
+    start, limit, timeout = count(args, "start"), count(args, "limit"), seconds(args, "timeout")
+    page = await server.reader.outputs(text(args, "call_id"), start, min(limit, 10_000), timeout)
     return {
         "statuses": [x.status for x in page.outputs],
         "flags": [x.flags for x in page.outputs],
@@ -219,19 +178,19 @@ async def _call_outputs(server: Dispatcher, session: ClientSession, args: Mappin
     }, [x.payload for x in page.outputs]
 
 
-@_method("call.items")
+@method("call.items")
 async def _call_items(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    index, start, limit = (_count(args, name) for name in ("index", "start", "limit"))
-    call_id, timeout = _text(args, "call_id"), _seconds(args, "timeout")
+    index, start, limit = (count(args, name) for name in ("index", "start", "limit"))
+    call_id, timeout = text(args, "call_id"), seconds(args, "timeout")
     page = await server.reader.items(call_id, index, start, min(limit, 10_000), timeout)
     if page.end is not None:
         return {"done": True, "status": page.end.status, "flags": page.end.flags}, [page.end.payload]
     return {"done": False, "flags": [x[1] for x in page.items]}, [x[0] for x in page.items]
 
 
-@_method("call.graph")
+@method("call.graph")
 async def _call_graph(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    calls, inputs = await server.graph.graph(_text(args, "call_id"))
+    calls, inputs = await server.graph.graph(text(args, "call_id"))
     positions = {call.call_id: position for position, call in enumerate(calls)}
     return {
         "calls": [(x.call_id, x.parent, x.name, x.module) for x in calls],
@@ -239,15 +198,15 @@ async def _call_graph(server: Dispatcher, session: ClientSession, args: Mapping[
     }, []
 
 
-@_method("call.cancel")
+@method("call.cancel")
 async def _call_cancel(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     from modal_nomad.dispatcher._events import CallCancelled
 
-    server.handle(CallCancelled(_text(args, "call_id"), bool(args.get("terminate_containers"))))
+    server.handle(CallCancelled(text(args, "call_id"), bool(args.get("terminate_containers"))))
     return {}, []
 
 
-@_method("server.status")
+@method("server.status")
 async def _status(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     from modal_nomad import __version__
 
@@ -284,7 +243,7 @@ async def _status(server: Dispatcher, session: ClientSession, args: Mapping[str,
     }, []
 
 
-@_method("server.stop")
+@method("server.stop")
 async def _server_stop(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     if not server.settings.embedded:
         raise InvalidError("only the embedded dispatcher is stopped this way; stop a cluster's with Nomad")

@@ -15,8 +15,9 @@ from modal_nomad.exception import AuthError
 if TYPE_CHECKING:
     from modal_nomad.dispatcher.core import Dispatcher
 
-# Requests about the server as a whole, which name no environment.
+# Requests about the server as a whole, which name no environment, and those that check by themselves.
 _OPEN = frozenset({"blob.missing", "server.status", "server.stop"})
+_OWN_CHECKS = "environment."
 
 
 def check(identity: Identity, environment: str) -> None:
@@ -42,7 +43,7 @@ def check_function(server: Dispatcher, identity: Identity, function_id: str) -> 
 
 async def check_request(server: Dispatcher, identity: Identity, method: Any, args: Mapping[str, Any]) -> None:
     """Refuse a request that reaches beyond a token's environments. Raises AuthError, NotFoundError."""
-    if not identity.environments or method in _OPEN:
+    if not identity.environments or method in _OPEN or str(method).startswith(_OWN_CHECKS):
         return
     named = False
     for key in ("app_id", "app"):
@@ -57,6 +58,9 @@ async def check_request(server: Dispatcher, identity: Identity, method: Any, arg
         call = await server.store.call(call_id)
         if call is not None:
             check_function(server, identity, call.function_id)
+        named = True
+    if isinstance(object_id := args.get("object_id"), str):
+        check(identity, (await server.objects.find(object_id)).environment)
         named = True
     environment = args.get("environment")
     if isinstance(environment, str) and environment:

@@ -12,9 +12,10 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from modal_nomad import __version__
 from modal_nomad.dispatcher import _events as ev
-from modal_nomad.dispatcher import rpc, scope
+from modal_nomad.dispatcher import rpc, rpc_dict, rpc_objects, rpc_queue, scope
 from modal_nomad.dispatcher._codec import decode, encode
 from modal_nomad.dispatcher._peer import NORMAL, POLICY, Peer
+from modal_nomad.dispatcher._requests import Request, find
 from modal_nomad.dispatcher.auth import Authenticator, Identity
 from modal_nomad.dispatcher.blobs import BlobError, BlobMissing
 from modal_nomad.dispatcher.core import Dispatcher
@@ -33,6 +34,9 @@ from modal_nomad.exception import AuthError, Error, InvalidError
 from modal_nomad.wire import frames
 
 logger = logging.getLogger("modal_nomad.dispatcher")
+
+# Imported for the requests that they register.
+RPC_MODULES = (rpc, rpc_dict, rpc_objects, rpc_queue)
 
 _HELLO_SECONDS = 15.0
 _MAX_CLIENT_ID = 64
@@ -162,7 +166,8 @@ class Server:
         if identity.container:
             # Several connections of one container are several owners of calls.
             owner = f"{identity.container}/{text(hello.get('client'))[:_MAX_CLIENT_ID]}"
-        session = ClientSession(peer, identity, owner)
+        (again,) = integers([hello.get("again", 0)])
+        session = ClientSession(peer, identity, owner, again)
         apps = hello.get("apps")
         self.dispatcher.client_came(
             session, [a for a in apps if isinstance(a, str)] if isinstance(apps, list) else []
@@ -231,16 +236,15 @@ class Server:
             answer = {"t": "rs", "i": header.get("i", 0), "e": _error(error)}
         session.send_frame(answer)
 
-    async def _request(self, session: ClientSession, header: frames.Header, given: list[bytes]) -> None:
+    async def _request(self, session: ClientSession, header: frames.Header, sent: list[bytes]) -> None:
         number = header.get("i", 0)
         try:
             args = header.get("a")
             args = args if isinstance(args, dict) else {}
-            method = rpc.find(header.get("m"))
+            method = find(header.get("m"))
             await scope.check_request(self.dispatcher, session.identity, header.get("m"), args)
-            if given:
-                args = {**args, "payloads": given}
-            value, payloads = await method(self.dispatcher, session, args)
+            own, answered = _whole(number), _whole(header.get("k"))
+            value, payloads = await method(self.dispatcher, Request(session, args, sent, own, answered))
         except Exception as error:
             session.send_frame({"t": "rs", "i": number, "e": _error(error)})
         else:
@@ -361,6 +365,10 @@ def _items(header: frames.Header, payloads: list[bytes]) -> list[ev.Item]:
 def _usage(header: frames.Header) -> tuple[float, float] | None:
     value = header.get("u")
     return (_seconds(value[0]), _seconds(value[1])) if isinstance(value, list) and len(value) == 2 else None
+
+
+def _whole(value: Any) -> int:
+    return value if type(value) is int and 0 <= value < MAX_NUMBER else 0
 
 
 def _seconds(value: Any) -> float:

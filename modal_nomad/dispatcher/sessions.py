@@ -33,10 +33,12 @@ class ClientSession(Session):
     Attributes:
         owner: the client's id, made unique by its container for callers inside one.
         caller: whose calls these are for the call engine: the container, or the client outside of one.
+        again: requests with numbers up to this one may have come before, over an earlier connection.
     """
 
-    def __init__(self, peer: Peer, identity: Identity, owner: str) -> None:
+    def __init__(self, peer: Peer, identity: Identity, owner: str, again: int = 0) -> None:
         super().__init__(peer, identity)
+        self.again = again
         self.owner = owner
         self.caller = identity.container or owner
 

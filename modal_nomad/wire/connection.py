@@ -192,8 +192,10 @@ class Connection:
         """Ask, wait, return the answer and its payloads. Raises Refused with the dispatcher's error."""
         self._next_request += 1
         number = self._next_request
-        frame = frames.encode({"t": "rq", "i": number, "m": method, "a": args}, payloads)
-        value: Tuple[Any, List[bytes]] = await self._ask(number, frame)
+        header: frames.Header = {"t": "rq", "i": number, "m": method, "a": args}
+        # Answers to earlier requests than this one need not be kept for us.
+        header["k"] = next(iter(self._requests), number)
+        value: Tuple[Any, List[bytes]] = await self._ask(number, frames.encode(header, payloads))
         return value
 
     async def submit_durable(self, call: Call, inputs: List[Input], total: Optional[int] = None) -> None:
@@ -340,7 +342,8 @@ class Connection:
             await asyncio.wait_for(peer.upgraded, 15)
             self._protocol = peer
             self._welcomed = self.loop.create_future()
-            self._write(frames.encode(dict(self._hello)))
+            # Requests up to this number may have reached the dispatcher before.
+            self._write(frames.encode({**self._hello, "again": self._next_request}))
             await asyncio.wait_for(self._welcomed, 15)
         except websocket.WebSocketError as error:
             peer.transport.abort()

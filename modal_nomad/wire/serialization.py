@@ -60,8 +60,11 @@ def dumps_function(function: Any) -> bytes:
 
 
 def _unpicklable(value: Any, error: Exception) -> Exception:
-    from ..exception import SerializationError
+    from ..exception import InvalidError, SerializationError
 
+    if isinstance(error, InvalidError):
+        # One of our own objects says why it cannot travel.
+        return error
     return SerializationError(
         f"a value of type {type(value).__qualname__} cannot be pickled: {error}; pass plain data, "
         "or open files, locks and connections inside the function"

@@ -13,11 +13,11 @@ from _served import Raw, Served
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from modal_nomad.dispatcher import rpc
+from modal_nomad.dispatcher import _requests
 from modal_nomad.wire.ids import new_id
 from modal_nomad.wire.spec import FunctionSpec, ImageSpec
 
-METHODS = sorted(set(rpc._METHODS) - {"server.stop"})
+METHODS = sorted(set(_requests._METHODS) - {"server.stop"})
 PLACES = ("<app>", "<function>", "<call>", "<finished>")
 
 

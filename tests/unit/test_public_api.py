@@ -12,6 +12,7 @@ EXPECTED = [
     "App",
     "Client",
     "Cls",
+    "Dict",
     "Error",
     "FilePatternMatcher",
     "Function",

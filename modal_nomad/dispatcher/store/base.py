@@ -12,6 +12,8 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from modal_nomad.dispatcher.store.objects import ObjectStore
+
 
 class StoreError(Exception):
     """The store cannot be used; the text is one line that names the remedy."""
@@ -163,7 +165,7 @@ class TokenRecord:
     created_at: float = 0.0
 
 
-class Store(abc.ABC):
+class Store(ObjectStore):
     """Durable state. All methods raise StoreError when the medium fails them."""
 
     @abc.abstractmethod

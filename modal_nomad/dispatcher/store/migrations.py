@@ -154,5 +154,61 @@ CREATE TABLE graph_inputs (
 ) WITHOUT ROWID;
 """
 
-STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER, _CLASSES, _ITEMS, _BLOB_NAMES, _GRAPH)
+_OBJECTS = """
+-- Dicts, Queues, Secrets, Volumes: whatever has a name in an environment, or lives with a client.
+CREATE TABLE objects (
+    object_id TEXT PRIMARY KEY,
+    kind TEXT NOT NULL,
+    name TEXT,
+    environment TEXT NOT NULL,
+    created_at REAL NOT NULL,
+    created_by TEXT NOT NULL,
+    owner TEXT NOT NULL,
+    detail TEXT NOT NULL
+) WITHOUT ROWID;
+CREATE UNIQUE INDEX objects_by_name ON objects (kind, environment, name) WHERE name IS NOT NULL;
+
+CREATE TABLE environments (
+    name TEXT PRIMARY KEY,
+    created_at REAL NOT NULL,
+    web_suffix TEXT NOT NULL
+) WITHOUT ROWID;
+
+-- What requests were answered, until their clients have it: they send again what was not answered.
+CREATE TABLE object_answers (
+    client TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    at REAL NOT NULL,
+    value TEXT NOT NULL,
+    payload BLOB,
+    flags INTEGER NOT NULL,
+    PRIMARY KEY (client, number)
+) WITHOUT ROWID;
+CREATE INDEX object_answers_by_blob ON object_answers (payload) WHERE flags & 1;
+
+CREATE TABLE dict_entries (
+    position INTEGER PRIMARY KEY AUTOINCREMENT,
+    object_id TEXT NOT NULL,
+    key BLOB NOT NULL,
+    payload BLOB NOT NULL,
+    flags INTEGER NOT NULL,
+    expires_at REAL NOT NULL
+);
+CREATE UNIQUE INDEX dict_entries_by_key ON dict_entries (object_id, key);
+CREATE INDEX dict_entries_by_position ON dict_entries (object_id, position);
+CREATE INDEX dict_entries_by_expiry ON dict_entries (expires_at);
+CREATE INDEX dict_entries_by_blob ON dict_entries (payload) WHERE flags & 1;
+
+-- Whoever puts an item numbers it; the highest number is the newest item.
+CREATE TABLE queue_items (
+    number INTEGER PRIMARY KEY,
+    object_id TEXT NOT NULL,
+    part TEXT NOT NULL,
+    payload BLOB NOT NULL,
+    expires_at REAL NOT NULL
+);
+CREATE INDEX queue_items_by_queue ON queue_items (object_id, number);
+"""
+
+STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER, _CLASSES, _ITEMS, _BLOB_NAMES, _GRAPH, _OBJECTS)
 VERSION = len(STEPS)
