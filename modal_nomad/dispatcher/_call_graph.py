@@ -31,6 +31,8 @@ MAX_CALLS = 100_000
 """Calls below one call that are written down, and inputs in one answer."""
 FLUSH_SECONDS = 0.2
 _FLUSH_ROWS = 2000
+# What a peer sends is remembered: nothing of it may be large.
+_MAX_ID = 64
 
 
 @dataclass
@@ -87,6 +89,8 @@ class CallGraph:
             parent: the input.
             indexes: of the new inputs; None for a spawned call, whose inputs are in the store anyway.
         """
+        if len(parent) > _MAX_ID or len(call_id) > _MAX_ID:
+            return
         node = self._nodes.get(call_id)
         if node is None:
             parent_call = f"fc-{parent[3:].rpartition(':')[0]}"

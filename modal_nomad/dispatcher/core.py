@@ -346,9 +346,9 @@ class Dispatcher:
             call_id, function_id, items, kind=kind, num_inputs=num_inputs, method=method
         )
 
-    def items_taken(self, call_id: str, index: int, count: int) -> None:
+    def items_taken(self, session: ClientSession, call_id: str, index: int, count: int) -> None:
         """Note how far the reader of a generator is; that of a spawned one is the store."""
-        if call_id not in self.durable.ids:
+        if self._call_owner.get(call_id) == session.owner:
             self.handle(ev.ItemsTaken(call_id, index, count))
 
     def end_call(self, call_id: str) -> None:

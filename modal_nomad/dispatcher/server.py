@@ -211,7 +211,7 @@ class Server:
             dispatcher.background(self._request(session, header, payloads))
         elif kind == "more":
             index, taken = integers([header.get("x"), header.get("n")])
-            dispatcher.items_taken(text(header.get("c")), index, taken)
+            dispatcher.items_taken(session, text(header.get("c")), index, taken)
         elif kind != "hb":
             raise frames.FrameError(f"a client sent a frame of type {kind!r}")
 

@@ -209,10 +209,13 @@ _json = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=4), inner, max_size=4),
     max_leaves=8,
 )
-_kinds = st.sampled_from(["in", "end", "rq", "hb", "hello", "done", "ready", "back", "log", "bye", "xx"])
+_kinds = st.sampled_from(
+    ["in", "end", "rq", "hb", "hello", "done", "ready", "back", "log", "bye", "gen", "more", "xx"]
+)
 _methods = st.sampled_from(
     ["app.publish", "app.plan", "app.stop", "app.resolve", "app.list", "app.history", "app.lookup",
-     "app.subscribe", "function.lookup", "blob.missing", "call.get", "call.cancel", "nothing"]
+     "app.subscribe", "function.lookup", "blob.missing", "call.get", "call.cancel",
+     "call.info", "call.outputs", "call.items", "call.graph", "nothing"]
 )  # fmt: skip
 _args = st.dictionaries(
     st.sampled_from(
@@ -226,6 +229,7 @@ _headers = st.fixed_dictionaries(
     {"t": _kinds},
     optional={
         "c": _json, "f": _json, "x": _json, "g": _json, "k": _json, "d": _json, "i": _json, "s": _json,
+        "n": _json, "p": _json, "q": _json,
         "m": _methods | _json, "a": _args | _json,
     },
 )  # fmt: skip

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Live, until
+from conftest import Live, alive, until
 
 import modal_nomad as modal
 
@@ -111,3 +111,29 @@ def test_a_reader_killed_in_mid_stream_leaves_nothing_running(own: Live, serve: 
     function = modal.Function.from_name("left", "steps")
     assert next(function.remote_gen(str(own.folder))) == 0
     own.request("app.stop", app_id=app.app_id)
+
+
+def test_a_container_told_to_end_finishes_its_generator(own: Live) -> None:
+    app = modal.App("drained")
+
+    @app.function(serialized=True, name="steps")
+    def steps(folder: str, n: int) -> Iterator[tuple[int, int]]:
+        import os
+        import time
+
+        for x in range(n):
+            while x == n // 2 and not os.path.exists(f"{folder}/go"):
+                time.sleep(0.005)
+            yield x, os.getpid()
+
+    with app.run():
+        results = app["steps"].remote_gen(str(own.folder), 4000)
+        first, pid = next(results)
+        os.kill(pid, signal.SIGTERM)
+        # What comes now goes to another container, and this one ends only after its last item.
+        (own.folder / "go").touch()
+        rest = list(results)
+        assert [first] + [x for x, _ in rest] == list(range(4000))
+        assert {other for _, other in rest} == {pid}
+        until(lambda: not alive(pid), what="the container's end")
+        assert next(app["steps"].remote_gen(str(own.folder), 1))[1] != pid
