@@ -7,15 +7,17 @@ The SDK only tells what happens (``created``, ``attach``, ``begin``, ``finished`
 from __future__ import annotations
 
 import codecs
+import contextlib
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
+    import asyncio
+
     from modal_nomad.client import Client
 
 
@@ -43,7 +45,7 @@ def begin(function_name: str, total: int | None, *, one: bool = False) -> CallPr
     return None if manager is None else manager.begin(function_name, total, one=one)
 
 
-@contextmanager
+@contextlib.contextmanager
 def enable_output(show_progress: bool = True) -> Iterator[None]:
     """Show progress and container logs of the Apps that run inside this context.
 
@@ -123,6 +125,9 @@ class OutputManager:
         self._partial: dict[tuple[str, int], str] = {}
         self._decoders: dict[tuple[str, int], codecs.IncrementalDecoder] = {}
         self._names: dict[str, str] = {}
+        # Containers that may still write something, by App.
+        self._up: dict[str, set[str]] = {}
+        self._quiet: dict[str, asyncio.Event] = {}
         self._pending_said: dict[str, str] = {}
         self._announced: set[str] = set()
 
@@ -156,6 +161,20 @@ class OutputManager:
         if call.is_complete and not call.one:
             self._progress_line(f"{call.function_name}: {call.done} of {call.total} inputs done.")
 
+    async def drain(self, app_id: str, seconds: float) -> None:
+        """Wait until no container of a stopped App can write any more; runs on the library's loop.
+
+        Args:
+            app_id: the App.
+            seconds: how long at most.
+        """
+        import asyncio
+
+        if self._up.get(app_id):
+            self._quiet[app_id] = asyncio.Event()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._quiet[app_id].wait(), seconds)
+
     def finished(self) -> None:
         """Detach from every App, and write what was left without an end of line."""
         with self._lock:
@@ -176,8 +195,15 @@ class OutputManager:
             kind, name = str(event.get("e", "")), str(event.get("f", ""))
             container = str(event.get("k", ""))
             self.container_event(kind, name, container, str(event.get("r") or ""))
-            if kind == "ended":
+            app_id = str(event.get("a", ""))
+            up = self._up.setdefault(app_id, set())
+            if kind == "ready":
+                up.add(container)
+            elif kind == "ended":
                 self._close_container(container)
+                up.discard(container)
+                if not up and app_id in self._quiet:
+                    self._quiet[app_id].set()
 
     def container_event(self, kind: str, function_name: str, container_id: str, reason: str) -> None:
         """Say that a container starts, is ready, waits for a place (and why), or ended."""

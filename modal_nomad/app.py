@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import sys
 import warnings
@@ -15,12 +14,13 @@ from ._decorators import Decorators, same_place
 from ._entrypoint import LocalEntrypoint, called_without_parentheses
 from ._execution_context import current_input_id
 from ._function_info import function_info
+from ._log import logger
 from ._options import (
     check_object_name,
     warn_deprecated,
 )
 from ._other_options import other_options
-from .config import in_container
+from .config import config, in_container
 from .exception import ClientClosed, ConnectionError, InvalidError
 
 if TYPE_CHECKING:
@@ -40,8 +40,6 @@ else:
     P = TypeVar("P")
 R = TypeVar("R")
 CLS_T = TypeVar("CLS_T")
-
-_logger = logging.getLogger("modal_nomad")
 
 
 class App(Decorators):
@@ -277,19 +275,25 @@ class App(Decorators):
             reply = await io(runner.send(client, publication))
             self._published(reply, client)
             self._interactive = interactive
+            interrupted = False
             try:
                 if output is not None:
                     for name in self._functions:
                         of_class = name.endswith(".*")
                         output.created("class" if of_class else "function", name[:-2] if of_class else name)
                     output.attach(client, reply["app_id"])
-                with contextlib.suppress(KeyboardInterrupt):
+                try:
                     yield self
+                except KeyboardInterrupt:
+                    interrupted = True
             finally:
                 if not detach:
                     # A client that is gone has taken its ephemeral App along.
                     with contextlib.suppress(ConnectionError, ClientClosed):
                         await io(client._request("app.stop", {"app_id": reply["app_id"]}))
+                        if output is not None and not interrupted:
+                            # What containers say as they end belongs to the run, too.
+                            await io(output.drain(reply["app_id"], config["logs_timeout"]))
                 if output is not None:
                     output.finished()
         finally:
@@ -393,7 +397,7 @@ class App(Decorators):
         for name, function in other_app._functions.items():
             old = self._functions.get(name)
             if old is not None and old is not function:
-                _logger.warning("Overriding existing function %s with the one of %r", name, other_app)
+                logger().warning("Overriding existing function %s with the one of %r", name, other_app)
             self._functions[name] = function
         self._classes.update(other_app._classes)
         return self

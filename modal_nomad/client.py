@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import exception
 from ._bridge import blocking, blocking_function, io
+from ._log import logger
 from .wire.ids import new_id
 from .wire.main_module import alias_main
 
@@ -177,6 +178,12 @@ class Client:
             welcome.get("engine", ""),
             welcome.get("render", {}),
             self.server.address,
+        )
+        logger().debug(
+            "connected to %s (version %s, engine %s)",
+            self.server.address,
+            self.server.version,
+            self.server.engine,
         )
 
     async def _address(self) -> tuple[str, str]:

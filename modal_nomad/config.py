@@ -77,8 +77,14 @@ def _to_bool(value: Any) -> bool:
     return str(value).strip().lower() not in ("", "0", "false")
 
 
-def _upper(value: Any) -> str:
-    return str(value).upper()
+_LEVELS = frozenset({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"})
+
+
+def _to_level(value: Any) -> str:
+    level = str(value).upper()
+    if level not in _LEVELS:
+        raise ValueError(level)
+    return level
 
 
 _SETTINGS: Mapping[str, _Setting] = {
@@ -88,7 +94,7 @@ _SETTINGS: Mapping[str, _Setting] = {
     "force_build": _Setting(False, _to_bool),
     "image_builder_version": _Setting(),
     "image_id": _Setting(),
-    "loglevel": _Setting("WARNING", _upper),
+    "loglevel": _Setting("WARNING", _to_level),
     "logs_timeout": _Setting(10.0, float),
     "server_url": _Setting(),
     "task_id": _Setting(),

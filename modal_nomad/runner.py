@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import _automount
 from ._bridge import blocking_function, io
+from ._log import logger
 from ._options import FunctionOptions, check_object_name
 from .config import config
 from .exception import InvalidError
@@ -199,6 +200,7 @@ async def upload_missing(client: Client, contents: Mapping[str, bytes | Path]) -
 
     uploads: list[Awaitable[None]] = [put(sha) for sha in reply["missing"]]
     await asyncio.gather(*uploads)
+    logger().debug("uploaded %d of %d contents; the server had the others", len(uploads), len(contents))
     return len(uploads)
 
 

@@ -139,7 +139,14 @@ def _is_stdlib(filename: str) -> bool:
 
 
 def _wants_full_traceback() -> bool:
-    return os.environ.get("MODAL_TRACEBACK", "").lower() not in ("", "0", "false")
+    from modal_nomad.config import config
+    from modal_nomad.exception import InvalidError
+
+    try:
+        return bool(config["traceback"])
+    except InvalidError:
+        # The configuration itself is what is wrong, and what is being reported.
+        return False
 
 
 def _say(text: str) -> None:

@@ -42,6 +42,50 @@ def test_order_is_environment_then_file_then_default(file: Path, monkeypatch: py
 
 
 @pytest.mark.parametrize(
+    ("key", "default", "written", "in_file", "from_environment"),
+    [
+        ("loglevel", "WARNING", '"info"', "INFO", ("debug", "DEBUG")),
+        ("logs_timeout", 10, "3", 3.0, ("0.5", 0.5)),
+        ("automount", True, "false", False, ("1", True)),
+        ("force_build", False, "true", True, ("0", False)),
+        ("traceback", False, "true", True, ("", False)),
+        ("token_id", None, '"ak-1"', "ak-1", ("ak-2", "ak-2")),
+        ("token_secret", None, '"as-1"', "as-1", ("as-2", "as-2")),
+        ("environment", None, '"dev"', "dev", ("prod", "prod")),
+        ("server_url", None, '"http://a:1"', "http://a:1", ("http://b:1", "http://b:1")),
+    ],
+)
+def test_every_key_has_its_variable(
+    file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    default: object,
+    written: str,
+    in_file: object,
+    from_environment: tuple[str, object],
+) -> None:
+    config = Config()
+    assert config[key] == config.get(key) == config.to_dict()[key] == default
+    file.write_text(f"[default]\n{key} = {written}\n")
+    assert config[key] == in_file
+    monkeypatch.setenv(f"MODAL_{key.upper()}", from_environment[0])
+    assert config[key] == from_environment[1] and config.get(key, use_env=False) == in_file
+
+
+def test_the_file_is_in_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MODAL_CONFIG_PATH")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / ".modal.toml").write_text(TWO)
+    assert config_profiles() == ["a", "b"] and Config()["environment"] == "dev"
+
+
+def test_unknown_level(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODAL_LOGLEVEL", "loud")
+    with pytest.raises(InvalidError, match="MODAL_LOGLEVEL is 'loud'; give a value such as 'WARNING'"):
+        Config()["loglevel"]
+
+
+@pytest.mark.parametrize(
     ("text", "value"),
     [("", False), ("0", False), ("FALSE", False), ("1", True), ("true", True), ("yes", True)],
 )

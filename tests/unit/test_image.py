@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from modal_nomad.app import App
 from modal_nomad.exception import ExecutionError, InvalidError, ModuleNotMountable
 from modal_nomad.file_pattern_matcher import FilePatternMatcher
 from modal_nomad.image import DEFINITION_VARIABLE, Image
+from modal_nomad.runner import function_specs
 from modal_nomad.wire.spec import ImageSpec
 
 base = Image.debian_slim("3.11")
@@ -45,6 +47,19 @@ def test_force_build_makes_a_new_key() -> None:
     forced = base.pip_install("a", force_build=True)
     assert forced._resolve()[0].environment_key != forced._resolve()[0].environment_key
     assert forced._definition == base.pip_install("a")._definition
+
+
+def test_force_build_of_the_configuration_is_of_every_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    app = App("a", image=base.pip_install("a"))
+    app.function(serialized=True, name="f")(lambda: 1)
+
+    def key() -> str:
+        (spec,), _ = function_specs(app, "a")
+        return str(spec.image.environment_key)
+
+    assert key() == key()
+    monkeypatch.setenv("MODAL_FORCE_BUILD", "1")
+    assert key() != key()
 
 
 def test_default_python_is_the_local_series() -> None:
