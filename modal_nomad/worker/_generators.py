@@ -180,9 +180,11 @@ class Streams:
         """Send what waits; return the seconds until that may be needed again."""
         if not self._streams:
             return _IDLE
-        self._ticking = True
+        # First, so that an item which begins to wait behind this look wakes us for another.
+        self._ticking = False
         wait = min([stream.tick(now) for stream in list(self._streams.values())], default=_IDLE)
-        self._ticking = wait < _IDLE
+        if wait < _IDLE:
+            self._ticking = True
         return wait
 
     def _buffered(self) -> None:

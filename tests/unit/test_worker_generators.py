@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from modal_nomad._execution_context import current_work
 from modal_nomad.wire.window import WINDOW_ITEMS
-from modal_nomad.worker._generators import Stream
+from modal_nomad.worker._generators import Stream, Streams
 
 
 class FakeSession:
@@ -63,3 +64,30 @@ def test_what_waits_goes_out_in_time() -> None:
     assert stream.tick(0.0) > 0 or len(session.items) == 2
     stream.tick(float("inf"))
     assert [n for n, _ in session.items] == [0, 1]
+
+
+def test_an_item_that_begins_to_wait_behind_a_look_asks_for_another() -> None:
+    woken: list[None] = []
+
+    class Session(FakeSession):
+        def wake(self) -> None:
+            woken.append(None)
+
+    session: Any = Session()
+    values: Any = None
+    streams = Streams(session, values)
+    token = current_work.set((7, "fc-1", 0, 0, b"", ""))
+    try:
+        stream = streams._begin()
+    finally:
+        current_work.reset(token)
+    look = stream.tick
+
+    def tick(now: float) -> float:
+        found = look(now)
+        put(stream, 0, 1)
+        return found
+
+    stream.tick = tick  # type: ignore[method-assign]
+    streams.tick(0.0)
+    assert woken
