@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Awaitable, Callable, Mapping
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ._bridge import io
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
     # For a client and the parent's id, serialized parameters, or None where there is nothing to bind.
 
 
+BOUND_SECONDS = 60.0
+"""A variant is asked for again after this long: its App may have been stopped and deployed anew meanwhile."""
+
+
 class VariantFunction(Function[Any, Any]):
     """A Function made from another; nothing is asked of the server until it is used."""
 
@@ -29,6 +34,7 @@ class VariantFunction(Function[Any, Any]):
     _overrides: Mapping[str, Any]
     _parameters: Parameters | None
     _bound: tuple[Client, str, str] | None
+    _since: float
 
     @classmethod
     def _of(
@@ -50,7 +56,7 @@ class VariantFunction(Function[Any, Any]):
             parent = parent._parent
         variant: Any = cls._new()
         variant._parent, variant._overrides, variant._parameters = parent, dict(overrides or {}), parameters
-        variant._bound = None
+        variant._bound, variant._since = None, 0.0
         for name in ("_app", "_raw_f", "_info", "_options", "_where", "_method"):
             setattr(variant, name, getattr(parent, name))
         made: VariantFunction = variant
@@ -80,8 +86,10 @@ class VariantFunction(Function[Any, Any]):
     async def _target(self) -> tuple[Client, str]:
         client, parent_id = await self._parent._target()
         bound = self._bound
-        if bound is None or bound[0] is not client or bound[1] != parent_id:
+        stale = bound is None or bound[0] is not client or bound[1] != parent_id
+        if bound is None or stale or monotonic() - self._since > BOUND_SECONDS:
             bound = self._bound = (client, parent_id, await self._bind(client, parent_id))
+            self._since = monotonic()
         return client, bound[2]
 
     async def _bind(self, client: Client, parent_id: str) -> str:
@@ -127,15 +135,17 @@ async def described(function: Function[Any, Any], client: Client, function_id: s
 
 
 async def bind(client: Client, request: Mapping[str, Any], payload: bytes | None) -> str:
-    """Return the id of a variant; a client asks once for each."""
+    """Return the id of a variant; a client asks once for each, now and then again."""
     from .wire.spec import content_key
 
     key = (content_key(dict(request)), payload)
-    found = client._variants.get(key)
-    if found is None:
-        payloads = [] if payload is None else [payload]
-        reply, _ = await io(client._request_full("function.bind", request, payloads))
-        found = client._variants[key] = str(reply["function_id"])
+    known = client._variants.get(key)
+    if known is not None and monotonic() - known[1] <= BOUND_SECONDS:
+        return known[0]
+    payloads = [] if payload is None else [payload]
+    reply, _ = await io(client._request_full("function.bind", request, payloads))
+    found = str(reply["function_id"])
+    client._variants[key] = (found, monotonic())
     return found
 
 

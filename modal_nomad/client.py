@@ -68,8 +68,8 @@ class Client:
         self._id = new_id("cl")
         self._connection: Connection | None = None
         self._blobs: Any = None
-        # Ids of Functions that were made from others here, by what they were made of.
-        self._variants: dict[tuple[str, bytes | None], str] = {}
+        # Ids of Functions that were made from others here, and when, by what they were made of.
+        self._variants: dict[tuple[str, bytes | None], tuple[str, float]] = {}
         self._handlers: dict[str, list[Callable[[Header, bytes], None]]] = {}
         self.server = ServerInfo()
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher._containers import FunctionState
+from modal_nomad.dispatcher._publication import check_publication
 from modal_nomad.dispatcher.store.base import FunctionRecord, Store, VariantRecord
 from modal_nomad.engines.base import Engine, EngineError
 from modal_nomad.exception import InvalidError, NotFoundError
@@ -157,6 +158,7 @@ def _checked(
         return None, None
     if not isinstance(spec, dict) or not isinstance(job, dict) or spec.get("name") != parent.name:
         raise InvalidError(f"the options are not those of {parent.name}: update the client")
+    check_publication({"functions": [{"spec": spec, "job": job}]})
     if not str(job.get("ID", "")).startswith(f"{parent.job_id}--"):
         # Else a caller could put a job of its own in the place of another's.
         raise InvalidError(f"the job of a variant is named after {parent.job_id}: update the client")

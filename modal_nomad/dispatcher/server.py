@@ -289,7 +289,7 @@ class Server:
                 stamp = header.get("ts")
                 dispatcher.hub.log(
                     function.app_id,
-                    function.label,
+                    f"{function.label}.{header['m']}" if type(header.get("m")) is str else function.label,
                     container_id,
                     2 if header.get("s") == 2 else 1,
                     stamp if isinstance(stamp, float) else 0.0,

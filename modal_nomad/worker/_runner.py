@@ -172,8 +172,18 @@ class Runner:
             pool.turn = self._turn
         if self._draining:
             pool.stop()
+        if self._service is not None and spec.slots == 1:
+            self._service.name_output(self._name_output)
+        elif len(spec.methods) == 1:
+            # Of several at a time, only the name that all share is known.
+            self._name_output(next(iter(spec.methods)))
         self._session.ready(spec.slots)
         pool.run()
+
+    def _name_output(self, method: str) -> None:
+        """Send what was printed under the name so far; what follows is that method's."""
+        self._sync()
+        self._session.method = method
 
     def _kind(self, spec: FunctionSpec) -> Tuple[Any, Dict[str, Any]]:
         """Return what runs the inputs, and what it is to know besides what all of them are told."""
@@ -208,6 +218,7 @@ class Runner:
         self._ending.hooks = True
         try:
             if self._service is not None:
+                self._name_output("")
                 self._service.lifecycle.exit()
             atexit._run_exitfuncs()
         except BaseException as error:

@@ -29,6 +29,16 @@ class Service:
         self._object = inside_container(info, function_id)
         self.lifecycle = Lifecycle(info, spec)
         self._methods: Dict[str, Callable[..., Any]] = {}
+        self._printing = ""
+        self._printed: Optional[Callable[[str], None]] = None
+
+    def name_output(self, printed: Callable[[str], None]) -> None:
+        """Have ``printed`` called with a method's name before it is the one that prints.
+
+        Args:
+            printed: sends what was printed until now under the name before.
+        """
+        self._printed = printed
 
     def begin(self) -> None:
         """Make the instance as every container of these parameters starts out: what a snapshot keeps.
@@ -51,7 +61,11 @@ class Service:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         work = current_work.get()
-        return self.method(work[5] if work is not None else "")(*args, **kwargs)
+        name = work[5] if work is not None else ""
+        if name != self._printing and self._printed is not None:
+            self._printing = name
+            self._printed(name)
+        return self.method(name)(*args, **kwargs)
 
     def method(self, name: str) -> Callable[..., Any]:
         """Return a method of the instance. Raises NotFoundError."""

@@ -73,6 +73,8 @@ class Session:
         self._unsent_logs: Deque[bytes] = Deque()
         self._unsent_log_bytes = 0
         self._ready = False
+        # Which method of a class prints now, where that is known.
+        self.method = ""
         self._alarm = os.pipe()
         for end in self._alarm:
             os.set_blocking(end, False)
@@ -229,7 +231,10 @@ class Session:
 
     def send_log(self, stream: int, text: bytes) -> None:
         """Send what user code printed; keep up to 1 MiB of it while there is no connection."""
-        data = frames.encode({"t": "log", "s": stream, "ts": time.time()}, [text])
+        header = {"t": "log", "s": stream, "ts": time.time()}
+        if self.method:
+            header["m"] = self.method
+        data = frames.encode(header, [text])
         ws = self._ws
         if ws is not None:
             try:

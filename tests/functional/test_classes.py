@@ -443,3 +443,40 @@ def test_a_method_runs_from_the_command_line(live: Live) -> None:
     assert "--label" in shown and "--x" in shown and "[required]" in shown
     many = live.cli("run", str(script))
     assert many.returncode == 1 and "Model.predict / app.Model.predict" in many.stderr
+
+
+def test_output_is_named_after_the_method_that_prints(live: Live) -> None:
+    script = live.write(
+        "printing.py",
+        """
+        import modal
+
+        app = modal.App("printing")
+
+        @app.cls()
+        class Model:
+            @modal.enter()
+            def begin(self):
+                print("from the hook")
+
+            @modal.method()
+            def one(self):
+                print("from one")
+
+            @modal.method()
+            def two(self):
+                print("from two")
+
+        @app.local_entrypoint()
+        def main():
+            Model().one.remote()
+            Model().two.remote()
+        """,
+    )
+    done = live.cli("run", str(script))
+    lines = [line for line in (done.stdout + done.stderr).splitlines() if "| from" in line]
+    assert [line.strip() for line in lines] == [
+        "Model | from the hook",
+        "Model.one | from one",
+        "Model.two | from two",
+    ]

@@ -18,6 +18,32 @@ def length(text: str, extra: int = 0) -> int:
     return len(text) + extra
 
 
+@app.cls(enable_memory_snapshot=True)
+class Model:
+    size: int = modal.parameter(default=3)
+
+    @modal.enter(snap=True)
+    def load(self) -> None: ...
+
+    @modal.method()
+    def predict(self, x: int) -> str:
+        return str(x)
+
+    @modal.batched(max_batch_size=2, wait_ms=1)
+    def many(self, xs: list[int]) -> list[int]:
+        return xs
+
+
+def classes() -> None:
+    assert_type(Model().predict.remote(1), str)
+    assert_type(Model().predict.map([1]), Iterator[str])
+    assert_type(Model().predict.spawn(1).get(), str)
+    assert_type(Model().size, int)
+    assert_type(modal.Cls.from_name("app", "Model").with_options(cpu=2), modal.Cls)
+    assert_type(length.with_options(cpu=2).remote("x"), int)
+    Model().predict.remote("x")  # type: ignore[arg-type]
+
+
 @app.local_entrypoint()
 def main(count: int = 1) -> None:
     assert_type(length.remote("x"), int)
