@@ -9,7 +9,7 @@ import pytest
 
 import modal_nomad as modal
 from modal_nomad import runner
-from modal_nomad.exception import ExecutionError, InvalidError, SerializationError
+from modal_nomad.exception import ExecutionError, InvalidError
 from modal_nomad.wire.serialization import dumps, loads
 from modal_nomad.wire.spec import FunctionSpec
 
@@ -117,7 +117,7 @@ def test_nothing_runs_before_a_run() -> None:
     with pytest.raises(ExecutionError, match="is not hydrated"):
         model().get.remote()
     assert not model.is_hydrated and not model().get.is_hydrated
-    with pytest.raises(SerializationError, match="cannot be passed on before it is hydrated"):
+    with pytest.raises(InvalidError, match="cannot be passed on before it is hydrated"):
         dumps(model())
 
 
