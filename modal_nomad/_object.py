@@ -14,6 +14,7 @@ from ._partial_function import ENTER, SNAP
 from .functions import Function
 
 if TYPE_CHECKING:
+    from ._autoscaling import FunctionAutoscalerSettings
     from ._partial_function import PartialFunction
     from .client import Client
     from .cls import Cls
@@ -88,7 +89,7 @@ class Obj:
         max_containers: int | None = None,
         scaledown_window: float | None = None,
         buffer_containers: int | None = None,
-    ) -> None:
+    ) -> FunctionAutoscalerSettings:
         """Change how many containers the instance's parameters have, until the App's next deployment.
 
         Args:
@@ -97,10 +98,13 @@ class Obj:
             scaledown_window: seconds that an idle container lives.
             buffer_containers: idle containers kept beside busy ones.
 
+        Returns:
+            All four settings as they are now.
+
         Raises:
             InvalidError: naming a value that cannot be.
         """
-        await self._service.update_autoscaler.aio(
+        return await self._service.update_autoscaler.aio(
             min_containers=min_containers,
             max_containers=max_containers,
             scaledown_window=scaledown_window,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
@@ -96,7 +96,17 @@ class LiveApps:
         app = published.app
         if app.state == "ephemeral":
             self.own(app.app_id, session)
-        return published.result()
+        return published.result(warnings=self._warnings(published.functions))
+
+    def _warnings(self, functions: Sequence[FunctionRecord]) -> list[str]:
+        if self.engine.name == "local":
+            return []
+        # A fork of a process in another allocation would live outside its own one's limits.
+        return [
+            f"{f.name}: enable_memory_snapshot has no effect on this engine; every container starts anew"
+            for f in functions
+            if f.spec.get("enable_memory_snapshot")
+        ]
 
     def own(self, app_id: str, session: ClientSession) -> None:
         """Bind an ephemeral App's life to a client."""

@@ -156,3 +156,60 @@ def test_a_stopped_app_says_so(live: Live, gate: Path) -> None:
         live.request("app.stop", app_id=app.app_id)
         with pytest.raises(exception.NotFoundError, match="deploy its app again"):
             held.get_current_stats()
+
+
+def test_a_class_takes_the_same_parameters_and_its_instances_the_same_changes(live: Live) -> None:
+    app = modal.App("classes")
+
+    @app.cls(serialized=True, min_containers=1, max_containers=3, buffer_containers=1, scaledown_window=0.5)
+    class Model:
+        @modal.method()
+        def where(self) -> str:
+            import os
+
+            return os.environ["MODAL_TASK_ID"]
+
+    with app.run():
+        model: Any = Model()
+        assert model.update_autoscaler() == FunctionAutoscalerSettings(1, 3, 1, 0.5)
+        assert model.where.remote().startswith("ta-")
+        assert model.update_autoscaler(min_containers=0) == FunctionAutoscalerSettings(0, 3, 1, 0.5)
+        mine = lambda: [c for c in live.status()["containers"] if "Model" in c["function"]]  # noqa: E731
+        until(lambda: not mine())
+
+
+def test_a_class_with_a_start_that_takes_too_long_says_so(live: Live) -> None:
+    app = modal.App("slow-class")
+
+    @app.cls(serialized=True, startup_timeout=1)
+    class Slow:
+        @modal.enter()
+        def load(self) -> None:
+            import threading
+
+            threading.Event().wait()
+
+        @modal.method()
+        def f(self) -> int:
+            return 1
+
+    with app.run():
+        slow: Any = Slow()
+        with pytest.raises(exception.FunctionTimeoutError, match="startup_timeout of 1 s"):
+            slow.f.remote()
+
+
+def test_a_class_of_single_use_containers(live: Live) -> None:
+    app = modal.App("single-class")
+
+    @app.cls(serialized=True, single_use_containers=True, max_containers=2)
+    class Once:
+        @modal.method()
+        def where(self) -> str:
+            import os
+
+            return os.environ["MODAL_TASK_ID"]
+
+    with app.run():
+        once: Any = Once()
+        assert len({once.where.remote() for _ in range(3)}) == 3
