@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .functions import Function, FunctionCall, gather
     from .image import Image
     from .retries import Retries
+    from .volume import Volume
 
 __version__ = "0.1.0"
 
@@ -41,6 +42,7 @@ __all__ = [
     "FunctionCall",
     "Image",
     "Retries",
+    "Volume",
     "batched",
     "build",
     "concurrent",
@@ -68,6 +70,7 @@ _PLACES = {
     "FunctionCall": "functions",
     "Image": "image",
     "Retries": "retries",
+    "Volume": "volume",
     "batched": "_partial_function",
     "build": "_partial_function",
     "concurrent": "_partial_function",

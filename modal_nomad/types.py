@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,38 @@ class DictInfo(ObjectInfo):
 
 class QueueInfo(ObjectInfo):
     """What ``Queue.info()`` returns."""
+
+
+class VolumeInfo(ObjectInfo):
+    """What ``Volume.info()`` returns."""
+
+
+class FileEntryType(enum.IntEnum):
+    """What a file entry is."""
+
+    UNSPECIFIED = 0
+    FILE = 1
+    DIRECTORY = 2
+    SYMLINK = 3
+    FIFO = 4
+    SOCKET = 5
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """A file or directory of a listing.
+
+    Attributes:
+        path: from the top, without a leading ``/``.
+        type: what it is.
+        mtime: when it was last changed, in seconds since 1970.
+        size: in bytes.
+    """
+
+    path: str
+    type: FileEntryType
+    mtime: int
+    size: int
 
 
 def described(kind: type[ObjectInfo], found: Mapping[str, Any]) -> Any:

@@ -33,6 +33,7 @@ from modal_nomad.dispatcher.objects.registry import ObjectRegistry
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store import Store
+from modal_nomad.dispatcher.volumes import Volumes
 from modal_nomad.engines.base import Engine
 from modal_nomad.exception import InvalidError
 from modal_nomad.wire import frames
@@ -64,6 +65,7 @@ class Dispatcher:
         hub: containers' output.
         garbage: removes what nothing refers to.
         objects: the registry of named objects.
+        volumes: the trees of Volumes.
         environments: what they and Apps are in.
         answers: requests that are carried out once.
 
@@ -127,6 +129,7 @@ class Dispatcher:
         )
         self.graph = CallGraph(store, self.calls, self.functions, self.durable.ids, self.background)
         self.objects = ObjectRegistry(store, settings.client_grace, self.background)
+        self.volumes = Volumes(store, blobs, self.objects)
         self.environments = Environments(store, self.objects, self.live_apps)
         self.answers = Answers(store)
         self.clients: dict[str, ClientSession] = {}

@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 from collections import deque
-from typing import Any, Deque, Mapping, Optional
+from typing import Any, Deque, Mapping, Optional, Tuple
 
 from . import websocket
 from .address import Address, parse_address
@@ -214,23 +214,29 @@ class BlobClient:
             return False
         return True
 
-    def _request(self, method: str, sha: str, body: Optional[bytes] = None) -> bytes:
+    def exchange(
+        self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}
+    ) -> Tuple[int, bytes]:
+        """Make one HTTP request to the dispatcher and return its status and body. Raises OSError."""
         # It brings all of email and ssl: most containers never move a blob.
         from http.client import HTTPConnection, HTTPException
 
         connection = HTTPConnection(self._address.authority)
         connection.sock = open_socket(self._address, self._timeout)
-        headers: Any = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        authorized = {"Authorization": f"Bearer {self._token}"} if self._token else {}
         try:
-            connection.request(method, f"/v1/blobs/{sha}", body, headers)
+            connection.request(method, path, body, {**authorized, **headers})
             answer = connection.getresponse()
-            data = answer.read()
+            return answer.status, answer.read()
         except HTTPException as error:
             raise ConnectionError(f"the dispatcher broke off a blob transfer: {error!r}") from error
         finally:
             connection.close()
-        if answer.status == 404:
+
+    def _request(self, method: str, sha: str, body: Optional[bytes] = None) -> bytes:
+        status, data = self.exchange(method, f"/v1/blobs/{sha}", body)
+        if status == 404:
             raise KeyError(sha)
-        if answer.status >= 300:
-            raise ConnectionError(f"the dispatcher answered {answer.status} to {method} of blob {sha}")
+        if status >= 300:
+            raise ConnectionError(f"the dispatcher answered {status} to {method} of blob {sha}")
         return data

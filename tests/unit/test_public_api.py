@@ -19,6 +19,7 @@ EXPECTED = [
     "FunctionCall",
     "Image",
     "Retries",
+    "Volume",
     "batched",
     "build",
     "concurrent",

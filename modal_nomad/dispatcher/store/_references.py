@@ -7,6 +7,8 @@ import re
 import sqlite3
 from pathlib import Path
 
+from modal_nomad.dispatcher.store._volume_rows import chunk_names
+
 _NAME = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
 
@@ -14,8 +16,9 @@ def referenced_blobs(path: Path) -> set[str]:
     """Return the names in payloads that are flagged as blobs, and all that read like one elsewhere.
 
     It goes by the schema, so that a table that comes later is not forgotten: payloads are in tables with
-    the columns ``payload`` and ``flags``, the rest in columns ``spec``, ``job`` and ``params``. Functions
-    of stopped Apps count no more. Reads over a connection of its own: a long look keeps nobody waiting.
+    the columns ``payload`` and ``flags``, chunks of files in a column ``chunks``, the rest in columns
+    ``spec``, ``job`` and ``params``. Functions of stopped Apps count no more. Reads over a connection of
+    its own: a long look keeps nobody waiting.
     """
     names: set[str] = set()
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as db:
@@ -29,6 +32,8 @@ def referenced_blobs(path: Path) -> set[str]:
                 by = f" INDEXED BY {index}" if index in indexes else ""
                 for (payload,) in db.execute(f"SELECT payload FROM {table}{by} WHERE flags & 1"):
                     names.add(bytes(payload).decode("ascii", "replace"))
+            if "chunks" in columns:
+                names.update(chunk_names(db))
             live = "app_id IN (SELECT app_id FROM apps WHERE state != 'stopped')"
             where = f" WHERE {live}" if "app_id" in columns else ""
             for column in columns & {"spec", "job", "params"}:

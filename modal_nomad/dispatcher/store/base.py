@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from modal_nomad.dispatcher.store.objects import ObjectStore
+from modal_nomad.dispatcher.store.volumes import VolumeStore
 
 
 class StoreError(Exception):
@@ -165,7 +166,7 @@ class TokenRecord:
     created_at: float = 0.0
 
 
-class Store(ObjectStore):
+class Store(ObjectStore, VolumeStore):
     """Durable state. All methods raise StoreError when the medium fails them."""
 
     @abc.abstractmethod

@@ -210,5 +210,41 @@ CREATE TABLE queue_items (
 CREATE INDEX queue_items_by_queue ON queue_items (object_id, number);
 """
 
-STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER, _CLASSES, _ITEMS, _BLOB_NAMES, _GRAPH, _OBJECTS)
+_VOLUMES = """
+-- Volumes: how far each is, what stands at each path, and which commits were carried out lately.
+CREATE TABLE volumes (
+    object_id TEXT PRIMARY KEY,
+    version INTEGER NOT NULL,
+    floor INTEGER NOT NULL
+);
+
+-- A removed path keeps a row of kind 0 for a while: whoever is behind has to learn of it.
+CREATE TABLE volume_files (
+    object_id TEXT NOT NULL,
+    path BLOB NOT NULL,
+    parent BLOB NOT NULL,
+    version INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    mtime INTEGER NOT NULL,
+    mode INTEGER NOT NULL,
+    chunks BLOB NOT NULL,
+    data BLOB NOT NULL
+);
+CREATE UNIQUE INDEX volume_files_by_path ON volume_files (object_id, path);
+CREATE INDEX volume_files_by_parent ON volume_files (object_id, parent, path);
+CREATE INDEX volume_files_by_version ON volume_files (object_id, version, path);
+CREATE INDEX volume_files_removed ON volume_files (object_id, mtime) WHERE kind = 0;
+
+CREATE TABLE volume_commits (
+    object_id TEXT NOT NULL,
+    commit_id TEXT NOT NULL,
+    at INTEGER NOT NULL,
+    before INTEGER NOT NULL,
+    version INTEGER NOT NULL,
+    PRIMARY KEY (object_id, commit_id)
+);
+"""
+
+STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER, _CLASSES, _ITEMS, _BLOB_NAMES, _GRAPH, _OBJECTS, _VOLUMES)
 VERSION = len(STEPS)

@@ -1,0 +1,57 @@
+"""``volumes={path: Volume}``: which paths a Volume may be shown at."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+
+from .exception import InvalidError
+
+if TYPE_CHECKING:
+    from .volume import Volume
+
+_FORBIDDEN = ("/", "/root", "/tmp")
+
+
+def check_volumes(value: Any) -> dict[str, Volume]:
+    """Return Volumes by the canonical paths that they are shown at.
+
+    Raises:
+        InvalidError: naming the path, or the Volume that is shown twice.
+    """
+    from .volume import Volume
+
+    if not value:
+        return {}
+    if not isinstance(value, Mapping):
+        raise InvalidError(f"volumes is {value!r}; give a dict of paths and Volumes")
+    found: dict[str, Volume] = {}
+    for given, volume in value.items():
+        if not isinstance(volume, Volume):
+            raise InvalidError(f"volumes has {volume!r} at {given!s}; give a modal.Volume")
+        found[_canonical(given)] = volume
+    return check_once(found)
+
+
+def check_once(volumes: dict[str, Volume]) -> dict[str, Volume]:
+    """Return Volumes by their paths. Raises InvalidError for one that is shown at two paths."""
+    places: dict[Any, str] = {}
+    for path, volume in volumes.items():
+        same: Any = (volume._name, volume._environment) if volume._name else volume._object_id
+        other = places.setdefault(same, path)
+        if other != path:
+            raise InvalidError(f"{volume!r} is shown at {other} and at {path}; keep one of them")
+    return volumes
+
+
+def _canonical(given: Any) -> str:
+    if not isinstance(given, (str, PurePosixPath)):
+        raise InvalidError(f"volumes has the path {given!r}; give a string such as '/data'")
+    path = PurePosixPath(given).as_posix()
+    if not path.startswith("/") or path.startswith("//") or posixpath.normpath(path) != path or "\0" in path:
+        raise InvalidError(f"a Volume is to be shown at {str(given)!r}; give a canonical, absolute path")
+    if path in _FORBIDDEN:
+        raise InvalidError(f"a Volume cannot be shown at {path}; give a path below it, such as /data")
+    return path

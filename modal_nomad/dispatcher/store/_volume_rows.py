@@ -1,0 +1,361 @@
+"""The rows of Volumes: plain SQL inside one transaction of the caller's."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+from modal_nomad.dispatcher.store.volumes import ChangePage, Committed, VolumeConflict
+from modal_nomad.wire.volumes.entries import (
+    DIRECTORY,
+    HOLE,
+    REMOVED,
+    Entry,
+    from_bytes,
+    to_bytes,
+)
+
+_COLUMNS = "path, kind, size, mtime, mode, chunks, data"
+_TOP = Entry("", DIRECTORY, mode=0o755)
+REMEMBER_SECONDS = 7 * 86400.0
+"""A container that has not looked for this long reads the whole tree again."""
+_FORGET_EVERY = 64
+_LAST = b"\xff" * 4096
+"""Comes after every path."""
+
+
+def entry_of(row: Sequence[Any]) -> Entry:
+    """Return an entry from the columns of its row."""
+    chunks = row[5].hex()
+    names = tuple(chunks[start : start + 64] for start in range(0, len(chunks), 64))
+    return Entry(from_bytes(row[0]), row[1], row[2], row[3], row[4], names, row[6])
+
+
+def version_of(db: sqlite3.Connection, object_id: str) -> tuple[int, int]:
+    """Return a Volume's version, and the one before which removals are forgotten."""
+    row = db.execute("SELECT version, floor FROM volumes WHERE object_id = ?", (object_id,)).fetchone()
+    return (row[0], row[1]) if row else (0, 0)
+
+
+def find(db: sqlite3.Connection, object_id: str, path: str) -> Entry | None:
+    """Return what stands at a path."""
+    if not path:
+        return _TOP
+    row = db.execute(
+        f"SELECT {_COLUMNS} FROM volume_files WHERE object_id = ? AND path = ? AND kind != 0",
+        (object_id, to_bytes(path)),
+    ).fetchone()
+    return entry_of(row) if row else None
+
+
+def below(db: sqlite3.Connection, object_id: str, path: str) -> list[Entry]:
+    """Return everything below a directory, by path."""
+    # "0" is the character after "/".
+    low, high = (to_bytes(path + "/"), to_bytes(path + "0")) if path else (b"", _LAST)
+    rows = db.execute(
+        f"SELECT {_COLUMNS} FROM volume_files"
+        " WHERE object_id = ? AND path >= ? AND path < ? AND kind != 0 ORDER BY path",
+        (object_id, low, high),
+    )
+    return [entry_of(row) for row in rows]
+
+
+class Change:
+    """One commit in the making.
+
+    Args:
+        db: inside a transaction.
+        object_id: the Volume.
+        now: seconds since 1970.
+    """
+
+    def __init__(self, db: sqlite3.Connection, object_id: str, now: float) -> None:
+        self._db = db
+        self._object_id = object_id
+        self._now = int(now * 1e9)
+        if db.execute("SELECT 1 FROM objects WHERE object_id = ?", (object_id,)).fetchone() is None:
+            raise VolumeConflict("deleted", f"Volume {object_id} is not here: it was deleted")
+        self._before, self._floor = version_of(db, object_id)
+        self._directories = {""}
+        self._displaced: set[str] = set()
+        self._touched = False
+
+    def put(self, entry: Entry, rule: str = "last") -> None:
+        """Write an entry and the directories that it stands in. Raises VolumeConflict."""
+        there = find(self._db, self._object_id, entry.path)
+        if entry.kind == DIRECTORY:
+            if there is not None and there.kind != DIRECTORY and rule != "last":
+                raise VolumeConflict("exists", f"{entry.path} is a file in the Volume, not a directory")
+            self._make_parents(entry.parent, rule)
+            if there is None or there.kind != DIRECTORY or (there.mode != entry.mode and rule == "last"):
+                self._write(entry, there)
+            self._directories.add(entry.path)
+            return
+        if there is not None and there.kind == DIRECTORY:
+            if rule != "last":
+                raise VolumeConflict("exists", f"{entry.path} is a directory in the Volume")
+            self._remove_below(entry.path)
+        elif there is not None and rule == "new":
+            raise VolumeConflict("exists", f"{entry.path} exists in the Volume already")
+        self._make_parents(entry.parent, rule)
+        if there != entry:
+            self._write(entry, there)
+
+    def remove(self, path: str) -> None:
+        """Remove a path; a directory that still has something in it stays."""
+        there = find(self._db, self._object_id, path)
+        if there is None or not path:
+            return
+        if there.kind == DIRECTORY:
+            child = self._db.execute(
+                "SELECT 1 FROM volume_files WHERE object_id = ? AND parent = ? AND kind != 0 LIMIT 1",
+                (self._object_id, to_bytes(path)),
+            ).fetchone()
+            if child is not None:
+                return
+        self._erase(there)
+
+    def remove_tree(self, path: str) -> None:
+        """Remove a path with all below it."""
+        self._remove_below(path)
+        there = find(self._db, self._object_id, path)
+        if there is not None and path:
+            self._erase(there)
+
+    def finish(self, commit_id: str) -> Committed:
+        """Set the Volume's new version; returns what was done."""
+        version = self._before + (1 if self._touched else 0)
+        floor = self._floor
+        if version % _FORGET_EVERY == 0 and self._touched:
+            floor = self._forget()
+        self._db.execute(
+            "INSERT INTO volumes (object_id, version, floor) VALUES (?,?,?)"
+            " ON CONFLICT (object_id) DO UPDATE SET version = excluded.version, floor = excluded.floor",
+            (self._object_id, version, floor),
+        )
+        recent = self._now - 3600 * 10**9
+        self._db.execute(
+            "DELETE FROM volume_commits WHERE object_id = ? AND at < ?", (self._object_id, recent)
+        )
+        self._db.execute(
+            "INSERT INTO volume_commits (object_id, commit_id, at, before, version) VALUES (?,?,?,?,?)",
+            (self._object_id, commit_id, self._now, self._before, version),
+        )
+        return Committed(self._before, version, frozenset(self._displaced))
+
+    def _make_parents(self, path: str, rule: str) -> None:
+        if path in self._directories:
+            return
+        self._make_parents(path.rpartition("/")[0], rule)
+        there = find(self._db, self._object_id, path)
+        if there is None or there.kind != DIRECTORY:
+            if there is not None and rule != "last":
+                raise VolumeConflict("exists", f"{path} is a file in the Volume, not a directory")
+            self._write(Entry(path, DIRECTORY, mtime=self._now, mode=0o755), there)
+        self._directories.add(path)
+
+    def _remove_below(self, path: str) -> None:
+        for entry in below(self._db, self._object_id, path):
+            self._erase(entry)
+
+    def _erase(self, there: Entry) -> None:
+        # The time of a removed path is when it was removed.
+        self._write(Entry(there.path, REMOVED, mtime=self._now, mode=0), there)
+        self._directories.discard(there.path)
+
+    def _write(self, entry: Entry, there: Entry | None) -> None:
+        self._touched = True
+        if there is not None and there.chunks:
+            self._displaced.update(there.chunks)
+        self._db.execute(
+            "INSERT INTO volume_files"
+            " (object_id, path, parent, version, kind, size, mtime, mode, chunks, data)"
+            " VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (object_id, path) DO UPDATE SET"
+            " version = excluded.version, kind = excluded.kind, size = excluded.size,"
+            " mtime = excluded.mtime, mode = excluded.mode, chunks = excluded.chunks, data = excluded.data",
+            (
+                self._object_id,
+                to_bytes(entry.path),
+                to_bytes(entry.parent),
+                self._before + 1,
+                entry.kind,
+                entry.size,
+                entry.mtime,
+                entry.mode,
+                bytes.fromhex("".join(entry.chunks)),
+                entry.data,
+            ),
+        )
+
+    def _forget(self) -> int:
+        old = self._now - int(REMEMBER_SECONDS * 1e9)
+        row = self._db.execute(
+            "SELECT max(version) FROM volume_files WHERE object_id = ? AND kind = 0 AND mtime < ?",
+            (self._object_id, old),
+        ).fetchone()
+        if row[0] is None:
+            return self._floor
+        self._db.execute(
+            "DELETE FROM volume_files WHERE object_id = ? AND kind = 0 AND mtime < ?",
+            (self._object_id, old),
+        )
+        return max(self._floor, int(row[0]))
+
+
+def commit(
+    db: sqlite3.Connection,
+    object_id: str,
+    commit_id: str,
+    entries: Iterable[Entry],
+    rule: str,
+    now: float,
+) -> Committed:
+    """Write entries, all or none (the caller's transaction). Raises VolumeConflict."""
+    done = _done(db, object_id, commit_id)
+    if done is not None:
+        return done
+    change = Change(db, object_id, now)
+    removed: list[str] = []
+    for entry in entries:
+        if entry.kind == REMOVED:
+            removed.append(entry.path)
+        else:
+            change.put(entry, rule)
+    # What is deepest goes first: then a directory is empty unless somebody else put something there.
+    for path in sorted(removed, key=lambda x: x.count("/"), reverse=True):
+        change.remove(path)
+    return change.finish(commit_id)
+
+
+def _done(db: sqlite3.Connection, object_id: str, commit_id: str) -> Committed | None:
+    row = db.execute(
+        "SELECT before, version FROM volume_commits WHERE object_id = ? AND commit_id = ?",
+        (object_id, commit_id),
+    ).fetchone()
+    return Committed(row[0], row[1], frozenset()) if row else None
+
+
+def remove(
+    db: sqlite3.Connection, object_id: str, commit_id: str, path: str, recursive: bool, now: float
+) -> Committed:
+    """Remove a file, or a directory with all below. Raises VolumeConflict."""
+    done = _done(db, object_id, commit_id)
+    if done is not None:
+        return done
+    there = find(db, object_id, path)
+    if there is None:
+        raise VolumeConflict("missing", f"there is no {path or '/'} in the Volume")
+    if there.kind == DIRECTORY and not recursive:
+        raise VolumeConflict("directory", f"{path or '/'} is a directory: remove it with recursive=True")
+    change = Change(db, object_id, now)
+    change.remove_tree(path)
+    return change.finish(commit_id)
+
+
+def copy(
+    db: sqlite3.Connection,
+    object_id: str,
+    commit_id: str,
+    sources: Sequence[str],
+    target: str,
+    recursive: bool,
+    now: float,
+) -> Committed:
+    """Copy within a Volume, as ``cp`` does. Raises VolumeConflict."""
+    done = _done(db, object_id, commit_id)
+    if done is not None:
+        return done
+    change = Change(db, object_id, now)
+    there = find(db, object_id, target)
+    into = there is not None and there.kind == DIRECTORY
+    if len(sources) > 1 and not into:
+        raise VolumeConflict("missing", f"{target} is no directory in the Volume: several files go into one")
+    for source in sources:
+        found = find(db, object_id, source)
+        if found is None:
+            raise VolumeConflict("missing", f"there is no {source} in the Volume")
+        name = source.rpartition("/")[2]
+        place = "/".join(part for part in (target, name) if part) if into else target
+        if found.kind != DIRECTORY:
+            if place == source:
+                raise VolumeConflict("invalid", f"{source} and the place it is to be copied to are the same")
+            _check_place(db, object_id, place)
+            change.put(found._replace(path=place), "over")
+            continue
+        if not recursive:
+            raise VolumeConflict("directory", f"{source} is a directory: copy it with recursive=True")
+        if f"{place}/".startswith(f"{source}/") or not source:
+            raise VolumeConflict("invalid", f"{source or '/'} cannot be copied into itself")
+        # Read before anything is written below the target.
+        inside = below(db, object_id, source)
+        change.put(found._replace(path=place), "over")
+        for entry in inside:
+            change.put(entry._replace(path=place + entry.path[len(source) :]), "over")
+    return change.finish(commit_id)
+
+
+def _check_place(db: sqlite3.Connection, object_id: str, place: str) -> None:
+    parent = place.rpartition("/")[0]
+    there = find(db, object_id, parent)
+    if there is None or there.kind != DIRECTORY:
+        raise VolumeConflict("missing", f"there is no directory {parent} in the Volume")
+
+
+def changes(
+    db: sqlite3.Connection,
+    object_id: str,
+    since: int,
+    after: tuple[int, str] | None,
+    max_rows: int,
+    max_bytes: int,
+) -> ChangePage:
+    """Return a page of what changed after a version."""
+    version, floor = version_of(db, object_id)
+    whole = since < floor
+    start = (after[0], to_bytes(after[1])) if after is not None else (0 if whole else since, _LAST)
+    entries: list[Entry] = []
+    size = 0
+    last: tuple[int, str] | None = None
+    cursor = db.execute(
+        f"SELECT version, {_COLUMNS} FROM volume_files WHERE object_id = ?"
+        " AND (version, path) > (?, ?) ORDER BY version, path",
+        (object_id, *start),
+    )
+    for row in cursor:
+        if len(entries) >= max_rows or size >= max_bytes:
+            break
+        entry = entry_of(row[1:])
+        last = (row[0], entry.path)
+        entries.append(entry)
+        size += len(entry.data) + 64 * len(entry.chunks) + len(entry.path) + 100
+    else:
+        last = None
+    cursor.close()
+    return ChangePage(entries, version, last, whole)
+
+
+def listing(
+    db: sqlite3.Connection, object_id: str, path: str, recursive: bool, after: str | None, limit: int
+) -> list[Entry]:
+    """Return what is in a directory, by path, without contents."""
+    where, values = "parent = ?", [to_bytes(path)]
+    if recursive:
+        where, values = "path >= ? AND path < ?", [to_bytes(path + "/"), to_bytes(path + "0")]
+        if not path:
+            values = [b"", _LAST]
+    rows = db.execute(
+        f"SELECT path, kind, size, mtime, mode FROM volume_files WHERE object_id = ? AND {where}"
+        " AND kind != 0 AND path > ? ORDER BY path LIMIT ?",
+        (object_id, *values, to_bytes(after) if after is not None else b"", limit),
+    )
+    return [Entry(from_bytes(row[0]), *row[1:]) for row in rows]
+
+
+def chunk_names(db: sqlite3.Connection) -> Iterator[str]:
+    """Yield the chunks that any Volume names."""
+    for (chunks,) in db.execute("SELECT chunks FROM volume_files WHERE kind = 1 AND length(chunks) > 0"):
+        text = chunks.hex()
+        for start in range(0, len(text), 64):
+            if text[start : start + 64] != HOLE:
+                yield text[start : start + 64]

@@ -1,0 +1,115 @@
+"""The contract of a store for Volumes: the tree of each, and what changed in it since when.
+
+Every commit gets the Volume's next version, and every path remembers the version that touched it last, also
+once it is removed: what changed since a version is one look, and a commit writes what it changes alone.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
+
+from modal_nomad.wire.volumes.entries import Entry
+
+
+class VolumeConflict(Exception):
+    """A commit or a change was refused, and nothing of it was done.
+
+    Args:
+        kind: ``exists``, ``missing``, ``directory``, ``invalid`` or ``deleted``.
+        text: one line.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Committed(NamedTuple):
+    """A change that is on the disk.
+
+    Attributes:
+        before: the Volume's version before it.
+        version: its version now; the same where nothing changed.
+        displaced: chunks that some path no longer names.
+    """
+
+    before: int
+    version: int
+    displaced: frozenset[str]
+
+
+class ChangePage(NamedTuple):
+    """Paths that changed after a version, by version and path.
+
+    Attributes:
+        entries: what stands there now.
+        version: the Volume's version at this look.
+        after: the last row's version and path; None when there are no more.
+        whole: the page belongs to a walk over all of the tree.
+    """
+
+    entries: list[Entry]
+    version: int
+    after: tuple[int, str] | None
+    whole: bool
+
+
+class VolumeStore(abc.ABC):
+    """Durable trees. All methods raise StoreError when the medium fails them."""
+
+    @abc.abstractmethod
+    async def volume_commit(
+        self,
+        object_id: str,
+        commit_id: str,
+        entries: Callable[[], Iterable[Entry]],
+        *,
+        rule: str,
+        now: float,
+    ) -> Committed:
+        """Write entries, all or none. Raises VolumeConflict.
+
+        Args:
+            object_id: the Volume.
+            commit_id: a commit that comes again under the same one changes nothing.
+            entries: gives what to write; called on the store's thread.
+            rule: ``last``: the last writer wins; ``new``: no file may be there; ``over``: files may.
+            now: seconds since 1970.
+        """
+
+    @abc.abstractmethod
+    async def volume_changes(
+        self, object_id: str, since: int, after: tuple[int, str] | None, max_rows: int, max_bytes: int
+    ) -> ChangePage:
+        """Return a page of what changed after a version."""
+
+    @abc.abstractmethod
+    async def volume_entry(self, object_id: str, path: str) -> Entry | None:
+        """Return what stands at a path; the empty path is the top, a directory."""
+
+    @abc.abstractmethod
+    async def volume_list(
+        self, object_id: str, path: str, *, recursive: bool, after: str | None, limit: int
+    ) -> list[Entry]:
+        """Return what is in a directory, by path, without contents."""
+
+    @abc.abstractmethod
+    async def volume_remove(
+        self, object_id: str, commit_id: str, path: str, *, recursive: bool, now: float
+    ) -> Committed:
+        """Remove a file, or a directory with all below. Raises VolumeConflict."""
+
+    @abc.abstractmethod
+    async def volume_copy(
+        self,
+        object_id: str,
+        commit_id: str,
+        sources: Sequence[str],
+        target: str,
+        *,
+        recursive: bool,
+        now: float,
+    ) -> Committed:
+        """Copy within a Volume, as ``cp`` does. Raises VolumeConflict."""

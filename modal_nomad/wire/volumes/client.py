@@ -1,0 +1,190 @@
+"""A Volume's manifest over HTTP: blocking, in any thread, standard library only."""
+
+import hashlib
+import io
+import json
+import os
+import tempfile
+import time
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar
+
+from ..transport import BlobClient
+from .entries import Entry, decode, encode
+
+T = TypeVar("T")
+LAST, NEW, OVER = "last", "new", "over"
+"""What a commit does to what is there: a container's wins; an upload's is refused, or wins over files."""
+_IN_MEMORY = 8 << 20
+_ATTEMPTS = 10
+_FIRST_PAUSE = 0.05
+_LAST_PAUSE = 2.0
+
+
+class Refused(Exception):
+    """The dispatcher refused a request.
+
+    Args:
+        kind: the name of the exception.
+        text: why.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+class Changes(NamedTuple):
+    """A page of what changed in a Volume.
+
+    Attributes:
+        entries: in the order of the commits.
+        version: of the Volume when the page was made.
+        after: where the next page begins; None when this is the last one.
+        whole: all of the tree comes, because it is no longer known what was removed since.
+    """
+
+    entries: List[Entry]
+    version: int
+    after: Optional[Tuple[int, str]]
+    whole: bool
+
+
+class VolumeClient:
+    """The Volumes of a dispatcher.
+
+    Args:
+        address: the server URL.
+        token: the bearer token.
+        timeout: seconds that an answer may take.
+    """
+
+    def __init__(self, address: str, token: str = "", timeout: float = 600.0) -> None:
+        self.blobs = BlobClient(address, token, timeout)
+
+    def missing(self, hashes: List[str]) -> List[str]:
+        """Return which blobs the server lacks, and keep the others from collection."""
+        if not hashes:
+            return []
+        body = json.dumps(hashes).encode()
+        found = _again(lambda: _checked(*self.blobs.exchange("POST", "/v1/blobs/missing", body)))
+        return [str(x) for x in json.loads(found)["missing"]]
+
+    def put_chunk(self, data: bytes) -> None:
+        """Send a chunk. Raises OSError."""
+        _again(lambda: self.blobs.put(data))
+
+    def get_chunk(self, sha: str) -> bytes:
+        """Return a chunk. Raises KeyError when there is none, OSError, also for damaged content."""
+        return _again(lambda: _intact(sha, self.blobs.get(sha)))
+
+    def commit(self, volume_id: str, entries: Iterable[Entry], rule: str = LAST) -> Tuple[int, int]:
+        """Commit entries, all or none; the same commit sent twice is carried out once.
+
+        Args:
+            volume_id: ``vo-…``.
+            entries: what stands, or no longer stands, at some paths; their chunks are on the server.
+            rule: ``LAST``, ``NEW`` or ``OVER``.
+
+        Returns:
+            The Volume's version before and after it.
+
+        Raises:
+            Refused: a rule forbids it, or the Volume is gone.
+            OSError: the dispatcher could not be reached.
+        """
+        with tempfile.SpooledTemporaryFile(_IN_MEMORY) as body:
+            for entry in entries:
+                body.write(encode(entry))
+            found = json.loads(self._post(f"{volume_id}/commit?id={_new_id()}&rule={rule}", body))
+        return int(found["before"]), int(found["version"])
+
+    def changes(self, volume_id: str, since: int = 0, after: Optional[Tuple[int, str]] = None) -> Changes:
+        """Return a page of what changed after a version.
+
+        A row that changes between two pages comes again in a later one, so all pages together are the
+        Volume as it is when the last one is made.
+
+        Raises:
+            Refused: the Volume is gone.
+            OSError: the dispatcher could not be reached.
+        """
+        lines = self._ask(f"{volume_id}/changes", since=since, after=after).splitlines()
+        head = json.loads(lines[0])
+        following = tuple(head["after"]) if head["after"] else None
+        return Changes(
+            [decode(line) for line in lines[1:]],
+            int(head["version"]),
+            following,
+            bool(head["whole"]),
+        )
+
+    def all_changes(self, volume_id: str, since: int = 0) -> Iterator[Changes]:
+        """Yield the pages of what changed after a version, to the last one."""
+        page = self.changes(volume_id, since)
+        yield page
+        while page.after is not None:
+            page = self.changes(volume_id, since, page.after)
+            yield page
+
+    def entry(self, volume_id: str, path: str) -> Optional[Entry]:
+        """Return what stands at a path; None for the top. Raises Refused, OSError."""
+        line = self._ask(f"{volume_id}/entry", path=path)
+        return decode(line.rstrip(b"\n")) if line else None
+
+    def list(
+        self, volume_id: str, path: str, recursive: bool, after: Optional[str] = None
+    ) -> Tuple[List[Entry], Optional[str]]:
+        """Return a page of a directory, and after which path the next one begins. Raises Refused, OSError."""
+        found = json.loads(self._ask(f"{volume_id}/list", path=path, recursive=recursive, after=after))
+        return [Entry(*fields) for fields in found["entries"]], found["after"]
+
+    def remove(self, volume_id: str, path: str, recursive: bool) -> None:
+        """Remove a path. Raises Refused, OSError."""
+        self._ask(f"{volume_id}/remove?id={_new_id()}", path=path, recursive=recursive)
+
+    def copy(self, volume_id: str, sources: List[str], target: str, recursive: bool) -> None:
+        """Copy within the Volume. Raises Refused, OSError."""
+        self._ask(f"{volume_id}/copy?id={_new_id()}", sources=sources, target=target, recursive=recursive)
+
+    def _ask(self, _where: str, **request: Any) -> bytes:
+        return self._post(_where, io.BytesIO(json.dumps(request).encode()))
+
+    def _post(self, path: str, body: Any) -> bytes:
+        headers = {"Content-Length": str(body.seek(0, os.SEEK_END) or body.tell())}
+
+        def post() -> bytes:
+            body.seek(0)
+            return _checked(*self.blobs.exchange("POST", f"/v1/volumes/{path}", body, headers))
+
+        # A change may have been carried out already: its id keeps it from being so twice.
+        return _again(post)
+
+
+def _again(work: Callable[[], T]) -> T:
+    """Do something once more while the dispatcher is away for a moment."""
+    for attempt in range(_ATTEMPTS - 1):
+        try:
+            return work()
+        except OSError:
+            time.sleep(min(_FIRST_PAUSE * 2**attempt, _LAST_PAUSE))
+    return work()
+
+
+def _intact(sha: str, data: bytes) -> bytes:
+    if hashlib.sha256(data).hexdigest() != sha:
+        raise ConnectionError(f"chunk {sha} was damaged on its way")
+    return data
+
+
+def _new_id() -> str:
+    return os.urandom(12).hex()
+
+
+def _checked(status: int, body: bytes) -> bytes:
+    if status < 300:
+        return body
+    try:
+        kind, text = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        raise ConnectionError(f"the dispatcher answered {status}: {body[:200]!r}") from None
+    raise Refused(str(kind), str(text))
