@@ -148,7 +148,8 @@ class LoopPool:
         return False
 
     def _cancel_all(self) -> None:
-        for running in self.active.values():
+        # A batch stands there once for each of its inputs.
+        for running in dict.fromkeys(self.active.values()):
             if running.call is not None:
                 running.call.interrupt(InputCancellation("the container ends"))
             elif running.task is not None:

@@ -274,3 +274,36 @@ def test_sigterm_to_a_busy_container_lets_its_input_finish(live: Live) -> None:
         assert first.get(timeout=30) == (1, pid)
         x, other = second.get(timeout=30)
         assert x == 2 and other != pid
+
+
+def test_a_preempted_batch_and_generator_run_again(live: Live) -> None:
+    app, notes = modal.App("preempted-more"), live.folder / "notes"
+
+    def begin(name: str) -> bool:
+        with notes.open("a") as file:
+            file.write(f"{name}\n")
+        first = notes.read_text().splitlines().count(name) == 1
+        if first:
+            os.kill(os.getpid(), signal.SIGINT)
+        return first
+
+    @app.function(serialized=True, name="batch")
+    @modal.batched(max_batch_size=4, wait_ms=50)
+    async def batch(xs: list[int]) -> list[int]:
+        import asyncio
+
+        if begin("batch"):
+            await asyncio.sleep(60)
+        return [x + 1 for x in xs]
+
+    @app.function(serialized=True, name="generator")
+    def generator() -> Any:
+        yield 0
+        if begin("generator"):
+            threading.Event().wait(60)
+        yield 1
+
+    with app.run():
+        assert list(app["batch"].map(range(4))) == [1, 2, 3, 4]
+        assert list(app["generator"].remote_gen()) == [0, 1]
+        assert sorted(lines(notes))[-2:] == ["generator", "generator"]
