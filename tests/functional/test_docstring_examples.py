@@ -87,7 +87,7 @@ def _deployed(live: Live) -> set[str]:
 
 def test_examples_are_found() -> None:
     found = {parameters.id for parameters in examples()}
-    assert {"modal_nomad", "modal_nomad.app.App.function", "modal_nomad.image.Image.from_id"} <= found
+    assert {"modal_nomad", "modal_nomad.app.App.run", "modal_nomad.image.Image.from_id"} <= found
 
 
 def test_a_wrong_example_fails(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -405,9 +405,11 @@ class EngineMachine(RuleBasedStateMachine):
                 self.starting.pop(name, None)
                 self.ready.pop(name, None)
                 self.do(ev.WorkerLost(name, "drained"))
-            if not self.engine._containers:
+            if not self.engine._containers and not self.asked:
                 break
             wake = self.engine.next_wakeup()
+            if wake is None and self.asked:
+                continue
             assert wake is not None, "containers that nobody looks after"
             self.now = max(self.now, wake)
             self.do(ev.Tick())
