@@ -188,3 +188,47 @@ def test_options_by_position_as_older_programs_give_them() -> None:
     ]  # fmt: skip
     with pytest.raises(exception.InvalidError, match=r"cannot honour secrets= yet"):
         one.with_options(secrets=["x"])
+
+
+def test_a_malformed_variant_is_refused(live: Live) -> None:
+    app = modal.App("malformed")
+
+    @app.function(serialized=True, name="one")
+    def one() -> int:
+        return 1
+
+    with app.run():
+        parent = live.request("function.describe", function_id=one.object_id)
+        good = {"spec": parent["spec"], "job": {"ID": f"{parent['job_id']}--1"}}
+        for wrong, words in (
+            ({}, "needs parameters or options"),
+            ({**good, "job": {"ID": "another-job"}}, "is named after"),
+            ({**good, "spec": {**parent["spec"], "name": "other"}}, "not those of one"),
+            ({**good, "spec": {**parent["spec"], "timeout": -1}}, "out of bounds|above 0"),
+        ):
+            with pytest.raises(exception.InvalidError, match=words):
+                live.request("function.bind", function_id=one.object_id, **wrong)
+        with pytest.raises(exception.NotFoundError, match="fu-nothing is not known here"):
+            live.request("function.bind", function_id="fu-nothing")
+        assert one.remote() == 1
+
+
+def test_variants_end_with_their_app(live: Live) -> None:
+    app = modal.App("ending")
+
+    @app.cls(serialized=True)
+    class Model:
+        size: int = modal.parameter(default=0)
+
+        @modal.method()
+        def get(self) -> int:
+            return self.size
+
+    with app.run():
+        model: Any = Model.with_options(env={"A": "1"})
+        one = model(size=3)
+        assert one.get.remote() == 3
+        variant = one.get.object_id
+        assert live.request("function.describe", function_id=variant)["job_id"].count("--") == 2
+    with pytest.raises(exception.NotFoundError):
+        live.request("function.describe", function_id=variant)

@@ -481,3 +481,35 @@ def test_an_image_that_is_built_on_the_node_has_time_to() -> None:
     assert ev.FunctionPolicy.from_spec(spec).startup_timeout == ev.BUILD_SECONDS
     assert ev.FunctionPolicy.from_spec(dataclasses.replace(spec, startup_timeout=7.0)).startup_timeout == 7.0
     assert ev.FunctionPolicy.from_spec(dataclasses.replace(spec, image=ImageSpec())).startup_timeout is None
+
+
+def test_batches_are_filled_rather_than_spread() -> None:
+    rim = Rim(batch_size=4, max_concurrent_inputs=4)
+    rim.submit(0)
+    rim.start("ta-1", "ta-2", slots=4)
+    shares = {c.container_id: len(c.inputs) for c in only(rim.submit(6), ev.Lease)}
+    assert sorted(shares.values()) == [2, 4]
+
+
+def test_inputs_that_come_one_by_one_share_a_batch() -> None:
+    rim = Rim(batch_size=4, max_concurrent_inputs=4)
+    rim.start("ta-1", "ta-2", slots=4)
+    places = [c.container_id for i in range(4) for c in only(rim.submit(1, start=i), ev.Lease)]
+    assert len(places) == 4 and len(set(places)) == 1
+
+
+def test_a_batch_may_wait_for_the_one_before_it() -> None:
+    limit = CLEANUP_SECONDS + GRACE_SECONDS
+    rim = Rim(batch_size=2, max_concurrent_inputs=2, timeout=100.0)
+    rim.start("ta-1", slots=2)
+    rim.submit(2)
+    assert not only(rim.wait(100.0 + limit + 2 * CHECK_SECONDS), ev.StopContainer)
+    assert only(rim.wait(100.0 + 2 * CHECK_SECONDS), ev.StopContainer)
+
+
+def test_a_calls_method_is_known_while_the_call_is() -> None:
+    rim = Rim()
+    rim.submit(1, method="predict")
+    assert rim.engine.method("fc") == "predict"
+    rim.do(ev.CallClosed("fc"))
+    assert rim.engine.method("fc") == ""

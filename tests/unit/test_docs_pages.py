@@ -62,6 +62,7 @@ def test_every_setting_and_variable_is_said() -> None:
         "MODAL_WORKER_TOKEN",
         "MODAL_WORKER_TOKEN_FILE",
         "MODAL_RUNTIME_DIR",
+        "MODAL_SNAPSHOT",
         "MODAL_CODE_DIR",
         "MODAL_IMAGE",
         "MODAL_IMAGE_DEFINITION",

@@ -21,6 +21,7 @@ from modal_nomad.dispatcher.store import (
     StoredOutput,
     StoreError,
     TokenRecord,
+    VariantRecord,
     VersionRecord,
     hash_secret,
     migrations,
@@ -273,3 +274,31 @@ async def test_a_full_disk_refuses_every_write_of_a_commit_and_forgets_none_befo
 async def _bound(store: SqliteStore, pages: int) -> None:
     # Not by a write: those are inside a transaction already.
     store._connections[0].execute(f"PRAGMA max_page_count = {pages}")
+
+
+async def test_variants_come_back_parents_first_with_their_settings(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "store.db")
+    await store.open()
+    options = VariantRecord("fu-b", "fu-1", "ap-1", None, {"name": "M.*"}, {"ID": "a-M--1"})
+    sized = VariantRecord("fu-a", "fu-b", "ap-1", b"\x00params")
+    await store.add_variant(options)
+    await store.add_variant(sized)
+    await store.add_variant(options)
+    await store.set_autoscaler("fu-a", {"min_containers": 2})
+    await store.close()
+
+    again = SqliteStore(tmp_path / "store.db")
+    await again.open()
+    assert await again.variants() == [
+        options,
+        VariantRecord("fu-a", "fu-b", "ap-1", b"\x00params", autoscaler={"min_containers": 2}),
+    ]
+    await again.remove_variants(["fu-b", "fu-unknown"])
+    assert [v.function_id for v in await again.variants()] == ["fu-a"]
+    await again.close()
+
+
+async def test_a_calls_method_is_kept(store: SqliteStore) -> None:
+    await store.add_inputs("fc-1", "fu-1", _inputs(0), method="predict")
+    (page,) = await _pending(store)
+    assert page.call.method == "predict"

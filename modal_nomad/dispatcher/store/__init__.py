@@ -13,6 +13,7 @@ from modal_nomad.dispatcher.store.base import (
     StoredOutput,
     StoreError,
     TokenRecord,
+    VariantRecord,
     VersionRecord,
     hash_secret,
 )
@@ -29,6 +30,7 @@ __all__ = [
     "StoredInput",
     "StoredOutput",
     "TokenRecord",
+    "VariantRecord",
     "VersionRecord",
     "hash_secret",
 ]
