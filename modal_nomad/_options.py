@@ -286,6 +286,26 @@ def _old_concurrency(value: Any) -> int:
     return _count("allow_concurrent_inputs", value, 1) or 1
 
 
+def name_of(where: str, kind: str, name: Any, tag: Any) -> str:
+    """Return the name in an App that was asked for; its older parameter ``tag`` warns.
+
+    Args:
+        where: what was called, for the messages.
+        kind: what is looked for, for the messages: ``Function`` or ``class``.
+        name: the parameter ``name``.
+        tag: the parameter ``tag``.
+
+    Raises:
+        InvalidError: when neither is a name.
+    """
+    if tag is not None:
+        warn_deprecated(f"'tag' of {where} is now called 'name'")
+        name = name or tag
+    if not isinstance(name, str) or not name:
+        raise InvalidError(f"{where} needs the name of a {kind}")
+    return name
+
+
 MAX_NAME_LENGTH = 64
 _NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_.")
 

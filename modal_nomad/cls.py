@@ -11,6 +11,7 @@ from . import _parameters, exception
 from ._bridge import blocking, blocking_function
 from ._class_info import ClassInfo, class_info, pack_arguments
 from ._object import Obj
+from ._options import name_of
 from ._variants import VariantFunction, described
 from ._with_options import WithOptions
 from .functions import Function, _by_id, _named
@@ -131,7 +132,7 @@ class Cls(WithOptions):
             >>> Model = Cls.from_name("my-app", "Model")
             >>> Model(size=3).predict.remote(1)  # doctest: +SKIP
         """
-        name = _name_of("Cls.from_name", name, tag)
+        name = name_of("Cls.from_name", "class", name, tag)
         service = _named(app_name, name + SERVICE_SUFFIX, environment_name, client)
         return Cls._new(service, name)
 
@@ -155,7 +156,7 @@ class Cls(WithOptions):
         from ._options import warn_deprecated
 
         warn_deprecated("Cls.lookup is deprecated: use Cls.from_name, and .hydrate() to check at once")
-        name = _name_of("Cls.lookup", name, tag)
+        name = name_of("Cls.lookup", "class", name, tag)
         found = Cls.from_name(app_name, name, environment_name=environment_name, client=client)
         await found.hydrate.aio()
         return found
@@ -330,17 +331,6 @@ def local_class(app: App, target: Any, options: FunctionOptions) -> Cls:
 
 def _cls_of(service: Function[Any, Any], name: str) -> Cls:
     return Cls._new(service, name)
-
-
-def _name_of(where: str, name: str | None, tag: str | None) -> str:
-    if tag is not None:
-        from ._options import warn_deprecated
-
-        warn_deprecated(f"'tag' of {where} is now called 'name'")
-        name = name or tag
-    if not isinstance(name, str) or not name:
-        raise exception.InvalidError(f"{where} needs the name of a class")
-    return name
 
 
 __all__ = ["Cls", "Obj"]

@@ -122,11 +122,9 @@ def _to_regex(pattern: str) -> str:
                 out.append("[^/]*")
                 continue
             position += 1
-            if pattern.startswith("/", position):
-                position += 1
-                out.append("(?:.*/)?")
-            else:
-                out.append(".*")
+            position += pattern.startswith("/", position)
+            # Any number of folders; at the end, all that is in them.
+            out.append(".*" if position == end else "(?:.*/)?")
         elif char == "?":
             out.append("[^/]")
         elif char == "[":

@@ -60,6 +60,11 @@ class FunctionCall(Generic[T]):
         """The call's id, ``fc-…``."""
         return self._call_id
 
+    @property
+    def is_hydrated(self) -> bool:
+        """Always true: a call is known by its id from the beginning."""
+        return True
+
     @staticmethod
     @blocking_function
     async def from_id(

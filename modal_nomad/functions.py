@@ -12,6 +12,7 @@ from ._bridge import blocking, blocking_function, blocking_gen, io
 from ._execution_context import is_local
 from ._invocation import call_remote, encode_input, spawn_call
 from ._map_methods import MapMethods
+from ._options import name_of
 from ._returned_exceptions import UserCodeException
 from ._with_options import WithOptions
 from .function_call import FunctionCall, gather
@@ -159,10 +160,12 @@ class Function(MapMethods[R], WithOptions, Generic[P, R]):
     @staticmethod
     def from_name(
         app_name: str,
-        name: str,
+        name: str | None = None,
         namespace: Any = None,
         environment_name: str | None = None,
         client: Client | None = None,
+        *,
+        tag: str | None = None,
     ) -> Function[..., Any]:
         """Refer to a Function of a deployed App; nothing is asked of the server until it is used.
 
@@ -172,22 +175,26 @@ class Function(MapMethods[R], WithOptions, Generic[P, R]):
             namespace: ignored; older code passes it.
             environment_name: the environment, or the configured one.
             client: the connection, or the configured one.
+            tag: deprecated: use ``name``.
 
         Example:
             >>> _ = app.deploy(name="squares")
             >>> Function.from_name("squares", "square").remote(3)
             9
         """
+        name = name_of("Function.from_name", "Function", name, tag)
         return _named(app_name, name, environment_name, client)
 
     @staticmethod
     @blocking_function
     async def lookup(
         app_name: str,
-        name: str,
+        name: str | None = None,
         namespace: Any = None,
         client: Client | None = None,
         environment_name: str | None = None,
+        *,
+        tag: str | None = None,
     ) -> Function[..., Any]:
         """Deprecated form of ``from_name(...).hydrate()``."""
         from ._options import warn_deprecated
@@ -195,6 +202,7 @@ class Function(MapMethods[R], WithOptions, Generic[P, R]):
         warn_deprecated(
             "Function.lookup is deprecated: use Function.from_name, and .hydrate() to check at once"
         )
+        name = name_of("Function.lookup", "Function", name, tag)
         function = _named(app_name, name, environment_name, client)
         await function.hydrate.aio()
         return function

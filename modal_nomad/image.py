@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ._bridge import blocking_function, io
+from ._bridge import blocking, blocking_function, io
 from ._image_files import (
     SOURCE_ROOT,
     LocalFiles,
@@ -293,7 +293,13 @@ class Image(PipInstalls):
             if in_container() and os.environ.get(DEFINITION_VARIABLE) == self._definition:
                 raise
 
-    def hydrate(self, client: Client | None = None) -> Image:
+    @property
+    def is_hydrated(self) -> bool:
+        """Whether the Image has its id."""
+        return self._object_id is not None
+
+    @blocking
+    async def hydrate(self, client: Client | None = None) -> Image:
         """Return an Image that has its id already; raise for others.
 
         Raises:

@@ -150,6 +150,29 @@ def test_redeploying_keeps_ids_and_takes_the_new_code(live: Live, deployed: Path
     assert "v2" in history and len(history.splitlines()) == 3
 
 
+def test_a_deployment_drops_what_is_gone_and_another_name_is_another_app(live: Live, deployed: Path) -> None:
+    app_id = modal.App.lookup("deployed").app_id
+    live.write("deployed.py", DEPLOYED.replace("def double", "def twice"))
+    assert live.cli("deploy", str(deployed)).returncode == 0
+    assert modal.App.lookup("deployed").app_id == app_id
+    assert modal.Function.from_name("deployed", "twice").remote(4) == 8
+    with pytest.raises(modal.exception.NotFoundError, match="double"):
+        modal.Function.from_name("deployed", "double").hydrate()
+    assert live.cli("deploy", str(deployed), "--name", "deployed-too").returncode == 0
+    assert modal.App.lookup("deployed-too").app_id != app_id
+    assert live.cli("app", "stop", "deployed-too").returncode == 0
+
+
+def test_lookup_makes_a_deployed_app_when_asked(live: Live) -> None:
+    with pytest.raises(modal.exception.NotFoundError, match="made-by-lookup"):
+        modal.App.lookup("made-by-lookup")
+    made = modal.App.lookup("made-by-lookup", create_if_missing=True)
+    assert modal.App.lookup("made-by-lookup").app_id == made.app_id
+    listed = {entry["app_id"]: entry["state"] for entry in live.request("app.list")["apps"]}
+    assert listed[made.app_id] == "deployed"
+    live.request("app.stop", app_id=made.app_id)
+
+
 def test_an_unchanged_deployment_uploads_nothing(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     (live.folder / "data").mkdir()
     live.write("data/file.txt", "data")

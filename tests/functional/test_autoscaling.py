@@ -96,6 +96,12 @@ def test_wrong_values_are_named_and_change_nothing(live: Live, gate: Path) -> No
         assert held.update_autoscaler() == before
 
 
+def test_the_floor_is_there_before_any_input(live: Live, gate: Path) -> None:
+    app = held_app("warm-from-the-start", gate, min_containers=2)
+    with app.run():
+        until(lambda: runners(app["held"]) == 2)
+
+
 def test_keep_warm_is_the_old_name(live: Live, gate: Path) -> None:
     app = held_app("warm", gate)
     with app.run():

@@ -30,6 +30,10 @@ APP = """
     def f(x: int):
         return x
 
+    @app.function()
+    def items():
+        yield 1
+
     @app.local_entrypoint()
     def main(count: int = 1):
         print(f.remote(count))
@@ -78,6 +82,9 @@ def one_line(done: subprocess.CompletedProcess[str], *words: str, code: int) -> 
         (["deploy", "two.py"], 2, ["one, two", "two.py::VARIABLE"]),
         (["deploy", "app.py::f"], 2, ["app.py::f is not a Modal App"]),
         (["run", "-m", "no.such.module"], 2, ["no.such.module"]),
+        (["run", "app.py::items"], 1, ["items is a generator function"]),
+        (["run", "app.py:main"], 2, ["Did you mean 'app.py::main'?"]),
+        (["run", "-q", "-i", "app.py::main"], 2, ["remove the --quiet flag"]),
         (["run", "app.py::main", "--count", "1", "more"], 2, ["more"]),
         (["run", "-w", "out.txt", "app.py::f", "--x", "1"], 1, ["str or bytes", "int"]),
         (["render", "app.py"], 2, ["--server-url"]),

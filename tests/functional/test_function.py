@@ -108,3 +108,25 @@ def test_apps_call_each_other(library: modal.App, live: Live) -> None:
     with app.run():
         assert app["outer"].remote(7) == [14, [0, 2, 4], [0, 1], 14]
         assert app["included"].remote(1) == 2
+
+
+def test_tag_is_the_old_name_of_name(library: modal.App) -> None:
+    with pytest.warns(exception.DeprecationError, match="'tag' of Function.from_name") as caught:
+        assert modal.Function.from_name("library", tag="double").remote(2) == 4
+    assert caught[0].filename == __file__
+    with (
+        pytest.warns(exception.DeprecationError, match="is now called 'name'"),
+        pytest.warns(exception.DeprecationError, match="Function.lookup is deprecated"),
+    ):
+        assert modal.Function.lookup("library", tag="double").is_hydrated
+    with pytest.raises(exception.InvalidError, match="needs the name of a Function"):
+        modal.Function.from_name("library")
+
+
+def test_not_found_names_the_environment(library: modal.App) -> None:
+    for find in (
+        lambda: modal.Function.from_name("library", "double", environment_name="other").hydrate(),
+        lambda: modal.App.lookup("library", environment_name="other"),
+    ):
+        with pytest.raises(exception.NotFoundError, match=r"(?s)library.*other|other.*library"):
+            find()

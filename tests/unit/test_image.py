@@ -10,7 +10,6 @@ import pytest
 
 from modal_nomad.app import App
 from modal_nomad.exception import ExecutionError, InvalidError, ModuleNotMountable
-from modal_nomad.file_pattern_matcher import FilePatternMatcher
 from modal_nomad.image import DEFINITION_VARIABLE, Image
 from modal_nomad.runner import function_specs
 from modal_nomad.wire.spec import ImageSpec
@@ -239,52 +238,3 @@ def test_an_id_in_a_container_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv(DEFINITION_VARIABLE, image.env({"A": "1"})._definition)
     with pytest.raises(ImportError), image.imports():
         raise ImportError
-
-
-@pytest.mark.parametrize(
-    ("patterns", "path", "matches"),
-    [
-        ([], "a", False),
-        (["*.txt"], "a.txt", True),
-        (["*.txt"], "d/a.txt", False),
-        (["**/*.txt"], "a.txt", True),
-        (["**/*.txt"], "d/e/a.txt", True),
-        (["d"], "d/e/a.txt", True),
-        (["d"], "dd", False),
-        (["/d/"], "d/x", True),
-        (["d/**"], "d/e/x", True),
-        (["a/**/b"], "a/b", True),
-        (["a/**/b"], "a/x/y/b", True),
-        (["a?c"], "abc", True),
-        (["a?c"], "a/c", False),
-        (["[a-c]x"], "bx", True),
-        (["[^a-c]x"], "bx", False),
-        (["[^a-c]x"], "dx", True),
-        (["[c-a]x"], "bx", False),
-        ([r"a\*"], "a*", True),
-        ([r"a\*"], "ab", False),
-        ([" a ", "  "], "a", True),
-        (["*", "!keep"], "keep", False),
-        (["*", "!keep"], "drop", True),
-        (["!keep", "*"], "keep", True),
-        (["a.b"], "aXb", False),
-        (["./a/../b"], "b", True),
-    ],
-)
-def test_patterns(patterns: list[str], path: str, matches: bool) -> None:
-    matcher = FilePatternMatcher(*patterns)
-    assert matcher(Path(path)) is matches
-    assert (~matcher)(Path(path)) is not matches
-    assert (~~matcher)(Path(path)) is matches
-
-
-@pytest.mark.parametrize("pattern", ["!", " ! ", "[", "[]", "[a", "[^", "[-x]", "[x-]", "a\\"])
-def test_bad_patterns(pattern: str) -> None:
-    with pytest.raises(ValueError, match="pattern"):
-        FilePatternMatcher(pattern)
-
-
-def test_patterns_from_a_file_are_read_late(tmp_path: Path) -> None:
-    matcher = FilePatternMatcher.from_file(tmp_path / "ignore")
-    (tmp_path / "ignore").write_text("# no\n*.txt\n!keep.txt\n")
-    assert matcher(Path("a.txt")) and not matcher(Path("keep.txt")) and not matcher(Path("# no"))

@@ -79,6 +79,68 @@ def test_each_public_method_has_an_example() -> None:
     assert bare == []
 
 
+# They define, describe or look at what is here: all else asks the server, and so has an async twin.
+WITHOUT_TWIN = {
+    "App": {"cls", "function", "include", "local_entrypoint", "set_description"},
+    "Client": {"is_closed"},
+    "Cls": {"from_name", "with_batching", "with_concurrency", "with_options"},
+    "Error": {"add_note", "with_traceback"},
+    "FilePatternMatcher": {"from_file"},
+    "Function": {"from_name", "get_raw_f", "local", "with_batching", "with_concurrency", "with_options"},
+    "Image": {
+        "add_local_dir",
+        "add_local_file",
+        "add_local_python_source",
+        "debian_slim",
+        "env",
+        "imports",
+        "pip_install",
+        "pip_install_from_pyproject",
+        "pip_install_from_requirements",
+        "uv_pip_install",
+        "workdir",
+    },
+}
+WITHOUT_IO = {
+    "batched",
+    "build",
+    "concurrent",
+    "current_function_call_id",
+    "current_input_id",
+    "enable_output",
+    "enter",
+    "exit",
+    "is_local",
+    "method",
+    "parameter",
+}
+
+
+@pytest.mark.parametrize("name", modal_nomad.__all__)
+def test_whatever_asks_the_server_has_an_async_twin(name: str) -> None:
+    kind = getattr(modal_nomad, name)
+    if not inspect.isclass(kind):
+        assert callable(kind) <= (hasattr(kind, "aio") or name in WITHOUT_IO)
+        return
+    methods = {n: getattr(kind, n) for n in dir(kind) if not n.startswith("_")}
+    bare = {n for n, v in methods.items() if callable(v) and not hasattr(v, "aio")}
+    # Factories of named objects are lazy: they ask nothing.
+    expected = WITHOUT_TWIN.get(name, set())
+    assert bare - {"from_id", "from_name"} == expected - {"from_id", "from_name"}
+
+
+@pytest.mark.parametrize("name", ["Cls", "Function", "FunctionCall", "Image"])
+def test_objects_have_no_constructor(name: str) -> None:
+    kind = getattr(modal_nomad, name)
+    with pytest.raises(modal_nomad.exception.InvalidError, match=f"{name} has no constructor"):
+        kind()
+
+
+def test_gpu_is_an_alias_of_the_module() -> None:
+    assert modal_nomad.GPU is modal_nomad.gpu
+    assert modal_nomad.GPU.A100(count=2) == modal_nomad.gpu.A100(count=2)
+
+
 @pytest.mark.parametrize("name", sorted(modal_nomad._SUBMODULES))
 def test_submodules_resolve(name: str) -> None:
     assert getattr(modal_nomad, name).__name__ == f"modal_nomad.{name}"
