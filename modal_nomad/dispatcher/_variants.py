@@ -1,18 +1,20 @@
 """Variants: Functions that callers make from live ones, with constructor parameters or other options.
 
 One with parameters alone shares its parent's job and follows it at a deployment. One with options has a
-job of its own, rendered by the caller, and keeps the code it was made of.
+job of its own, rendered by the caller, and keeps the code it was made of: after a deployment it goes when
+nobody asked for it again, as callers do who use it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher._containers import FunctionState
+from modal_nomad.dispatcher._graces import Graces
 from modal_nomad.dispatcher._publication import check_publication
 from modal_nomad.dispatcher.store.base import FunctionRecord, Store, VariantRecord
 from modal_nomad.engines.base import Engine, EngineError
@@ -21,6 +23,9 @@ from modal_nomad.wire.ids import id_from
 from modal_nomad.wire.spec import canonical_json
 
 logger = logging.getLogger("modal_nomad.dispatcher")
+
+RETIRE_SECONDS = 300.0
+"""Well above the time after which a caller who uses a variant asks for it again."""
 
 
 class Variants:
@@ -31,6 +36,8 @@ class Variants:
         engine: a started engine.
         functions: the live Functions, by id; variants are added and removed here.
         handle: gives the call engine an event.
+        pool: tells the queue and the containers of a Function.
+        background: runs a coroutine that nobody waits for.
     """
 
     def __init__(
@@ -39,13 +46,22 @@ class Variants:
         engine: Engine,
         functions: dict[str, FunctionState],
         handle: Callable[[ev.Event], None],
+        pool: Callable[[str], ev.PoolView | None],
+        background: Callable[[Coroutine[Any, Any, Any]], None],
     ) -> None:
         self._store = store
         self._engine = engine
         self._functions = functions
         self._handle = handle
+        self._pool = pool
+        self._background = background
+        self._graces = Graces()
         self._records: dict[str, VariantRecord] = {}
         self._children: dict[str, set[str]] = {}
+
+    def close(self) -> None:
+        """Let no variant's time run out any more."""
+        self._graces.close()
 
     async def resume(self) -> None:
         """Make the variants callable again whose parents are live; others are forgotten."""
@@ -86,6 +102,7 @@ class Variants:
             b"\0".join((parent_id.encode(), canonical_json(spec), b"-" if params is None else b"+" + params))
         ).digest()
         function_id = id_from("fu", digest)
+        self._graces.end(function_id)
         if function_id not in self._functions:
             if job is not None:
                 await self._engine.submit(job, token=token)
@@ -104,22 +121,43 @@ class Variants:
             if record.job is None:
                 self._add(record)
                 self.follow(function_id)
+            else:
+                self._graces.begin(function_id, RETIRE_SECONDS, self._retire, function_id)
 
     async def remove(self, parent_id: str, reason: str, token: str | None) -> None:
         """Remove what was made from a Function."""
-        children = self._children.pop(parent_id, set())
-        for function_id in children:
-            await self.remove(function_id, reason, token)
-            record = self._records.pop(function_id)
-            state = self._functions.pop(function_id)
-            self._handle(ev.FunctionRemoved(function_id, reason))
-            if record.job is not None:
-                try:
-                    await self._engine.stop(state.job_id, namespace=state.namespace, token=token)
-                except EngineError as error:
-                    logger.warning("job %s cannot be stopped: %s", state.job_id, error)
-        if children:
-            await self._store.remove_variants(sorted(children))
+        for function_id in list(self._children.get(parent_id, ())):
+            await self._remove(function_id, reason, token)
+
+    async def _remove(self, function_id: str, reason: str, token: str | None) -> None:
+        record = self._records.pop(function_id, None)
+        if record is None:
+            return
+        self._graces.end(function_id)
+        self._children[record.parent_id].discard(function_id)
+        await self.remove(function_id, reason, token)
+        self._children.pop(function_id, None)
+        state = self._functions.pop(function_id)
+        self._handle(ev.FunctionRemoved(function_id, reason))
+        if record.job is not None:
+            try:
+                await self._engine.stop(state.job_id, namespace=state.namespace, token=token)
+            except EngineError as error:
+                logger.warning("job %s cannot be stopped: %s", state.job_id, error)
+        await self._store.remove_variants([function_id])
+
+    def _retire(self, function_id: str) -> None:
+        if function_id not in self._records:
+            return
+        if self._works(function_id):
+            self._graces.begin(function_id, RETIRE_SECONDS, self._retire, function_id)
+        else:
+            self._background(self._remove(function_id, "its app was deployed anew", None))
+
+    def _works(self, function_id: str) -> bool:
+        pool = self._pool(function_id)
+        busy = pool is not None and bool(pool.backlog or pool.running or pool.prefetched)
+        return busy or any(self._works(child) for child in self._children.get(function_id, ()))
 
     def _add(self, record: VariantRecord) -> None:
         parent = self._functions[record.parent_id]

@@ -102,7 +102,7 @@ class Dispatcher:
             engine, self.functions, self.hub, settings, workers, self.handle, self.background
         )
         self.apps = AppRegistry(store, tasks=self.containers.of_app)
-        self.variants = Variants(store, engine, self.functions, self.handle)
+        self.variants = Variants(store, engine, self.functions, self.handle, self.calls.pool, self.background)
         self.live_apps = LiveApps(
             engine,
             self.apps,
@@ -162,6 +162,7 @@ class Dispatcher:
             self._tick.cancel()
         self._graces.close()
         self.live_apps.close()
+        self.variants.close()
         self.objects.close()
         for task in list(self._tasks):
             task.cancel()
