@@ -93,13 +93,14 @@ def test_a_forked_container_ends_as_any_other(live: Live) -> None:
         first = model.ask.remote(0)
         until(lambda: set(snapshots(live)) - before)
         os.kill(first[2], signal.SIGTERM)
+        until(lambda: f"leave {first[2]}" in lines(notes))
         second = model.ask.remote(0)
         assert second[1] != first[1]
         # The fork, told to end by a signal of its own.
         os.kill(second[2], signal.SIGTERM)
+        until(lambda: f"leave {second[2]}" in lines(notes))
         third = model.ask.remote(0)
         assert third[1] not in (first[1], second[1])
-        until(lambda: f"leave {second[2]}" in lines(notes))
         # And one killed without warning: its input is lost with it, again and again, and that is said.
         with pytest.raises(exception.RemoteError, match=r"lost 9 times.*(SIGKILL|signal 9)"):
             model.end.remote()
