@@ -442,13 +442,12 @@ class SqliteStore(SqliteObjects, SqliteVolumes, Store):
         return [(number, payload, flags) for number, payload, flags in rows]
 
     async def count_items(self, call_id: str) -> dict[int, int]:
-        # The end of the first run: the lowest number that has no successor.
+        # The end of the first run: the lowest number without a successor. Each look goes by the primary key.
         rows = await self._read(
-            "WITH mine AS (SELECT idx, number FROM items"
-            " WHERE call = (SELECT key FROM calls WHERE call_id = ?))"
-            " SELECT idx, min(number) + 1 FROM mine AS one WHERE NOT EXISTS"
-            " (SELECT 1 FROM mine WHERE idx = one.idx AND number = one.number + 1) GROUP BY idx"
-            " HAVING EXISTS (SELECT 1 FROM mine WHERE idx = one.idx AND number = 0)",
+            "SELECT idx, min(number) + 1 FROM items AS one"
+            " WHERE call = (SELECT key FROM calls WHERE call_id = ?) AND NOT EXISTS (SELECT 1 FROM items"
+            " WHERE call = one.call AND idx = one.idx AND number = one.number + 1) GROUP BY idx"
+            " HAVING EXISTS (SELECT 1 FROM items WHERE call = one.call AND idx = one.idx AND number = 0)",
             (call_id,),
         )
         return dict(rows)
