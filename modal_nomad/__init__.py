@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from .file_pattern_matcher import FilePatternMatcher
     from .functions import Function, FunctionCall, gather
     from .image import Image
+    from .queue import Queue
     from .retries import Retries
     from .volume import Volume
 
@@ -41,6 +42,7 @@ __all__ = [
     "Function",
     "FunctionCall",
     "Image",
+    "Queue",
     "Retries",
     "Volume",
     "batched",
@@ -69,6 +71,7 @@ _PLACES = {
     "Function": "functions",
     "FunctionCall": "functions",
     "Image": "image",
+    "Queue": "queue",
     "Retries": "retries",
     "Volume": "volume",
     "batched": "_partial_function",
@@ -98,6 +101,7 @@ _SUBMODULES = frozenset(
         "gpu",
         "image",
         "object",
+        "queue",
         "retries",
         "runner",
         "types",

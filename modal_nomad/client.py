@@ -223,6 +223,13 @@ class Client:
         except OSError as error:
             raise exception.ConnectionError(str(error)) from None
 
+    def _tell(self, method: str, args: Mapping[str, Any]) -> None:
+        """Make a request whose answer nobody waits for; on the library's loop."""
+        if not self.is_closed():
+            task = asyncio.get_running_loop().create_task(self._request(method, args))
+            # An answer or an error: neither changes anything for us.
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
     async def _put_blob(self, data: bytes) -> str:
         return str(await self._blob_call(self._blobs.put, data))
 

@@ -29,6 +29,7 @@ from modal_nomad.dispatcher.garbage import Garbage
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.objects.answers import Answers
 from modal_nomad.dispatcher.objects.environments import Environments
+from modal_nomad.dispatcher.objects.queues import Queues
 from modal_nomad.dispatcher.objects.registry import ObjectRegistry
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
@@ -68,6 +69,7 @@ class Dispatcher:
         volumes: the trees of Volumes.
         environments: what they and Apps are in.
         answers: requests that are carried out once.
+        queues: what is in Queues.
 
     Args:
         settings: the configuration.
@@ -132,6 +134,8 @@ class Dispatcher:
         self.volumes = Volumes(store, blobs, self.objects)
         self.environments = Environments(store, self.objects, self.live_apps)
         self.answers = Answers(store)
+        self.queues = Queues(store, self.background, lambda owner: owner in self.clients)
+        self.objects.on_delete("queue", self.queues.deleted)
         self.clients: dict[str, ClientSession] = {}
         self._call_owner: dict[str, str] = {}
         self._graces = Graces()
@@ -377,6 +381,7 @@ class Dispatcher:
         if self.clients.get(session.owner) is not session:
             return
         del self.clients[session.owner]
+        self.queues.owner_left(session.owner)
         if cleanly:
             self._client_gone(session.owner)
         else:

@@ -18,6 +18,7 @@ EXPECTED = [
     "Function",
     "FunctionCall",
     "Image",
+    "Queue",
     "Retries",
     "Volume",
     "batched",

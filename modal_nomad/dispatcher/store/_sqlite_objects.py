@@ -282,7 +282,7 @@ class SqliteObjects(ObjectStore):
                     for item, payload in items
                 ],
             )
-            return Kept({})
+            return Kept({"accepted": True})
 
         return await self._once(ticket, write)
 
