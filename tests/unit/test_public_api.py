@@ -101,6 +101,7 @@ WITHOUT_TWIN = {
         "uv_pip_install",
         "workdir",
     },
+    "Queue": {"validate_partition_key"},
 }
 WITHOUT_IO = {
     "batched",
