@@ -25,6 +25,10 @@ def app(_shared_home: Any) -> Iterator[modal.App]:
     def add(x: Any, y: Any = 0, *, times: int = 1) -> Any:
         return (x + y) * times
 
+    @app.function(serialized=True, name="even")
+    def even(x: int) -> int | None:
+        return x if x % 2 == 0 else None
+
     @app.function(serialized=True, name="fail")
     def fail(kind: str) -> str:
         if kind == "exit":
@@ -77,6 +81,7 @@ def test_order_outputs_false_yields_what_is_done_first(app: modal.App, live: Liv
 
 
 def test_results_that_are_none_are_kept_and_kwargs_go_to_every_call(app: modal.App) -> None:
+    assert list(app["even"].map(range(4))) == [0, None, 2, None]
     assert list(app["add"].map([1, 2], [3, 4, 5], kwargs={"times": 2})) == [8, 12]
     assert list(app["add"].starmap([[1, 2], (3, 4)], kwargs={"times": 3})) == [9, 21]
     assert list(app["add"].starmap([])) == []
