@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -35,20 +36,28 @@ class DispatcherCollector(Collector):
         yield from self._pools()
 
     def _pools(self) -> Iterator[Metric]:
-        labels = ["app_id", "function"]
-        backlog = GaugeMetricFamily("modal_nomad_backlog", "Inputs that wait for a container", labels=labels)
-        running = GaugeMetricFamily("modal_nomad_running", "Inputs that run", labels=labels)
-        containers = GaugeMetricFamily("modal_nomad_containers", "Containers", labels=[*labels, "state"])
+        # Variants of a Function have pools of their own and one name: a series must not be said twice.
+        backlogs: Counter[tuple[str, ...]] = Counter()
+        busy: Counter[tuple[str, ...]] = Counter()
+        states: Counter[tuple[str, ...]] = Counter()
         functions = self._dispatcher.functions
         for pool in self._dispatcher.calls.pools():
             state = functions.get(pool.function_id)
             if state is None:
                 continue
-            where = [state.app_id, state.name]
-            backlog.add_metric(where, pool.backlog)
-            running.add_metric(where, pool.running)
+            where = (state.app_id, state.label)
+            backlogs[where] += pool.backlog
+            busy[where] += pool.running
             for name in ("starting", "idle", "busy", "draining"):
-                containers.add_metric([*where, name], getattr(pool, name))
-        yield backlog
-        yield running
-        yield containers
+                key = (*where, name)
+                states[key] += getattr(pool, name)
+        labels = ["app_id", "function"]
+        for name, values, words, more in (
+            ("backlog", backlogs, "Inputs that wait for a container", ()),
+            ("running", busy, "Inputs that run", ()),
+            ("containers", states, "Containers", ("state",)),
+        ):
+            family = GaugeMetricFamily(f"modal_nomad_{name}", words, labels=[*labels, *more])
+            for key, value in values.items():
+                family.add_metric(list(key), value)
+            yield family

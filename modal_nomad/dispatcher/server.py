@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from aiohttp import web
-from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
 from modal_nomad import __version__
 from modal_nomad.dispatcher import _events as ev
@@ -85,7 +85,9 @@ class Server:
         )
 
     async def _metrics_page(self, request: web.Request) -> web.Response:
-        return web.Response(body=generate_latest(self._metrics), content_type="text/plain")
+        return web.Response(
+            body=generate_latest(self._metrics), headers={"Content-Type": CONTENT_TYPE_LATEST}
+        )
 
     # --- blobs ------------------------------------------------------------------------------------
 
