@@ -58,6 +58,6 @@ class DispatcherCollector(Collector):
             ("containers", states, "Containers", ("state",)),
         ):
             family = GaugeMetricFamily(f"modal_nomad_{name}", words, labels=[*labels, *more])
-            for key, value in values.items():
-                family.add_metric(list(key), value)
+            for where_of, value in values.items():
+                family.add_metric(list(where_of), value)
             yield family
