@@ -10,6 +10,7 @@ import threading
 from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
 
 from . import frames, websocket
+from ._client_socket import Socket
 from ._direct import Direct
 from .address import Address, parse_address
 from .window import ReadWindow
@@ -85,52 +86,6 @@ class Call:
         self.on_items = on_items
 
 
-class _Protocol(asyncio.Protocol):
-    def __init__(self, owner: "Connection", decoder: websocket.Decoder, request: bytes) -> None:
-        self.owner = owner
-        self.decoder = decoder
-        self.request = request
-        self.transport: Any = None
-        self.upgraded: "asyncio.Future[None]" = asyncio.get_running_loop().create_future()
-        self.heard = 0.0
-        self.descriptor = -1
-        self.plain = False
-        self.queued: List[bytes] = []
-
-    def connection_made(self, transport: Any) -> None:
-        self.transport = transport
-        self.plain = transport.get_extra_info("sslcontext") is None
-        self.descriptor = transport.get_extra_info("socket").fileno()
-        transport.write(self.request)
-
-    def data_received(self, data: bytes) -> None:
-        try:
-            self.take(data)
-        except (websocket.WebSocketError, frames.FrameError) as error:
-            self.connection_lost(error)
-            self.transport.abort()
-            return
-        if self.decoder.open and not self.upgraded.done():
-            self.upgraded.set_result(None)
-
-    def take(self, data: bytes) -> None:
-        """Handle what came from the socket, on the loop or in the thread of the caller that read it."""
-        self.heard = self.owner.loop.time()
-        for opcode, payload in self.decoder.feed(data):
-            if opcode == websocket.BINARY:
-                self.owner._received(payload)
-            elif opcode == websocket.PING:
-                self.owner._write_raw(self, websocket.encode(payload, websocket.PONG))
-            elif opcode == websocket.CLOSE:
-                raise websocket.WebSocketError("the dispatcher closed the connection")
-
-    def connection_lost(self, error: Optional[BaseException]) -> None:
-        if not self.upgraded.done():
-            self.upgraded.set_exception(error or ConnectionError("the server closed the connection"))
-            self.upgraded.exception()
-        self.owner._lost(self)
-
-
 class Connection:
     """Lives on one event loop; ``submit`` alone may be called from other threads.
 
@@ -157,7 +112,7 @@ class Connection:
         self._hello = dict(hello)
         self._retry_for = retry_for
         self._on_event = on_event
-        self._protocol: Optional[_Protocol] = None
+        self._protocol: Optional[Socket] = None
         self._ready = False
         self._task: Optional["asyncio.Task[None]"] = None
         self._welcomed: Optional["asyncio.Future[None]"] = None
@@ -278,7 +233,7 @@ class Connection:
     def _write(self, frame: bytes) -> None:
         self._write_raw(self._protocol, websocket.encode(frame))
 
-    def _write_raw(self, peer: Optional[_Protocol], data: bytes) -> None:
+    def _write_raw(self, peer: Optional[Socket], data: bytes) -> None:
         if peer is None:
             return
         with self._write_lock:
@@ -300,7 +255,7 @@ class Connection:
             if len(peer.queued) == 1:
                 self.loop.call_soon_threadsafe(self._write_queued, peer)
 
-    def _write_queued(self, peer: _Protocol) -> None:
+    def _write_queued(self, peer: Socket) -> None:
         with self._write_lock:
             queued, peer.queued = peer.queued, []
             if not peer.transport.is_closing():
@@ -327,8 +282,8 @@ class Connection:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         request, accept = websocket.handshake(where.authority, "/v1/connect", headers)
 
-        def protocol() -> _Protocol:
-            return _Protocol(self, websocket.Decoder(accept), request)
+        def protocol() -> Socket:
+            return Socket(self, websocket.Decoder(accept), request)
 
         made: Any
         if where.path:
@@ -337,7 +292,7 @@ class Connection:
             made = await self._connect_tls(protocol, where)
         else:
             made = await self.loop.create_connection(protocol, where.host, where.port)
-        peer: _Protocol = made[1]
+        peer: Socket = made[1]
         try:
             await asyncio.wait_for(peer.upgraded, 15)
             self._protocol = peer
@@ -375,7 +330,7 @@ class Connection:
                 self.taken(call, call.window.taken)
         self._flush_ended()
 
-    async def _connect_tls(self, protocol: Callable[[], _Protocol], where: Address) -> Any:
+    async def _connect_tls(self, protocol: Callable[[], Socket], where: Address) -> Any:
         import ssl
 
         from .tls import client_context
@@ -390,7 +345,7 @@ class Connection:
                 "set MODAL_CA_BUNDLE to the PEM file of its authority",
             ) from error
 
-    def _watch(self, peer: _Protocol) -> None:
+    def _watch(self, peer: Socket) -> None:
         if peer is not self._protocol or not self._ready:
             return
         if self.loop.time() - peer.heard > _SILENCE:
@@ -398,7 +353,7 @@ class Connection:
         else:
             self.loop.call_later(_SILENCE / 3, self._watch, peer)
 
-    def _lost(self, peer: _Protocol) -> None:
+    def _lost(self, peer: Socket) -> None:
         if peer is not self._protocol:
             return
         self._protocol = None
