@@ -18,6 +18,7 @@ UNDER_TIMEOUT = [
     "VolumeUploadTimeoutError",
 ]
 UNDER_ERROR = [
+    "AlreadyExistsError",
     "AuthError",
     "ClientClosed",
     "ConnectionError",

@@ -102,6 +102,7 @@ WITHOUT_TWIN = {
         "workdir",
     },
     "Queue": {"validate_partition_key"},
+    "Volume": {"batch_upload", "read_only"},
 }
 WITHOUT_IO = {
     "batched",
