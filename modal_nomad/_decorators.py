@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .gpu import GPU
     from .image import Image
     from .retries import Retries
+    from .volume import Volume
 
     P = ParamSpec("P")
 
@@ -66,6 +67,7 @@ class Decorators:
         max_inputs: int | None = None,
         single_use_containers: bool = False,
         include_source: bool | None = None,
+        volumes: Mapping[Any, Volume] | None = None,
         enable_memory_snapshot: bool = False,
         allow_concurrent_inputs: int | None = None,
         **older_names: Any,
@@ -98,6 +100,7 @@ class Decorators:
             max_inputs: only 1; the older form of ``single_use_containers=True``.
             single_use_containers: end a container after one input.
             include_source: whether the code around the function is sent along; True by default.
+            volumes: Volumes by the absolute paths at which its containers see them, besides the App's.
             enable_memory_snapshot: keep what a container has loaded for those that start later.
             allow_concurrent_inputs: deprecated: use ``@modal.concurrent(max_inputs=...)``.
             **older_names: older names of these, which warn; parameters of Modal that have no effect here;
@@ -139,6 +142,7 @@ class Decorators:
             max_inputs=max_inputs,
             single_use_containers=single_use_containers,
             include_source=include_source,
+            volumes=volumes,
             enable_memory_snapshot=enable_memory_snapshot,
             allow_concurrent_inputs=allow_concurrent_inputs,
         )
@@ -167,6 +171,7 @@ class Decorators:
         max_inputs: int | None = None,
         single_use_containers: bool = False,
         include_source: bool | None = None,
+        volumes: Mapping[Any, Volume] | None = None,
         enable_memory_snapshot: bool = False,
         allow_concurrent_inputs: int | None = None,
         **older_names: Any,
@@ -217,6 +222,7 @@ class Decorators:
             max_inputs=max_inputs,
             single_use_containers=single_use_containers,
             include_source=include_source,
+            volumes=volumes,
             enable_memory_snapshot=enable_memory_snapshot,
             allow_concurrent_inputs=allow_concurrent_inputs,
         )

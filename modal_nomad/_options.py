@@ -17,6 +17,7 @@ from .wire.spec import GPUOption, RetrySpec
 if TYPE_CHECKING:
     from .gpu import GPU
     from .image import Image
+    from .volume import Volume
 
     CpuRequest = float | tuple[float, float] | None
     MemoryRequest = int | tuple[int, int] | None
@@ -93,6 +94,7 @@ class FunctionOptions:
     nonpreemptible: bool = False
     single_use_containers: bool = False
     include_source: bool = True
+    volumes: Mapping[str, Volume] = field(default_factory=dict)
     enable_memory_snapshot: bool = False
     max_concurrent_inputs: int = 1
     target_concurrent_inputs: int | None = None
@@ -193,6 +195,16 @@ def _gpu(value: Any) -> tuple[GPUOption, ...]:
     return gpu_options(value)
 
 
+def mounted_volumes(value: Any) -> dict[str, Volume]:
+    """Return Volumes by the paths that they are shown at. Raises InvalidError."""
+    if value is None or value == {}:
+        # A container that has none pays for none.
+        return {}
+    from ._volume_mounts import check_volumes
+
+    return check_volumes(value)
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise InvalidError(f"{name} is {value!r}; give True or False")
@@ -223,6 +235,7 @@ def function_options(
     max_inputs: int | None = None,
     single_use_containers: bool = False,
     include_source: bool | None = None,
+    volumes: Mapping[Any, Volume] | None = None,
     enable_memory_snapshot: bool = False,
     allow_concurrent_inputs: int | None = None,
 ) -> FunctionOptions:
@@ -272,6 +285,7 @@ def function_options(
         nonpreemptible=_flag("nonpreemptible", nonpreemptible),
         single_use_containers=_flag("single_use_containers", single_use_containers),
         include_source=True if include_source is None else _flag("include_source", include_source),
+        volumes=mounted_volumes(volumes),
         enable_memory_snapshot=_flag("enable_memory_snapshot", enable_memory_snapshot),
         max_concurrent_inputs=_old_concurrency(allow_concurrent_inputs),
     )

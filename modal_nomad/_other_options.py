@@ -31,7 +31,6 @@ NOT_YET: Mapping[str, str] = {
     "restrict_modal_access": "every container may call Functions",
     "schedule": "call the deployed Function from a periodic Nomad job",
     "secrets": "set env=, or let the nodes' environment hold them",
-    "volumes": "read and write a shared directory of the nodes",
 }
 
 

@@ -17,6 +17,7 @@ from .functions import Function
 
 if TYPE_CHECKING:
     from .client import Client
+    from .volume import Volume
     from .wire.spec import FunctionSpec
 
     Parameters = Callable[[Client, str], Awaitable["bytes | None"]]
@@ -109,7 +110,10 @@ class VariantFunction(Function[Any, Any]):
 
         # Asked anew, since a deployment may have changed what the options are added to.
         parent = await io(client._request("function.describe", {"function_id": parent_id}))
-        fields = merged(parent["spec"], self._overrides)
+        overrides = dict(self._overrides)
+        if "volumes" in overrides:
+            overrides["volumes"] = await _mounts(overrides["volumes"], client, parent["environment"])
+        fields = merged(parent["spec"], overrides)
         spec = FunctionSpec.from_dict(fields)
         check_spec(spec)
         settings = RenderSettings.from_dict({**client.server.render, "environment": parent["environment"]})
@@ -117,6 +121,19 @@ class VariantFunction(Function[Any, Any]):
         job["ID"] = job["Name"] = f"{parent['job_id']}--{content_key(spec.to_dict())[:8]}"
         job["Namespace"] = parent["namespace"]
         return {"spec": spec.to_dict(), "job": job}
+
+
+async def _mounts(
+    volumes: Mapping[str, Volume], client: Client, environment: str | None
+) -> list[dict[str, Any]]:
+    from .wire.spec import VolumeMount
+
+    for volume in volumes.values():
+        await volume._hydrate_in(client, environment)
+    return [
+        dataclasses.asdict(VolumeMount(path, volume.object_id, volume._read_only))
+        for path, volume in volumes.items()
+    ]
 
 
 def _unpickled(parent: Function[Any, Any], overrides: Mapping[str, Any]) -> VariantFunction:
@@ -172,8 +189,10 @@ def overrides_from(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: getattr(checked, name) for name in given if name in names}
     if "allow_concurrent_inputs" in given:
         fields["max_concurrent_inputs"] = checked.max_concurrent_inputs
+    # Not among the plain ones: which Volumes these are turns out when they are used.
+    volumes = {"volumes": fields.pop("volumes")} if "volumes" in fields else {}
     plain = FunctionSpec("", "", **fields).to_dict()
-    return {name: plain[name] for name in fields}
+    return {**{name: plain[name] for name in fields}, **volumes}
 
 
 def check_spec(spec: FunctionSpec) -> None:

@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ._options import CpuRequest, MemoryRequest
     from .gpu import GPU
     from .retries import Retries
+    from .volume import Volume
 
 S = TypeVar("S", bound="WithOptions")
 
@@ -29,7 +30,7 @@ class WithOptions:
         memory: MemoryRequest = None,
         gpu: GPU | Sequence[GPU] = None,
         secrets: Sequence[Any] = (),
-        volumes: Mapping[Any, Any] | None = None,
+        volumes: Mapping[Any, Volume] | None = None,
         retries: int | Retries | None = None,
         timeout: float | None = None,
         concurrency_limit: int | None = None,
@@ -54,7 +55,7 @@ class WithOptions:
             memory: MiB, or a pair (request, limit).
             gpu: as for ``@app.function``.
             secrets: not there yet.
-            volumes: not there yet.
+            volumes: Volumes by paths, in the place of those it has.
             retries: how often a failed input is run again, or a ``modal.Retries``.
             timeout: seconds one input may run.
             concurrency_limit: deprecated: use ``max_containers``.
@@ -83,6 +84,7 @@ class WithOptions:
             "memory": memory,
             "gpu": gpu,
             "env": env,
+            "volumes": volumes,
             "retries": retries,
             "max_containers": max_containers,
             "buffer_containers": buffer_containers,
@@ -94,7 +96,6 @@ class WithOptions:
         }
         old = {
             "secrets": secrets,
-            "volumes": volumes,
             "concurrency_limit": concurrency_limit,
             "container_idle_timeout": container_idle_timeout,
             **older_names,

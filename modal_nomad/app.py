@@ -17,6 +17,7 @@ from ._function_info import function_info
 from ._log import logger
 from ._options import (
     check_object_name,
+    mounted_volumes,
     warn_deprecated,
 )
 from ._other_options import other_options
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from .cls import Cls
     from .functions import Function
     from .image import Image
+    from .volume import Volume
 
     P = ParamSpec("P")
 
@@ -50,7 +52,7 @@ class App(Decorators):
         image: the Image of Functions that do not give one.
         mounts: not there yet; add files to the image.
         secrets: not there yet.
-        volumes: not there yet.
+        volumes: Volumes of all its Functions, by the absolute paths at which containers see them.
         include_source: whether the code around its Functions is sent along, where they do not say.
 
     Raises:
@@ -70,12 +72,13 @@ class App(Decorators):
         image: Image | None = None,
         mounts: Sequence[Any] = (),
         secrets: Sequence[Any] = (),
-        volumes: Mapping[Any, Any] | None = None,
+        volumes: Mapping[Any, Volume] | None = None,
         include_source: bool = True,
     ) -> None:
         if name is not None and not isinstance(name, str):
             raise InvalidError(f"Invalid App name {name!r}: Must be string")
-        other_options("App", {"mounts": mounts, "secrets": secrets, "volumes": volumes})
+        other_options("App", {"mounts": mounts, "secrets": secrets})
+        self._volumes = mounted_volumes(volumes)
         if not isinstance(include_source, bool):
             raise InvalidError(f"include_source is {include_source!r}; give True or False")
         self._include_source = include_source
@@ -265,6 +268,7 @@ class App(Decorators):
         self._running = True
         try:
             client = client or await runner._default_client()
+            await runner.hydrate_volumes(self, client, runner.environment_of(environment_name))
             publication = runner.prepare(
                 self,
                 client.server.render,

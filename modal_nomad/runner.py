@@ -20,12 +20,13 @@ from ._options import FunctionOptions, check_object_name
 from .config import config
 from .exception import InvalidError
 from .image import DEFINITION_VARIABLE, Image
-from .wire.spec import FunctionSpec, ImageSpec
+from .wire.spec import FunctionSpec, ImageSpec, VolumeMount
 
 if TYPE_CHECKING:
     from .app import App
     from .client import Client
     from .functions import Function
+    from .volume import Volume
 
 RECOMMENDED_PICKLE_BYTES = 256 * 1024
 MAX_PICKLE_BYTES = 16 * 1024 * 1024
@@ -173,11 +174,31 @@ def function_specs(app: App, app_name: str) -> tuple[list[FunctionSpec], dict[st
                 target_concurrent_inputs=options.target_concurrent_inputs,
                 batch_max_size=options.batch_max_size,
                 batch_wait_ms=options.batch_wait_ms,
+                volumes=tuple(
+                    VolumeMount(path, volume._object_id or "", volume._read_only)
+                    for path, volume in _volumes_of(function).items()
+                ),
                 enable_memory_snapshot=options.enable_memory_snapshot,
                 **_of_class(app, info.name),
             )
         )
     return specs, contents
+
+
+async def hydrate_volumes(app: App, client: Client, environment: str | None) -> None:
+    """Find the Volumes of an App's Functions on the server; those without an environment in the App's own."""
+    for function in app.registered_functions.values():
+        for volume in _volumes_of(function).values():
+            await volume._hydrate_in(client, environment)
+
+
+def _volumes_of(function: Function[..., Any]) -> Mapping[str, Volume]:
+    own, of_app = _options(function).volumes, function.app._volumes
+    if not own or not of_app:
+        return own or of_app
+    from ._volume_mounts import check_once
+
+    return check_once({**of_app, **own})
 
 
 async def send(client: Client, publication: Publication) -> dict[str, Any]:
@@ -248,6 +269,7 @@ async def deploy_app(
     name = _deploy_name(app, name)
     client = client or await _default_client()
     environment = environment_of(environment_name)
+    await hydrate_volumes(app, client, environment)
     publication = prepare(
         app, client.server.render, state="deployed", name=name, environment=environment, tag=tag
     )

@@ -146,6 +146,15 @@ class GPUOption:
 
 
 @dataclass(frozen=True)
+class VolumeMount:
+    """A Volume that a container sees: at which absolute path, its id, and whether it may only be read."""
+
+    path: str
+    volume_id: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True)
 class FunctionSpec:
     """All that the dispatcher, an engine and a container need to know of one Function.
 
@@ -186,6 +195,7 @@ class FunctionSpec:
         parameters: its ``modal.parameter()`` fields.
         own_init: it has an ``__init__`` of its own, which takes any arguments.
         needs_parameters: it cannot be constructed without any.
+        volumes: the Volumes that its containers see.
         enable_memory_snapshot: its ``@enter(snap=True)`` hooks run before the others.
     """
 
@@ -225,6 +235,7 @@ class FunctionSpec:
     parameters: Tuple[ParameterSpec, ...] = ()
     own_init: bool = False
     needs_parameters: bool = False
+    volumes: Tuple[VolumeMount, ...] = ()
     enable_memory_snapshot: bool = False
 
     @property
@@ -261,6 +272,7 @@ class FunctionSpec:
             ParameterSpec(**_known(ParameterSpec, x)) for x in known.get("parameters") or ()
         )
         known["gpu"] = tuple(GPUOption(**_known(GPUOption, x)) for x in known.get("gpu") or ())
+        known["volumes"] = tuple(VolumeMount(**_known(VolumeMount, x)) for x in known.get("volumes") or ())
         for name in ("cpu", "memory", "region"):
             if name in known:
                 known[name] = tuple(known[name])

@@ -10,20 +10,26 @@ from ..wire.spec import FunctionSpec
 FetchBlob = Callable[[str], bytes]
 
 
-def place_files(spec: FunctionSpec, fetch: FetchBlob) -> None:
-    """Put the image's files and working directory in place. To be called while the process has one thread."""
+def place_files(spec: FunctionSpec, fetch: FetchBlob, volumes: Any = None) -> None:
+    """Put the image's files, the working directory and Volumes in place.
+
+    To be called while the process has one thread.
+    """
     files, workdir = spec.image.files, spec.image.workdir
     absent = [workdir] if workdir and not os.path.isdir(workdir) else []
-    if not files and not absent:
+    binds = volumes.binds() if volumes is not None else []
+    if not files and not absent and not binds:
         return
     from .files import import_roots, place
 
     try:
-        place(files, fetch, directories=absent)
-    except ExecutionError:
-        # A user who may not have a view of his own may still make a directory.
+        place(files, fetch, directories=absent, binds=binds)
+    except ExecutionError as error:
+        # A user who may not have a view of his own may still make a directory, or a link.
         if files:
             raise
+        if volumes is not None:
+            volumes.link(error)
     sys.path.extend(root for root in import_roots(files) if root not in sys.path)
 
 

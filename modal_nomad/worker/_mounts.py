@@ -13,6 +13,12 @@ MS_MOVE = 0x2000
 MS_REC = 0x4000
 MS_PRIVATE = 1 << 18
 _MNT_DETACH = 2
+_MS_RDONLY = 1
+_MS_REMOUNT = 32
+_MS_RELATIME = 1 << 21
+_ST_RELATIME = 4096
+# The same bits for mount(2) and statvfs(3).
+_NOSUID, _NODEV, _NOEXEC, _NOATIME, _NODIRATIME = 2, 4, 8, 1024, 2048
 
 
 def _check(result: int, what: str) -> None:
@@ -40,6 +46,15 @@ def mount(source: str, target: str, kind: Optional[str] = None, flags: int = 0, 
         os.fsencode(data) if data else None,
     )
     _check(result, f"mount {kind or 'bind'} on {target}")
+
+
+def make_read_only(target: str) -> None:
+    """Let nothing be written through a bind mount."""
+    # What else it is has to be said again: a user namespace may not take it away.
+    kept = os.statvfs(target).f_flag & (_NOSUID | _NODEV | _NOEXEC | _NOATIME | _NODIRATIME)
+    if os.statvfs(target).f_flag & _ST_RELATIME:
+        kept |= _MS_RELATIME
+    mount("none", target, flags=MS_BIND | _MS_REMOUNT | _MS_RDONLY | kept)
 
 
 def unmount(target: str) -> None:

@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from itertools import repeat
 from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
 
@@ -56,6 +57,7 @@ class Runner:
         self._to_cancel: Dict[Any, float] = {}
         self._spec: Optional[FunctionSpec] = None
         self._service: Any = None
+        self._volumes: Any = None
         self._turn = Turn(self._session, self._handle, self._wake_lane)
 
     def run(self) -> int:
@@ -69,8 +71,12 @@ class Runner:
         # By which the SDK finds the other Functions of this App, whichever engine started us.
         os.environ["MODAL_APP_ID"] = str(welcome.get("app_id", ""))
         try:
+            if spec.volumes:
+                from ._volumes import Volumes
+
+                self._volumes = Volumes(spec.volumes, self._settings)
             if self._snapshot is None:
-                place_files(spec, self._values.fetch_name)
+                place_files(spec, self._values.fetch_name, self._volumes)
         except Exception as error:
             self._init_failed(error)
             self._session.close()
@@ -99,6 +105,8 @@ class Runner:
         settings = self._settings
         try:
             prepare(spec, settings.code_dir, settings.runtime_dir)
+            if self._volumes is not None:
+                self._volumes.fill()
             found: Any = self._snapshot
             if found is None:
                 ours = descriptors() if self._keeps(spec) else set()
@@ -122,7 +130,8 @@ class Runner:
             return None
 
     def _keeps(self, spec: FunctionSpec) -> bool:
-        return spec.enable_memory_snapshot and bool(self._settings.snapshot)
+        # The view of the file system comes with a snapshot, and a Volume's tree is one container's own.
+        return spec.enable_memory_snapshot and not spec.volumes and bool(self._settings.snapshot)
 
     def _keep(self, found: Any, ours: Set[int]) -> None:
         """Leave what has been loaded to the containers that start later."""
@@ -223,6 +232,10 @@ class Runner:
             atexit._run_exitfuncs()
         except BaseException as error:
             sys.stderr.write(f"modal-nomad worker: an exit handler failed: {error!r}\n")
+        if self._volumes is not None:
+            # Told twice to end: a commit is all there or not at all.
+            with suppress(KeyboardInterrupt):
+                self._volumes.close()
         self._ending.hooks = False
         if self._capture is not None:
             self._capture.close()
@@ -448,6 +461,8 @@ class Runner:
         self._die(EXIT_STUCK, "user code did not end after its timeout or cancellation; the container ends")
 
     def _die(self, code: int, text: str) -> None:
+        if self._volumes is not None and code == EXIT_STUCK:
+            self._volumes.close_soon()
         capture = self._capture
         line = f"modal-nomad worker: {text}\n".encode("utf-8", "replace")
         if capture is not None:

@@ -13,7 +13,7 @@ import os
 import posixpath
 import stat
 import tempfile
-from typing import Callable, Dict, List, Mapping, Optional, Sequence
+from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from modal_nomad.exception import ExecutionError
 from modal_nomad.wire.spec import MountedFile
@@ -49,6 +49,7 @@ def place(
     *,
     directories: Sequence[str] = (),
     keep: Optional[Sequence[str]] = None,
+    binds: Sequence[Tuple[str, str, bool]] = (),
 ) -> None:
     """Put files in place for this process and its children.
 
@@ -59,13 +60,15 @@ def place(
         files: what goes where; a later file wins over an earlier one of the same path.
         fetch: returns a blob's bytes by its SHA-256.
         directories: absolute paths of directories to make, empty, where they are not.
+        binds: directories to be seen at other absolute paths: (directory, path, whether for reading only).
         keep: directories that stay the node's own, None for ``default_keep()``.
 
     Raises:
         ExecutionError: this machine cannot do it; the text names the remedy.
     """
-    if not files and not directories:
+    if not files and not directories and not binds:
         return
+    absent = [*directories, *(path for _, path, _ in binds if not os.path.isdir(path))]
     wanted: Dict[str, MountedFile] = {}
     for file in files:
         path = posixpath.normpath(file.path)
@@ -77,7 +80,7 @@ def place(
     where = os.getcwd()
     try:
         _View(default_keep() if keep is None else keep).open_up(
-            [posixpath.dirname(posixpath.normpath(p)) for p in (*wanted, *directories)]
+            [posixpath.dirname(posixpath.normpath(p)) for p in (*wanted, *absent)]
         )
     except OSError as exc:
         raise ExecutionError(
@@ -86,10 +89,21 @@ def place(
         ) from exc
     # The old directory handle looks under the mounts made above.
     os.chdir(where)
-    for directory in directories:
+    for directory in absent:
         os.makedirs(directory, exist_ok=True)
+    for source, path, read_only in binds:
+        _bind(source, path, read_only)
     for path, file in wanted.items():
         _write(path, contents[file.blob], file.mode)
+
+
+def _bind(source: str, path: str, read_only: bool) -> None:
+    try:
+        _mounts.mount(source, path, flags=_mounts.MS_BIND)
+        if read_only:
+            _mounts.make_read_only(path)
+    except OSError as exc:
+        raise ExecutionError(f"cannot show {source} at {path} ({exc}): choose another path") from exc
 
 
 def _write(path: str, data: bytes, mode: int) -> None:
