@@ -16,7 +16,7 @@ from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher._containers import FunctionState
-from modal_nomad.dispatcher._events import CallView
+from modal_nomad.dispatcher._views import CallView
 from modal_nomad.dispatcher.call_engine import CallEngine
 from modal_nomad.dispatcher.store.base import GraphCall, GraphInput, Store, StoreError
 from modal_nomad.exception import NotFoundError

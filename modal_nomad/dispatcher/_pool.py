@@ -12,13 +12,11 @@ from itertools import islice
 from modal_nomad.dispatcher._call import Call, Input
 from modal_nomad.dispatcher._events import (
     Command,
-    ContainerState,
-    ContainerView,
     FunctionPolicy,
     Lease,
     LeasedInput,
-    PoolView,
 )
+from modal_nomad.dispatcher._views import ContainerState, ContainerView, PoolView
 
 PREFETCH_SECONDS = 0.05
 """A worker holds about this much work beyond what it runs, so that it never waits for a round trip."""

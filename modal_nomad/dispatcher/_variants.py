@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher import _views as views
 from modal_nomad.dispatcher._containers import FunctionState
 from modal_nomad.dispatcher._graces import Graces
 from modal_nomad.dispatcher._publication import check_publication
@@ -46,7 +47,7 @@ class Variants:
         engine: Engine,
         functions: dict[str, FunctionState],
         handle: Callable[[ev.Event], None],
-        pool: Callable[[str], ev.PoolView | None],
+        pool: Callable[[str], views.PoolView | None],
         background: Callable[[Coroutine[Any, Any, Any]], None],
     ) -> None:
         self._store = store

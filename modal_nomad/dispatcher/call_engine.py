@@ -13,6 +13,7 @@ from heapq import heappush
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher import _views as views
 from modal_nomad.dispatcher._call import Call, Input
 from modal_nomad.dispatcher._events import Command, Event, FunctionPolicy, Output
 from modal_nomad.dispatcher._pool import Container, Pool
@@ -72,16 +73,16 @@ class CallEngine(Streams):
 
     # ---- views
 
-    def pools(self) -> list[ev.PoolView]:
+    def pools(self) -> list[views.PoolView]:
         """Each Function's queue and containers."""
         return [pool.view() for pool in self._pools.values()]
 
-    def pool(self, function_id: str) -> ev.PoolView | None:
+    def pool(self, function_id: str) -> views.PoolView | None:
         """One Function's queue and containers, or None when it is not known."""
         pool = self._pools.get(function_id)
         return pool.view() if pool else None
 
-    def containers(self) -> list[ev.ContainerView]:
+    def containers(self) -> list[views.ContainerView]:
         """Each container."""
         return [view for pool in self._pools.values() for view in pool.container_views()]
 
@@ -103,13 +104,13 @@ class CallEngine(Streams):
             held.extend(list(stream.items) for stream in (call.streams or {}).values())
         return held
 
-    def inputs(self, call_id: str) -> ev.CallView | None:
+    def inputs(self, call_id: str) -> views.CallView | None:
         """A call and its inputs; None when it is not known."""
         call = self._calls.get(call_id)
         if call is None:
             return None
         rows = [(i, x[1] if type(x) is tuple else None) for i, x in sorted(call.entries.items())]
-        return ev.CallView(call.function_id, call.method, rows)
+        return views.CallView(call.function_id, call.method, rows)
 
     def running(self) -> dict[tuple[str, int], str]:
         """The container of each input that runs now, by call and index."""
@@ -125,14 +126,14 @@ class CallEngine(Streams):
         call = self._calls.get(call_id)
         return call is not None and not call.entries
 
-    def stats(self) -> ev.EngineStats:
+    def stats(self) -> views.EngineStats:
         """Totals now and since the start."""
-        views = self.pools()
-        return ev.EngineStats(
-            functions=len(views),
+        pools = self.pools()
+        return views.EngineStats(
+            functions=len(pools),
             calls=len(self._calls),
-            backlog=sum(x.backlog for x in views),
-            running=sum(x.running for x in views),
+            backlog=sum(x.backlog for x in pools),
+            running=sum(x.running for x in pools),
             containers=len(self._containers),
             inputs_accepted=self._accepted,
             outputs_delivered=self._delivered,

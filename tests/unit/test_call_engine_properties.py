@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher import _views as views
 from modal_nomad.dispatcher.call_engine import CallEngine
 from modal_nomad.wire.spec import RetrySpec
 
@@ -92,7 +93,7 @@ class EngineMachine(RuleBasedStateMachine):
                     if force and name in self.ready:
                         self.faulty.add("stopped")
 
-    def view(self, name: str) -> ev.ContainerView:
+    def view(self, name: str) -> views.ContainerView:
         return next(x for x in self.engine.containers() if x.container_id == name)
 
     def alive(self) -> int:
