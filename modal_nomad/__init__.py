@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .image import Image
     from .queue import Queue
     from .retries import Retries
+    from .secret import Secret
     from .volume import Volume
 
 __version__ = "0.1.0"
@@ -44,6 +45,7 @@ __all__ = [
     "Image",
     "Queue",
     "Retries",
+    "Secret",
     "Volume",
     "batched",
     "build",
@@ -73,6 +75,7 @@ _PLACES = {
     "Image": "image",
     "Queue": "queue",
     "Retries": "retries",
+    "Secret": "secret",
     "Volume": "volume",
     "batched": "_partial_function",
     "build": "_partial_function",
@@ -104,6 +107,7 @@ _SUBMODULES = frozenset(
         "queue",
         "retries",
         "runner",
+        "secret",
         "types",
     }
 )

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .gpu import GPU
     from .image import Image
     from .retries import Retries
+    from .secret import Secret
     from .volume import Volume
 
     P = ParamSpec("P")
@@ -47,6 +48,7 @@ class Decorators:
         *args: Any,
         image: Image | None = None,
         env: Mapping[str, str | None] | None = None,
+        secrets: Sequence[Secret] = (),
         serialized: bool = False,
         cpu: CpuRequest = None,
         memory: MemoryRequest = None,
@@ -76,7 +78,9 @@ class Decorators:
 
         Args:
             image: what its containers have; by default the App's Image, else ``Image.debian_slim()``.
-            env: environment variables.
+            env: environment variables; they win over those of its Secrets.
+            secrets: Secrets whose variables its containers have, after those of the App; of two that have
+                a variable, the later one's counts.
             serialized: send the function itself, pickled; for functions outside global scope.
             cpu: cores, or a pair (request, limit).
             memory: MiB, or a pair (request, limit).
@@ -122,6 +126,7 @@ class Decorators:
             older_names,
             image=image,
             env=env,
+            secrets=secrets,
             serialized=serialized,
             cpu=cpu,
             memory=memory,
@@ -153,6 +158,7 @@ class Decorators:
         *args: Any,
         image: Image | None = None,
         env: Mapping[str, str | None] | None = None,
+        secrets: Sequence[Secret] = (),
         serialized: bool = False,
         cpu: CpuRequest = None,
         memory: MemoryRequest = None,
@@ -204,6 +210,7 @@ class Decorators:
             older_names,
             image=image,
             env=env,
+            secrets=secrets,
             serialized=serialized,
             cpu=cpu,
             memory=memory,

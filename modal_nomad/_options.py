@@ -17,6 +17,7 @@ from .wire.spec import GPUOption, RetrySpec
 if TYPE_CHECKING:
     from .gpu import GPU
     from .image import Image
+    from .secret import Secret
     from .volume import Volume
 
     CpuRequest = float | tuple[float, float] | None
@@ -94,6 +95,7 @@ class FunctionOptions:
     nonpreemptible: bool = False
     single_use_containers: bool = False
     include_source: bool = True
+    secrets: tuple[Secret, ...] = ()
     volumes: Mapping[str, Volume] = field(default_factory=dict)
     enable_memory_snapshot: bool = False
     max_concurrent_inputs: int = 1
@@ -205,6 +207,20 @@ def mounted_volumes(value: Any) -> dict[str, Volume]:
     return check_volumes(value)
 
 
+def _secrets(value: Any, where: str = "a Function") -> tuple[Secret, ...]:
+    if not value and isinstance(value, (list, tuple, type(None))):
+        # A container that has none pays for none.
+        return ()
+    from .secret import check_secrets
+
+    return check_secrets(where, value)
+
+
+def app_secrets(value: Any) -> tuple[Secret, ...]:
+    """Return the Secrets of an App. Raises InvalidError."""
+    return _secrets(value, "an App")
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise InvalidError(f"{name} is {value!r}; give True or False")
@@ -235,6 +251,7 @@ def function_options(
     max_inputs: int | None = None,
     single_use_containers: bool = False,
     include_source: bool | None = None,
+    secrets: Sequence[Secret] = (),
     volumes: Mapping[Any, Volume] | None = None,
     enable_memory_snapshot: bool = False,
     allow_concurrent_inputs: int | None = None,
@@ -285,6 +302,7 @@ def function_options(
         nonpreemptible=_flag("nonpreemptible", nonpreemptible),
         single_use_containers=_flag("single_use_containers", single_use_containers),
         include_source=True if include_source is None else _flag("include_source", include_source),
+        secrets=_secrets(secrets),
         volumes=mounted_volumes(volumes),
         enable_memory_snapshot=_flag("enable_memory_snapshot", enable_memory_snapshot),
         max_concurrent_inputs=_old_concurrency(allow_concurrent_inputs),

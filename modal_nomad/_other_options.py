@@ -30,7 +30,6 @@ NOT_YET: Mapping[str, str] = {
     "proxy": "name a region= whose nodes have that address",
     "restrict_modal_access": "every container may call Functions",
     "schedule": "call the deployed Function from a periodic Nomad job",
-    "secrets": "set env=, or let the nodes' environment hold them",
 }
 
 

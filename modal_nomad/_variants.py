@@ -111,6 +111,8 @@ class VariantFunction(Function[Any, Any]):
         # Asked anew, since a deployment may have changed what the options are added to.
         parent = await io(client._request("function.describe", {"function_id": parent_id}))
         overrides = dict(self._overrides)
+        if "secrets" in overrides:
+            overrides["secrets"] = await self._secret_references(client, parent)
         if "volumes" in overrides:
             overrides["volumes"] = await _mounts(overrides["volumes"], client, parent["environment"])
         fields = merged(parent["spec"], overrides)
@@ -121,6 +123,15 @@ class VariantFunction(Function[Any, Any]):
         job["ID"] = job["Name"] = f"{parent['job_id']}--{content_key(spec.to_dict())[:8]}"
         job["Namespace"] = parent["namespace"]
         return {"spec": spec.to_dict(), "job": job}
+
+    async def _secret_references(self, client: Client, parent: Mapping[str, Any]) -> list[dict[str, Any]]:
+        secrets = self._overrides["secrets"]
+        if not secrets:
+            return []
+        from .secret import references
+
+        found = await io(references(client, secrets, parent["spec"]["app"], parent["environment"]))
+        return [dataclasses.asdict(found[secret]) for secret in secrets]
 
 
 async def _mounts(
@@ -189,10 +200,10 @@ def overrides_from(options: Mapping[str, Any]) -> dict[str, Any]:
     fields = {name: getattr(checked, name) for name in given if name in names}
     if "allow_concurrent_inputs" in given:
         fields["max_concurrent_inputs"] = checked.max_concurrent_inputs
-    # Not among the plain ones: which Volumes these are turns out when they are used.
-    volumes = {"volumes": fields.pop("volumes")} if "volumes" in fields else {}
+    # Not among the plain ones: which Volumes these are, and where Secrets are, turns out when they are used.
+    later = {name: fields.pop(name) for name in ("secrets", "volumes") if name in fields}
     plain = FunctionSpec("", "", **fields).to_dict()
-    return {**{name: plain[name] for name in fields}, **volumes}
+    return {**{name: plain[name] for name in fields}, **later}
 
 
 def check_spec(spec: FunctionSpec) -> None:

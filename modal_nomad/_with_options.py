@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from ._options import CpuRequest, MemoryRequest
     from .gpu import GPU
     from .retries import Retries
+    from .secret import Secret
     from .volume import Volume
 
 S = TypeVar("S", bound="WithOptions")
@@ -29,7 +30,7 @@ class WithOptions:
         cpu: CpuRequest = None,
         memory: MemoryRequest = None,
         gpu: GPU | Sequence[GPU] = None,
-        secrets: Sequence[Any] = (),
+        secrets: Sequence[Secret] = (),
         volumes: Mapping[Any, Volume] | None = None,
         retries: int | Retries | None = None,
         timeout: float | None = None,
@@ -54,7 +55,7 @@ class WithOptions:
             cpu: cores, or a pair (request, limit).
             memory: MiB, or a pair (request, limit).
             gpu: as for ``@app.function``.
-            secrets: not there yet.
+            secrets: Secrets, in the place of those it has; those of an earlier call do not stay.
             volumes: Volumes by paths, in the place of those it has.
             retries: how often a failed input is run again, or a ``modal.Retries``.
             timeout: seconds one input may run.
@@ -84,6 +85,8 @@ class WithOptions:
             "memory": memory,
             "gpu": gpu,
             "env": env,
+            # Nothing can be taken away, so none is the same as not given.
+            "secrets": secrets or None,
             "volumes": volumes,
             "retries": retries,
             "max_containers": max_containers,
@@ -95,7 +98,6 @@ class WithOptions:
             "allow_concurrent_inputs": allow_concurrent_inputs,
         }
         old = {
-            "secrets": secrets,
             "concurrency_limit": concurrency_limit,
             "container_idle_timeout": container_idle_timeout,
             **older_names,

@@ -16,6 +16,7 @@ from ._execution_context import current_input_id
 from ._function_info import function_info
 from ._log import logger
 from ._options import (
+    app_secrets,
     check_object_name,
     mounted_volumes,
     warn_deprecated,
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .cls import Cls
     from .functions import Function
     from .image import Image
+    from .secret import Secret
     from .volume import Volume
 
     P = ParamSpec("P")
@@ -51,7 +53,7 @@ class App(Decorators):
         name: the name to deploy under.
         image: the Image of Functions that do not give one.
         mounts: not there yet; add files to the image.
-        secrets: not there yet.
+        secrets: Secrets of all its Functions, before those of their own.
         volumes: Volumes of all its Functions, by the absolute paths at which containers see them.
         include_source: whether the code around its Functions is sent along, where they do not say.
 
@@ -71,13 +73,14 @@ class App(Decorators):
         *,
         image: Image | None = None,
         mounts: Sequence[Any] = (),
-        secrets: Sequence[Any] = (),
+        secrets: Sequence[Secret] = (),
         volumes: Mapping[Any, Volume] | None = None,
         include_source: bool = True,
     ) -> None:
         if name is not None and not isinstance(name, str):
             raise InvalidError(f"Invalid App name {name!r}: Must be string")
-        other_options("App", {"mounts": mounts, "secrets": secrets})
+        other_options("App", {"mounts": mounts})
+        self._secrets = app_secrets(secrets)
         self._volumes = mounted_volumes(volumes)
         if not isinstance(include_source, bool):
             raise InvalidError(f"include_source is {include_source!r}; give True or False")
@@ -268,13 +271,15 @@ class App(Decorators):
         self._running = True
         try:
             client = client or await runner._default_client()
-            await runner.hydrate_volumes(self, client, runner.environment_of(environment_name))
+            environment = runner.environment_of(environment_name)
+            await runner.hydrate_volumes(self, client, environment)
             publication = runner.prepare(
                 self,
                 client.server.render,
                 state="detached" if detach else "ephemeral",
                 name=None,
-                environment=runner.environment_of(environment_name),
+                environment=environment,
+                secrets=await io(runner.secret_references(client, self, None, environment)),
             )
             reply = await io(runner.send(client, publication))
             self._published(reply, client)

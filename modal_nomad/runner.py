@@ -6,7 +6,6 @@ import asyncio
 import getpass
 import hashlib
 import os
-import secrets
 import warnings
 from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
@@ -20,12 +19,13 @@ from ._options import FunctionOptions, check_object_name
 from .config import config
 from .exception import InvalidError
 from .image import DEFINITION_VARIABLE, Image
-from .wire.spec import FunctionSpec, ImageSpec, VolumeMount
+from .wire.spec import FunctionSpec, ImageSpec, SecretRef, VolumeMount
 
 if TYPE_CHECKING:
     from .app import App
     from .client import Client
     from .functions import Function
+    from .secret import Secret
     from .volume import Volume
 
 RECOMMENDED_PICKLE_BYTES = 256 * 1024
@@ -75,6 +75,7 @@ def prepare(
     name: str | None,
     environment: str | None,
     tag: str = "",
+    secrets: Mapping[Secret, SecretRef] | None = None,
 ) -> Publication:
     """Build every Function's specification and job. Reads local files; talks to no server.
 
@@ -85,16 +86,20 @@ def prepare(
         name: the name to deploy under, or None.
         environment: the environment, or None for the server's.
         tag: a word for the deployment's history.
+        secrets: where each Secret is; None knows those alone that the server has anyway.
+
+    Raises:
+        InvalidError: a Secret's values would have to be sent, and there is no server.
     """
     from . import __version__
     from .render import RenderSettings, render_function  # type: ignore[attr-defined, unused-ignore]
 
-    suffix = "" if state == "deployed" else secrets.token_hex(4)
+    suffix = "" if state == "deployed" else os.urandom(4).hex()
     extras: dict[str, Any] = {"app_suffix": suffix, "deployer": _deployer()}
     if environment is not None:
         extras["environment"] = environment
     settings = RenderSettings.from_dict({**render, **extras})
-    specs, contents = function_specs(app, name or app.description or "app")
+    specs, contents = function_specs(app, _app_name(app, name), secrets)
     args = {
         "state": state,
         "name": name,
@@ -108,7 +113,51 @@ def prepare(
     return Publication(args, contents)
 
 
-def function_specs(app: App, app_name: str) -> tuple[list[FunctionSpec], dict[str, bytes | Path]]:
+def secrets_of(app: App) -> list[Secret]:
+    """Return every Secret that an App's Functions use."""
+    found: dict[Secret, None] = {}
+    for function in app.registered_functions.values():
+        found.update(dict.fromkeys((*function.app._secrets, *_options(function).secrets)))
+    return list(found)
+
+
+async def secret_references(
+    client: Client, app: App, name: str | None, environment: str | None, *, dry: bool = False
+) -> Mapping[Secret, SecretRef]:
+    """Send the values of the Secrets that live with an App, and return where each Secret is.
+
+    Args:
+        client: the client to use.
+        app: what is to be published.
+        name: the name to deploy under, or None.
+        environment: the environment, or None for the server's.
+        dry: let the server keep nothing.
+    """
+    used = secrets_of(app)
+    if not used:
+        return {}
+    from .secret import references
+
+    return await references(client, used, _app_name(app, name), environment, dry=dry)
+
+
+def _app_name(app: App, name: str | None) -> str:
+    return name or app.description or "app"
+
+
+def _reference(secret: Secret, known: Mapping[Secret, SecretRef] | None) -> SecretRef:
+    found = known.get(secret) if known is not None else secret._reference()
+    if found is None or (found.ephemeral and not found.name):
+        raise InvalidError(
+            f"{secret!r} has its values in the program, and a job holds none: store it with"
+            " `modal-nomad secret create`, and use Secret.from_name"
+        )
+    return found
+
+
+def function_specs(
+    app: App, app_name: str, secrets: Mapping[Secret, SecretRef] | None = None
+) -> tuple[list[FunctionSpec], dict[str, bytes | Path]]:
     """Return the specification of every Function of an App, and the contents that they refer to.
 
     Raises:
@@ -170,6 +219,9 @@ def function_specs(app: App, app_name: str) -> tuple[list[FunctionSpec], dict[st
                 region=options.region,
                 cloud=options.cloud,
                 nonpreemptible=options.nonpreemptible,
+                secrets=tuple(
+                    _reference(secret, secrets) for secret in (*function.app._secrets, *options.secrets)
+                ),
                 max_concurrent_inputs=options.max_concurrent_inputs,
                 target_concurrent_inputs=options.target_concurrent_inputs,
                 batch_max_size=options.batch_max_size,
@@ -230,12 +282,14 @@ async def plan(
 ) -> list[dict[str, Any]]:
     """Return what a deployment would change, one entry per Nomad job; changes nothing."""
     client = client or await _default_client()
+    name, environment = _deploy_name(app, name), environment_of(environment_name)
     publication = prepare(
         app,
         client.server.render,
         state="deployed",
-        name=_deploy_name(app, name),
-        environment=environment_of(environment_name),
+        name=name,
+        environment=environment,
+        secrets=await io(secret_references(client, app, name, environment, dry=True)),
     )
     reply = await io(client._request("app.plan", dict(publication.args)))
     return list(reply["plans"])
@@ -271,7 +325,13 @@ async def deploy_app(
     environment = environment_of(environment_name)
     await hydrate_volumes(app, client, environment)
     publication = prepare(
-        app, client.server.render, state="deployed", name=name, environment=environment, tag=tag
+        app,
+        client.server.render,
+        state="deployed",
+        name=name,
+        environment=environment,
+        tag=tag,
+        secrets=await io(secret_references(client, app, name, environment)),
     )
     reply = await io(send(client, publication))
     app._published(reply, client)

@@ -32,6 +32,10 @@ class QueueInfo(ObjectInfo):
     """What ``Queue.info()`` returns."""
 
 
+class SecretInfo(ObjectInfo):
+    """What ``Secret.info()`` returns."""
+
+
 class VolumeInfo(ObjectInfo):
     """What ``Volume.info()`` returns."""
 

@@ -18,6 +18,7 @@ COMMANDS = {
     "run": "run",
     "deploy": "deploy",
     "render": "render",
+    "secret": "secret",
     "app": "app",
     "local": "local",
     "dispatcher": "dispatcher",

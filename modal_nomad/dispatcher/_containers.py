@@ -13,11 +13,12 @@ from typing import Any
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher.auth import WorkerTokens
 from modal_nomad.dispatcher.loghub import LogHub
+from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError
 from modal_nomad.dispatcher.sessions import WorkerSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store.base import FunctionRecord
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState, Engine, EngineError
-from modal_nomad.exception import ImageBuildError, NotFoundError
+from modal_nomad.exception import Error, ImageBuildError, NotFoundError
 from modal_nomad.wire.ids import new_id
 from modal_nomad.wire.serialization import pack_exception
 from modal_nomad.wire.spec import FunctionSpec, content_key
@@ -98,6 +99,7 @@ class Containers:
         hub: is told what becomes of containers.
         settings: the configuration.
         workers: mints the tokens of local containers.
+        secrets: what containers get from their Secrets.
         handle: gives the call engine an event.
         background: runs a coroutine that nobody waits for.
     """
@@ -109,6 +111,7 @@ class Containers:
         hub: LogHub,
         settings: Settings,
         workers: WorkerTokens,
+        secrets: Secrets,
         handle: Callable[[ev.Event], None],
         background: Callable[[Coroutine[Any, Any, Any]], None],
     ) -> None:
@@ -117,6 +120,7 @@ class Containers:
         self.hub = hub
         self.settings = settings
         self.workers = workers
+        self.secrets = secrets
         self.infos: dict[str, ContainerInfo] = {}
         self.handle = handle
         self.background = background
@@ -159,10 +163,21 @@ class Containers:
             }
             if function.spec.enable_memory_snapshot:
                 env["MODAL_SNAPSHOT"] = self._snapshot(function)
-        request = ContainerRequest(container_id, function.job_id, function.namespace, env)
         try:
+            secrets: Mapping[str, str] = {}
+            if function.spec.secrets:
+                secrets = await self.secrets.variables(container_id, function.spec, function.environment)
+                if container_id not in self.infos:
+                    # It was given up meanwhile; whoever did that found no lease to end.
+                    await self.secrets.ended(container_id)
+                    return
+            request = ContainerRequest(container_id, function.job_id, function.namespace, env, secrets)
             await self.engine.start_container(request)
-        except EngineError as error:
+        except (EngineError, SecretStoreError) as error:
+            self._ended(container_id, str(error))
+        except Error as error:
+            # Another try would fail alike: its callers are told.
+            self.handle(ev.WorkerInitFailed(container_id, pack_exception(error)))
             self._ended(container_id, str(error))
 
     def _snapshot(self, function: FunctionState) -> str:
@@ -222,6 +237,8 @@ class Containers:
         info = self.infos.pop(container_id, None)
         if info is None:
             return
+        if info.function.spec.secrets:
+            self.background(self.secrets.ended(container_id))
         # A container that did all it was asked to is nothing to tell the user of.
         told = "" if reason in ("drained", "stopped") else reason
         self.hub.event(info.function.app_id, info.function.label, container_id, "ended", told)

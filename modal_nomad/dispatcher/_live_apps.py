@@ -12,11 +12,15 @@ from modal_nomad.dispatcher._containers import FunctionState
 from modal_nomad.dispatcher._graces import Graces
 from modal_nomad.dispatcher._publication import check_publication
 from modal_nomad.dispatcher._variants import Variants
-from modal_nomad.dispatcher.apps import AppRegistry
+from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT, AppRegistry
+from modal_nomad.dispatcher.auth import Identity
 from modal_nomad.dispatcher.loghub import LogHub
+from modal_nomad.dispatcher.scope import check
+from modal_nomad.dispatcher.secrets import Secrets
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.store.base import FunctionRecord
 from modal_nomad.engines.base import Engine, EngineError
+from modal_nomad.wire.spec import FunctionSpec
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
@@ -33,6 +37,7 @@ class LiveApps:
         apps: the registry.
         functions: the live Functions, by id; they are added and removed here.
         variants: what callers made from them.
+        secrets: what their containers are given.
         hub: is told of stopped Apps.
         client_grace: seconds that an ephemeral App outlives its lost client.
         handle: gives the call engine an event.
@@ -45,6 +50,7 @@ class LiveApps:
         apps: AppRegistry,
         functions: dict[str, FunctionState],
         variants: Variants,
+        secrets: Secrets,
         hub: LogHub,
         client_grace: float,
         handle: Callable[[ev.Event], None],
@@ -54,6 +60,7 @@ class LiveApps:
         self.apps = apps
         self.functions = functions
         self.variants = variants
+        self.secrets = secrets
         self.hub = hub
         self.handle = handle
         self.background = background
@@ -85,6 +92,8 @@ class LiveApps:
         """
         check_publication(args)
         token = session.identity.token
+        specs = [FunctionSpec.from_dict(entry["spec"]) for entry in args.get("functions") or ()]
+        await self.check_secrets(specs, args.get("environment") or DEFAULT_ENVIRONMENT, session.identity)
         jobs = [entry["job"] for entry in args.get("functions") or ()]
         # Before anything is recorded: an engine that refuses leaves the App as it was.
         await asyncio.gather(*(self.engine.submit(job, token=token) for job in jobs))
@@ -96,6 +105,7 @@ class LiveApps:
         app = published.app
         if app.state == "ephemeral":
             self.own(app.app_id, session)
+        self.background(self.collect_secrets())
         return published.result(warnings=self._warnings(published.functions))
 
     def _warnings(self, functions: Sequence[FunctionRecord]) -> list[str]:
@@ -107,6 +117,25 @@ class LiveApps:
             for f in functions
             if f.spec.get("enable_memory_snapshot")
         ]
+
+    async def check_secrets(
+        self, specs: Sequence[FunctionSpec], environment: str, identity: Identity
+    ) -> None:
+        """Check that containers may have, and will find, their Secrets.
+
+        Raises:
+            NotFoundError: one is not there.
+            InvalidError: one lacks a required variable.
+            AuthError: it is of an environment that the caller's token is not for.
+        """
+        for spec in specs:
+            for ref in spec.secrets:
+                check(identity, ref.environment or environment)
+        await self.secrets.check(specs, environment)
+
+    async def collect_secrets(self) -> None:
+        """Remove the Secrets of ended Apps that were made of values in the program."""
+        await self.secrets.collect([(f.spec, f.environment) for f in self.functions.values()])
 
     def own(self, app_id: str, session: ClientSession) -> None:
         """Bind an ephemeral App's life to a client."""
@@ -135,6 +164,7 @@ class LiveApps:
             *(self._remove_function(f.function_id, "its app was stopped", token) for f in functions)
         )
         self.hub.event(app_id, "", "", "app_stopped")
+        await self.collect_secrets()
 
     def _expire(self, app_id: str) -> None:
         if app_id not in self._owners:

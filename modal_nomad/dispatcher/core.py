@@ -31,6 +31,7 @@ from modal_nomad.dispatcher.objects.answers import Answers
 from modal_nomad.dispatcher.objects.environments import Environments
 from modal_nomad.dispatcher.objects.queues import Queues
 from modal_nomad.dispatcher.objects.registry import ObjectRegistry
+from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store import Store
@@ -69,6 +70,7 @@ class Dispatcher:
         volumes: the trees of Volumes.
         environments: what they and Apps are in.
         answers: requests that are carried out once.
+        secrets: the Secrets.
         queues: what is in Queues.
 
     Args:
@@ -100,8 +102,9 @@ class Dispatcher:
         # Leases of an earlier process of this dispatcher must never be taken for ours.
         self.calls = CallEngine(self._ceiling(0), first_lease=int(time.time() * 1000) << 10)
         self.functions: dict[str, FunctionState] = {}
+        self.secrets = Secrets.from_settings(settings)
         self.containers = Containers(
-            engine, self.functions, self.hub, settings, workers, self.handle, self.background
+            engine, self.functions, self.hub, settings, workers, self.secrets, self.handle, self.background
         )
         self.apps = AppRegistry(store, tasks=self.containers.of_app)
         self.variants = Variants(store, engine, self.functions, self.handle, self.calls.pool, self.background)
@@ -110,6 +113,7 @@ class Dispatcher:
             self.apps,
             self.functions,
             self.variants,
+            self.secrets,
             self.hub,
             settings.client_grace,
             self.handle,
@@ -149,12 +153,15 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Resume what the store has and begin watching the engine."""
+        await self.secrets.open()
+        self.background(self.secrets.run())
         self.background(self.containers.watch())
         self.background(self._follow_capacity())
         resumed = await self.live_apps.resume()
         for call_id in await self.durable.resume():
             await self.items.resume(call_id)
         await self.objects.resume()
+        self.background(self._collect_secrets())
         self.background(self.durable.expire())
         self.background(self._expire_objects())
         self.background(self.garbage.run())
@@ -171,6 +178,14 @@ class Dispatcher:
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.secrets.close()
+
+    async def _collect_secrets(self) -> None:
+        try:
+            await self.secrets.resume()
+            await self.live_apps.collect_secrets()
+        except SecretStoreError as error:
+            logger.warning("Secrets of ended Apps cannot be removed now: %s", error)
 
     async def _expire_objects(self) -> None:
         while True:

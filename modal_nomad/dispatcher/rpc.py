@@ -12,6 +12,7 @@ from typing import Any
 from modal_nomad.dispatcher._autoscaling import current_stats, update_autoscaler
 from modal_nomad.dispatcher._containers import FunctionState
 from modal_nomad.dispatcher._durable_calls import GENERATOR
+from modal_nomad.dispatcher._publication import check_publication
 from modal_nomad.dispatcher._requests import (
     Answer,
     Request,
@@ -25,6 +26,7 @@ from modal_nomad.dispatcher._requests import (
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.exception import InvalidError, NotFoundError
+from modal_nomad.wire.spec import FunctionSpec
 
 
 @method("blob.missing")
@@ -143,6 +145,11 @@ async def _function_bind(server: Dispatcher, request: Request) -> Answer:
     args, params = request.args, request.payloads[0] if request.payloads else None
     options = {name: args[name] for name in ("spec", "job") if name in args}
     parent_id, token = text(args, "function_id"), request.session.identity.token
+    parent = server.functions.get(parent_id)
+    if parent is not None and isinstance(options.get("spec"), dict):
+        check_publication({"functions": [{"spec": options["spec"], "job": {}}]})
+        spec = FunctionSpec.from_dict(options["spec"])
+        await server.live_apps.check_secrets([spec], parent.environment, request.session.identity)
     return {"function_id": await server.variants.bind(parent_id, params, options, token)}, []
 
 

@@ -22,12 +22,12 @@ from modal_nomad.dispatcher import runtime
 from modal_nomad.dispatcher.auth import Authenticator, WorkerTokens
 from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.core import Dispatcher
+from modal_nomad.dispatcher.secrets import SecretStoreError
 from modal_nomad.dispatcher.server import Server
 from modal_nomad.dispatcher.settings import EXAMPLE, Settings, SettingsError
 from modal_nomad.dispatcher.store.base import StoreError
 from modal_nomad.dispatcher.store.sqlite import SqliteStore
 from modal_nomad.engines.base import Engine, EngineError
-from modal_nomad.render import RenderSettings
 from modal_nomad.wire.address import parse_address
 
 logger = logging.getLogger("modal_nomad.dispatcher")
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             parser.error("give --config FILE or --home DIR")
         run(settings, options.ready_fd)
-    except (SettingsError, StoreError, EngineError, OSError) as error:
+    except (SettingsError, StoreError, SecretStoreError, EngineError, OSError) as error:
         sys.stderr.write(f"modal-nomad dispatcher: {error}\n")
         return 1
     return 0
@@ -115,13 +115,12 @@ async def _build(
     dispatcher = Dispatcher(settings, store, blobs, engine, workers, sha)
     identify = getattr(engine, "identify", None)
     authenticator = Authenticator(settings.auth, store, workers, identify)
-    render = RenderSettings.from_dict({**settings.render, "server_url": settings.address, "runtime_sha": sha})
     await dispatcher.start()
     stack.push_async_callback(dispatcher.close)
     if settings.engine == "local":
         prewarm: Any = getattr(engine, "prewarm", None)
         dispatcher.background(prewarm(sha))
-    return dispatcher, Server(dispatcher, authenticator, render.to_dict())
+    return dispatcher, Server(dispatcher, authenticator, settings.render_dict(sha))
 
 
 def _engine(settings: Settings, home: Path, blobs: BlobStore) -> Engine:

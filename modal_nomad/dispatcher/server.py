@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from modal_nomad import __version__
 from modal_nomad.dispatcher import _events as ev
-from modal_nomad.dispatcher import rpc, rpc_dict, rpc_objects, rpc_queue, scope
+from modal_nomad.dispatcher import rpc, rpc_dict, rpc_objects, rpc_queue, rpc_secret, scope
 from modal_nomad.dispatcher._codec import decode, encode
 from modal_nomad.dispatcher._peer import NORMAL, POLICY, Peer
 from modal_nomad.dispatcher._requests import Request, find
@@ -21,6 +21,7 @@ from modal_nomad.dispatcher.blobs import BlobError, BlobMissing
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.http_volumes import add_routes as add_volume_routes
 from modal_nomad.dispatcher.metrics import DispatcherCollector
+from modal_nomad.dispatcher.secrets import SecretStoreError
 from modal_nomad.dispatcher.sessions import (
     MAX_NUMBER,
     ClientSession,
@@ -37,7 +38,7 @@ from modal_nomad.wire import frames
 logger = logging.getLogger("modal_nomad.dispatcher")
 
 # Imported for the requests that they register.
-RPC_MODULES = (rpc, rpc_dict, rpc_objects, rpc_queue)
+RPC_MODULES = (rpc, rpc_dict, rpc_objects, rpc_queue, rpc_secret)
 
 _HELLO_SECONDS = 15.0
 _MAX_CLIENT_ID = 64
@@ -390,7 +391,7 @@ def _error(error: Exception) -> list[str]:
         return ["ExecutionError", str(error)]
     if isinstance(error, BlobError):
         return ["InvalidError", str(error)]
-    if isinstance(error, StoreError):
+    if isinstance(error, (StoreError, SecretStoreError)):
         logger.error("a request failed: %s", error)
         return ["InternalFailure", str(error)]
     logger.error("a request failed", exc_info=error)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -18,8 +18,12 @@ else:
 from modal_nomad.render import RenderSettings
 from modal_nomad.wire.address import parse_address
 
+if TYPE_CHECKING:
+    from modal_nomad.hashicorp.vault import VaultSettings
+
 AUTH_MODES = ("none", "token", "nomad")
 ENGINES = ("local", "nomad")
+VAULT_NAMES = frozenset({"address", "token", "token_file", "namespace", "ca_file", "mount", "prefix", "role"})
 
 EXAMPLE = """\
 # The dispatcher's configuration. Every value shown is the default.
@@ -69,6 +73,22 @@ address = ""
 # The token for dispatching containers; empty means the NOMAD_TOKEN of the environment.
 token = ""
 
+[vault]
+# Vault or OpenBao, for Secrets; an empty address means none: then a dispatcher with engine = "local" keeps
+# them in an encrypted file of its home, and one on Nomad takes none.
+address = ""
+# The token that Secrets are written with; empty means the VAULT_TOKEN of the environment, else what
+# token_file holds, which is read at every use.
+token = ""
+token_file = ""
+namespace = ""
+ca_file = ""
+# Secrets are at <mount>/<prefix>/<environment>/<name>, in an engine of KV version 2.
+mount = "secret"
+prefix = "modal"
+# The JWT role that allocations log in with; empty means the default one of Nomad's own [vault] settings.
+role = ""
+
 [render]
 # How Functions become jobs; see modal_nomad.render.RenderSettings for all of them.
 driver = "raw_exec"
@@ -100,6 +120,7 @@ class Settings:
     garbage_interval: float = 3600.0
     default_max_containers: int = 0
     nomad: Mapping[str, Any] = field(default_factory=dict)
+    vault: Mapping[str, Any] = field(default_factory=dict, repr=False)
     render: Mapping[str, Any] = field(default_factory=dict)
     embedded: bool = False
 
@@ -128,6 +149,12 @@ class Settings:
             raise SettingsError(
                 f"[render] has no setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
             )
+        if unknown := sorted(set(self.vault) - VAULT_NAMES):
+            raise SettingsError(
+                f"[vault] has no setting {unknown[0]!r}; known are {', '.join(sorted(VAULT_NAMES))}"
+            )
+        if wrong := sorted(name for name, value in self.vault.items() if not isinstance(value, str)):
+            raise SettingsError(f"[vault]: {wrong[0]} must be a string")
         try:
             RenderSettings.from_dict({"server_url": self.address, "runtime_sha": "", **self.render})
         except (TypeError, ValueError) as error:
@@ -137,6 +164,33 @@ class Settings:
     def address(self) -> str:
         """The address that others reach it by."""
         return self.advertise or self.listen
+
+    def vault_settings(self) -> VaultSettings | None:
+        """Return how to reach Vault, or None where there is none."""
+        if not self.vault.get("address"):
+            return None
+        from modal_nomad.hashicorp.vault import VaultSettings
+
+        given = {k: v for k, v in self.vault.items() if v and k not in ("prefix", "role")}
+        if given.get("token_file"):
+            given.setdefault("token", "")
+        return dataclasses.replace(VaultSettings.from_env(), **given)
+
+    def render_dict(self, runtime_sha: str) -> dict[str, Any]:
+        """Return the settings for rendering jobs, as clients get them."""
+        vault: dict[str, Any] = {}
+        if self.engine == "nomad" and self.vault.get("address"):
+            vault["vault_mount"] = self.vault.get("mount") or "secret"
+            vault["vault_prefix"] = self.vault_prefix
+            vault["vault_role"] = self.vault.get("role", "")
+            vault["vault_namespace"] = self.vault.get("namespace", "")
+        ours = {"server_url": self.address, "runtime_sha": runtime_sha}
+        return RenderSettings.from_dict({**vault, **self.render, **ours}).to_dict()
+
+    @property
+    def vault_prefix(self) -> str:
+        """The folder above the environments' folders in Vault."""
+        return str(self.vault.get("prefix", "modal")).strip("/")
 
     @classmethod
     def for_home(cls, home: Path) -> Settings:

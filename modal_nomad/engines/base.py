@@ -39,12 +39,14 @@ class ContainerRequest:
         namespace: the job's namespace.
         env: what only the engine can hand over (dispatcher address, credentials). The Nomad engine
             needs none: its allocations know it from the job and their own identity.
+        secrets: variables of the Function's Secrets, which win over those of its image; shown nowhere.
     """
 
     container_id: str
     job_id: str
     namespace: str = "default"
     env: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
 
 
 class ContainerState(Enum):

@@ -368,6 +368,7 @@ class LocalEngine(Engine):
             variables = variables_of(plan, request.container_id, container.allocation_id, directory)
             env = {**self._base, **variables}
             env.update({k: interpolate(v, variables) for k, v in plan.env.items()})
+            env.update(request.secrets)
             env.update(request.env)
             if container.gpus:
                 env["CUDA_VISIBLE_DEVICES"] = env["NVIDIA_VISIBLE_DEVICES"] = ",".join(container.gpus)

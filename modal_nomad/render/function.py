@@ -7,6 +7,7 @@ from typing import Any
 
 from modal_nomad.render.names import job_id
 from modal_nomad.render.resources import disk_and_logs, task_resources
+from modal_nomad.render.secrets import SECRETS_FILE, reads_vault, vault_blocks
 from modal_nomad.render.settings import RenderSettings
 from modal_nomad.wire.spec import FunctionSpec, canonical_json
 
@@ -50,6 +51,7 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         "LogConfig": logs,
         "KillSignal": "SIGTERM",
         "KillTimeout": int(settings.kill_timeout * _SECOND),
+        **vault_blocks(spec, settings),
     }
     group = {
         "Name": TASK_NAME,
@@ -110,6 +112,8 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
     }
     if spec.code_bundle:
         ours["MODAL_CODE_DIR"] = "${NOMAD_TASK_DIR}/code"
+    if reads_vault(spec, settings):
+        ours["MODAL_SECRETS_FILE"] = f"${{NOMAD_SECRETS_DIR}}/{SECRETS_FILE}"
     if spec.image.layers or spec.image.python:
         ours["MODAL_IMAGE"] = _image(spec)
     return {**spec.image.env, **spec.env, **ours}

@@ -33,6 +33,10 @@ class RenderSettings:
         ephemeral_disk: MiB when a Function asks for none.
         log_files: rotated log files kept per stream.
         log_file_size: MiB of one log file.
+        vault_mount: Vault's KV version 2 engine that has the Secrets; empty where allocations read none.
+        vault_prefix: the folder in it, above the environments' folders.
+        vault_role: the JWT role that allocations log in to Vault with; empty for Nomad's default one.
+        vault_namespace: Vault's namespace; empty for Nomad's default one.
     """
 
     server_url: str
@@ -53,6 +57,10 @@ class RenderSettings:
     ephemeral_disk: int = 300
     log_files: int = 5
     log_file_size: int = 10
+    vault_mount: str = ""
+    vault_prefix: str = "modal"
+    vault_role: str = ""
+    vault_namespace: str = ""
 
     def __post_init__(self) -> None:
         if self.driver not in DRIVERS:

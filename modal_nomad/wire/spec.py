@@ -155,6 +155,27 @@ class VolumeMount:
 
 
 @dataclass(frozen=True)
+class SecretRef:
+    """Where a container finds the variables of a Secret. Their values stand in no specification.
+
+    Attributes:
+        name: of a stored Secret.
+        environment: where it is stored; empty means the Function's own.
+        ephemeral: it was made of values in the program, and ``name`` is what the server called it.
+        required: variables that it must have.
+        vault_path: read in Vault for each container instead, with a lease that ends with it.
+        keys: variable to field of what stands at ``vault_path``; empty takes every field by its own name.
+    """
+
+    name: str = ""
+    environment: str = ""
+    ephemeral: bool = False
+    required: Tuple[str, ...] = ()
+    vault_path: str = ""
+    keys: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class FunctionSpec:
     """All that the dispatcher, an engine and a container need to know of one Function.
 
@@ -197,6 +218,7 @@ class FunctionSpec:
         needs_parameters: it cannot be constructed without any.
         volumes: the Volumes that its containers see.
         enable_memory_snapshot: its ``@enter(snap=True)`` hooks run before the others.
+        secrets: where its Secrets are; of two that have a variable, the later one's counts.
     """
 
     app: str
@@ -237,6 +259,7 @@ class FunctionSpec:
     needs_parameters: bool = False
     volumes: Tuple[VolumeMount, ...] = ()
     enable_memory_snapshot: bool = False
+    secrets: Tuple[SecretRef, ...] = ()
 
     @property
     def slots(self) -> int:
@@ -272,6 +295,10 @@ class FunctionSpec:
             ParameterSpec(**_known(ParameterSpec, x)) for x in known.get("parameters") or ()
         )
         known["gpu"] = tuple(GPUOption(**_known(GPUOption, x)) for x in known.get("gpu") or ())
+        known["secrets"] = tuple(
+            SecretRef(**{**_known(SecretRef, x), "required": tuple(x.get("required") or ())})
+            for x in known.get("secrets") or ()
+        )
         known["volumes"] = tuple(VolumeMount(**_known(VolumeMount, x)) for x in known.get("volumes") or ())
         for name in ("cpu", "memory", "region"):
             if name in known:

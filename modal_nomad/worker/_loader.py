@@ -35,7 +35,9 @@ def place_files(spec: FunctionSpec, fetch: FetchBlob, volumes: Any = None) -> No
 
 def prepare(spec: FunctionSpec, code_dir: Optional[str], runtime_dir: Optional[str]) -> None:
     """Set environment variables, working directory and ``sys.path`` before user code is imported."""
-    os.environ.update(spec.image.env)
+    for name, value in spec.image.env.items():
+        # What differs from it by now is a Secret's.
+        os.environ.setdefault(name, value)
     os.environ.update(spec.env)
     if spec.image.workdir:
         _enter(spec.image.workdir)

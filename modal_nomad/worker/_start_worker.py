@@ -96,6 +96,10 @@ def start():
         return 1
     # Not for the user's own subprocesses.
     os.environ.pop(_BUILT, None)
+    if os.environ.get("MODAL_SECRETS_FILE"):
+        from modal_nomad.worker._secrets import take_own
+
+        take_own()
     _arrange_path(with_code=True)
     from modal_nomad.worker import main
 

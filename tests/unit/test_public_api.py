@@ -20,6 +20,7 @@ EXPECTED = [
     "Image",
     "Queue",
     "Retries",
+    "Secret",
     "Volume",
     "batched",
     "build",

@@ -1,0 +1,121 @@
+"""Leases of Vault that the dispatcher holds for containers: renewed while they live, revoked at their end.
+
+On Nomad an allocation reads such Secrets itself, and Nomad renews them. After a killed dispatcher nobody
+renews: Vault ends the leases by itself when their time is up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from modal_nomad.hashicorp.vault import Lease, VaultClient, VaultError, VaultUnavailable
+
+logger = logging.getLogger("modal_nomad.dispatcher")
+
+_RETRY_SECONDS = 5.0
+_REVOKE_TRIES = 3
+_SHORTEST = 1.0
+
+
+@dataclass
+class _Held:
+    container_id: str
+    path: str
+    lease_id: str
+    due: float
+
+
+class Leases:
+    """What was read for each container.
+
+    Args:
+        client: the adapter.
+        clock: seconds, monotonic.
+    """
+
+    def __init__(self, client: VaultClient, clock: Callable[[], float] = time.monotonic) -> None:
+        self._client = client
+        self._clock = clock
+        self._held: dict[str, _Held] = {}
+        self._changed = asyncio.Event()
+
+    async def take(self, container_id: str, path: str) -> Mapping[str, Any] | None:
+        """Read a path for a container; None where there is nothing.
+
+        Raises:
+            VaultError: Vault refused or failed.
+        """
+        lease = await self._client.read(path)
+        if lease is None:
+            return None
+        if lease.lease_id:
+            due = self._clock() + lease.seconds / 2 if lease.renewable else float("inf")
+            self._held[lease.lease_id] = _Held(container_id, path, lease.lease_id, due)
+            self._changed.set()
+        return lease.data
+
+    async def end(self, container_id: str) -> None:
+        """Revoke what a container had."""
+        held = [x for x in self._held.values() if x.container_id == container_id]
+        for lease in held:
+            del self._held[lease.lease_id]
+        await asyncio.gather(*map(self._revoke, held))
+
+    async def close(self) -> None:
+        """Revoke everything: an ending dispatcher's containers end with it, or are no more its own."""
+        await asyncio.gather(*(self.end(x) for x in {h.container_id for h in self._held.values()}))
+
+    async def run(self) -> None:
+        """Renew, for ever."""
+        own_due = self._clock()
+        while True:
+            now = self._clock()
+            if own_due <= now:
+                own_due = now + await self._renew_own()
+            await asyncio.gather(*(self._renew(x) for x in list(self._held.values()) if x.due <= now))
+            wake = min([own_due, *(x.due for x in self._held.values())])
+            self._changed.clear()
+            try:
+                await asyncio.wait_for(self._changed.wait(), max(0.0, min(wake - self._clock(), 3600.0)))
+            except asyncio.TimeoutError:
+                continue
+
+    async def _renew_own(self) -> float:
+        """Renew the dispatcher's own token; returns the seconds until the next time."""
+        try:
+            seconds = await self._client.renew_own()
+        except VaultError as error:
+            logger.warning("the dispatcher's own token cannot be renewed: %s", error)
+            return _RETRY_SECONDS * 12
+        return max(seconds / 2, 1.0) if seconds else 3600.0
+
+    async def _renew(self, held: _Held) -> None:
+        try:
+            lease = await self._client.renew(held.lease_id)
+        except VaultUnavailable as error:
+            held.due = self._clock() + _RETRY_SECONDS
+            logger.warning("the lease of %s for %s waits: %s", held.path, held.container_id, error)
+            return
+        except VaultError as error:
+            lease = Lease("", 0.0, renewable=False)
+            logger.warning("the lease of %s for %s ends: %s", held.path, held.container_id, error)
+        # Near its longest time a lease gets less and less: the rest is not worth asking for.
+        again = lease.renewable and lease.seconds > _SHORTEST
+        held.due = self._clock() + lease.seconds / 2 if again else float("inf")
+
+    async def _revoke(self, held: _Held) -> None:
+        for attempt in range(_REVOKE_TRIES):
+            try:
+                await self._client.revoke(held.lease_id)
+                return
+            except VaultUnavailable:
+                await asyncio.sleep(attempt)
+            except VaultError as error:
+                logger.warning("the lease of %s cannot be revoked: %s", held.path, error)
+                return
+        logger.warning("the lease of %s ends by itself: Vault cannot be reached to revoke it", held.path)

@@ -1,0 +1,278 @@
+"""What the dispatcher does with Secrets: named ones, those that live with an App, those of a container."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modal_nomad.dispatcher.secrets.base import SecretInfo, SecretKey, SecretStore, SecretStoreError
+from modal_nomad.dispatcher.secrets.key import derive, load_key
+from modal_nomad.exception import InvalidError, NotFoundError
+from modal_nomad.wire.ids import id_from
+from modal_nomad.wire.secret_values import merge
+from modal_nomad.wire.spec import FunctionSpec, SecretRef, canonical_json
+
+if TYPE_CHECKING:
+    from modal_nomad.dispatcher.secrets.leases import Leases
+    from modal_nomad.dispatcher.settings import Settings
+
+logger = logging.getLogger("modal_nomad.dispatcher")
+
+PENDING_SECONDS = 600.0
+"""How long an ephemeral Secret waits for the publication that it was sent for."""
+
+
+class Secrets:
+    """The Secrets of one dispatcher.
+
+    Args:
+        store: where the values are; opened and closed here.
+        home: has the key.
+        delivers: containers get their values from this dispatcher; else they read them themselves.
+        leases: reads Vault for containers; None without a Vault, or where containers do it.
+        vault: there is a Vault at all.
+        kept_out: the path in Vault that no ``from_vault`` may read: other Secrets stand there.
+        clock: the time in seconds.
+    """
+
+    def __init__(
+        self,
+        store: SecretStore,
+        home: Path,
+        *,
+        delivers: bool = True,
+        leases: Leases | None = None,
+        vault: bool = False,
+        kept_out: str = "",
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.store = store
+        self._home = home
+        self._delivers = delivers
+        self._leases = leases
+        self._vault = vault
+        self._kept_out = kept_out
+        self._clock = clock
+        self._pending: dict[SecretKey, float] = {}
+        self._ephemeral: set[SecretKey] = set()
+
+    @classmethod
+    def from_settings(cls, settings: Settings) -> Secrets:
+        """Return the Secrets that a configuration asks for."""
+        home, delivers = Path(settings.home), settings.engine == "local"
+        vault = settings.vault_settings()
+        if vault is None:
+            from modal_nomad.dispatcher.secrets.file import FileSecretStore
+
+            return cls(FileSecretStore(home), home, delivers=delivers)
+        from modal_nomad.dispatcher.secrets.leases import Leases
+        from modal_nomad.dispatcher.secrets.vault import VaultSecretStore
+        from modal_nomad.hashicorp.vault import VaultClient
+
+        client = VaultClient(vault)
+        return cls(
+            VaultSecretStore(client, settings.vault_prefix),
+            home,
+            delivers=delivers,
+            leases=Leases(client),
+            vault=True,
+            kept_out=f"{vault.mount}/",
+        )
+
+    async def open(self) -> None:
+        """Open the store."""
+        await self.store.open()
+
+    async def run(self) -> None:
+        """Keep leases alive, for ever."""
+        if self._leases is not None:
+            await self._leases.run()
+
+    async def close(self) -> None:
+        """Revoke what containers of this process had, then release the store."""
+        if self._leases is not None:
+            await self._leases.close()
+        await self.store.close()
+
+    # --- publishing -------------------------------------------------------------------------------
+
+    async def check(self, specs: Iterable[FunctionSpec], environment: str) -> None:
+        """Check that containers of these Functions will find their Secrets.
+
+        Raises:
+            NotFoundError: naming the one that is not there.
+            InvalidError: one lacks a required variable, or there is no Vault here.
+        """
+        refs = {_identity(ref): ref for spec in specs for ref in spec.secrets}
+        if refs and not self._delivers and not self._vault:
+            raise InvalidError(
+                "this dispatcher's cluster has no Vault for Secrets: set [vault] in its settings"
+                " (docs/secrets.md)"
+            )
+        await asyncio.gather(*(self._check(ref, environment) for ref in refs.values()))
+
+    async def _check(self, ref: SecretRef, environment: str) -> None:
+        if ref.vault_path:
+            if not self._vault:
+                raise InvalidError(
+                    f"Secret.from_vault({ref.vault_path!r}) needs a Vault: set [vault] in the dispatcher's"
+                    " settings, or use Secret.from_name"
+                )
+            if self._delivers and f"{ref.vault_path.strip('/')}/".startswith(self._kept_out):
+                raise InvalidError(
+                    f"{ref.vault_path!r} is where Secrets are kept: use Secret.from_name for one of those"
+                )
+            return
+        key = key_of(ref, environment)
+        fields = await self.store.fields(key)
+        if fields is None:
+            raise not_found(key)
+        missing = sorted(set(ref.required) - fields)
+        if missing:
+            raise InvalidError(
+                f"Secret {key.name!r} has no {', '.join(missing)}: add it with `modal-nomad secret create"
+                f" {key.name} ... --force`"
+            )
+
+    # --- those that live with an App --------------------------------------------------------------
+
+    async def keep(
+        self, environment: str, app: str, given: Sequence[Mapping[str, str]], *, dry: bool = False
+    ) -> list[str]:
+        """Keep values that a program brings, until no published Function refers to them.
+
+        Args:
+            environment: of the App.
+            app: its name or description. Equal values of one App get one name, so that publishing the
+                same again changes nothing.
+            given: variables of each Secret.
+            dry: only say what their names would be.
+
+        Returns:
+            The names for ``SecretRef``, in order.
+        """
+        key = await asyncio.to_thread(load_key, self._home)
+        names = [self._ephemeral_name(key, environment, app, values) for values in given]
+        if not dry:
+            for name, values in zip(names, given, strict=True):
+                place = SecretKey(environment, name, ephemeral=True)
+                self._pending[place] = self._clock()
+                await self.store.put(place, values, replace=True, created_by=app)
+                self._ephemeral.add(place)
+        return names
+
+    @staticmethod
+    def _ephemeral_name(key: bytes, environment: str, app: str, values: Mapping[str, str]) -> str:
+        # Under a key: whoever sees the name must not be able to try out what the values are.
+        text = canonical_json([environment, app, dict(values)])
+        digest = hmac.new(derive(key, "names"), text, hashlib.sha256).digest()
+        return f"{_owner(key)}.{id_from('st', digest)}"
+
+    async def resume(self) -> None:
+        """Learn which ephemeral Secrets an earlier process of this home has left."""
+        owner = _owner(await asyncio.to_thread(load_key, self._home))
+        found = await self.store.ephemerals()
+        # Other dispatchers may keep theirs in the same Vault.
+        self._ephemeral |= {x.key for x in found if x.key.name.startswith(f"{owner}.")}
+
+    async def collect(self, live: Iterable[tuple[FunctionSpec, str]]) -> int:
+        """Remove the ephemeral Secrets that no live Function refers to; gives their number.
+
+        Args:
+            live: specification and environment of each live Function.
+        """
+        kept = {key_of(ref, env) for spec, env in live for ref in spec.secrets if ref.ephemeral}
+        before = self._clock() - PENDING_SECONDS
+        for key in [k for k, at in self._pending.items() if k in kept or at < before]:
+            del self._pending[key]
+        gone = [key for key in self._ephemeral if key not in kept and key not in self._pending]
+        for key in gone:
+            self._ephemeral.discard(key)
+            try:
+                await self.store.delete(key)
+            except SecretStoreError as error:
+                self._ephemeral.add(key)
+                logger.warning("a Secret of an ended App cannot be removed yet: %s", error)
+        return len(gone)
+
+    # --- containers -------------------------------------------------------------------------------
+
+    async def variables(self, container_id: str, spec: FunctionSpec, environment: str) -> dict[str, str]:
+        """Return what a container gets from its Secrets; nothing where it reads them itself.
+
+        Raises:
+            NotFoundError: one is not there any more.
+            SecretStoreError: they cannot be read now.
+        """
+        if not spec.secrets or not self._delivers:
+            return {}
+        read = await asyncio.gather(*(self._read(container_id, ref, environment) for ref in spec.secrets))
+
+        def complain(line: str) -> None:
+            logger.warning("%s of app %s: %s", spec.name, spec.app, line)
+
+        return merge(read, tuple(spec.env), complain)
+
+    async def _read(self, container_id: str, ref: SecretRef, environment: str) -> dict[str, Any]:
+        if not ref.vault_path:
+            key = key_of(ref, environment)
+            values = await self.store.values(key)
+            if values is None:
+                raise not_found(key)
+            return {"values": values, "keys": dict(ref.keys)}
+        from modal_nomad.hashicorp.vault import VaultError
+
+        if self._leases is None:
+            raise SecretStoreError("there is no Vault here any more: set [vault] in the settings")
+        try:
+            data = await self._leases.take(container_id, ref.vault_path)
+        except VaultError as error:
+            raise SecretStoreError(str(error)) from None
+        if data is None:
+            raise NotFoundError(f"Vault has nothing at {ref.vault_path!r} of Secret.from_vault")
+        return {"values": data, "keys": dict(ref.keys)}
+
+    async def ended(self, container_id: str) -> None:
+        """Take back what a container had for its life only."""
+        if self._leases is not None:
+            await self._leases.end(container_id)
+
+
+def key_of(ref: SecretRef, environment: str) -> SecretKey:
+    """Return which stored Secret is meant. Raises InvalidError for a name that none can have."""
+    return SecretKey(ref.environment or environment, ref.name, ref.ephemeral)
+
+
+def not_found(key: SecretKey) -> NotFoundError:
+    """Return the error for a Secret that is not there."""
+    if key.ephemeral:
+        return NotFoundError("the values of a Secret in the program are gone: run or deploy its App again")
+    return NotFoundError(
+        f"there is no Secret {key.name!r} in environment {key.environment!r}: make it with `modal-nomad"
+        f" secret create {key.name} KEY=VALUE`"
+    )
+
+
+def as_json(info: SecretInfo) -> dict[str, Any]:
+    """Return what clients are told of a Secret."""
+    return {
+        "secret_id": info.secret_id,
+        "name": info.key.name,
+        "environment": info.key.environment,
+        "created_at": info.created_at,
+        "created_by": info.created_by,
+    }
+
+
+def _identity(ref: SecretRef) -> tuple[Any, ...]:
+    return (ref.environment, ref.name, ref.ephemeral, ref.vault_path, ref.required)
+
+
+def _owner(key: bytes) -> str:
+    return derive(key, "owner").hex()[:8]

@@ -1,0 +1,34 @@
+"""Sets the variables of the container's Secrets, from the file that Nomad rendered for it alone."""
+
+import json
+import os
+import sys
+from typing import MutableMapping
+
+from modal_nomad.wire.secret_values import merge
+
+VARIABLE = "MODAL_SECRETS_FILE"
+
+
+def take(environ: MutableMapping[str, str]) -> None:
+    """Add the Secrets' variables to ``environ``; nothing happens in a container that has no such file.
+
+    Raises:
+        ValueError: the file is not what the job's template renders.
+    """
+    path = environ.pop(VARIABLE, None)
+    if not path:
+        return
+    with open(path, encoding="utf-8") as file:
+        rendered = json.load(file)
+    environ.update(merge(rendered["secrets"], rendered["keep"], _say))
+
+
+def take_own() -> None:
+    """Add them to this process's environment, before any user code runs in it."""
+    take(os.environ)
+
+
+def _say(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()
