@@ -107,7 +107,12 @@ class VaultClient:
         body: dict[str, Any] = {"data": dict(values)}
         if new:
             body["options"] = {"cas": 0}
-        await self._call("post", self._kv("data", path), body)
+        if await self._call("post", self._kv("data", path), body) is None:
+            mount = self.settings.mount
+            raise VaultError(
+                f"Vault has no KV engine {mount!r}: `vault secrets enable -path={mount} kv-v2`, or name"
+                " another one in the dispatcher's [vault] settings"
+            )
 
     async def kv_patch(self, path: str, values: Mapping[str, str]) -> bool:
         """Add fields to a secret without reading it; False where there is none."""

@@ -23,6 +23,8 @@ from modal_nomad.wire.secret_values import plain
 
 T = TypeVar("T")
 _EPHEMERAL = "ephemeral"
+_MAX_WORDS = 128
+"""Characters of who created a Secret: Vault keeps at most 512 bytes."""
 
 
 class VaultSecretStore(SecretStore):
@@ -57,8 +59,8 @@ class VaultSecretStore(SecretStore):
                 raise
             # Its last version was deleted elsewhere: Vault still counts from there.
             await _said(self._client.kv_write(path, values))
-        if known is None:
-            await _said(self._client.kv_describe(path, {"created_by": created_by}))
+        if known is None and created_by:
+            await _said(self._client.kv_describe(path, {"created_by": created_by[:_MAX_WORDS]}))
         info = await self.info(key)
         if info is None:
             raise SecretStoreError(f"{path} was removed from Vault while it was written; try again")
