@@ -133,7 +133,7 @@ class Secret(Object):
 
     kind = "secret"
     label = "Secret"
-    objects = SecretObjects
+    objects = SecretObjects()
 
     _source: str
     _given: Any

@@ -112,7 +112,7 @@ def _entry_twice(app: App) -> None:
         (lambda app: app.function()(type("C", (), {})), TypeError, "class C"),
         (lambda app: app.function()(lambda: 1), InvalidError, "global scope"),
         (lambda app: App().function()(app.function()(plain)), InvalidError, "plain is a Function already"),
-        (lambda app: App(secrets=[1]), InvalidError, "App cannot honour secrets= yet"),
+        (lambda app: App(secrets=[1]), InvalidError, "secrets of an App must be a list or tuple of Secrets"),
         (lambda app: App(include_source="no"), InvalidError, "include_source is 'no'"),
         (lambda app: setattr(app, "image", "x"), InvalidError, "image is 'x'"),
         (lambda app: app["nothing"], KeyError, "nothing"),

@@ -15,6 +15,7 @@ from modal_nomad import config
 from modal_nomad.cli._root import app
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.hashicorp.nomad import NomadSettings
+from modal_nomad.hashicorp.vault import VaultSettings
 from modal_nomad.render import RenderSettings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +63,7 @@ def test_every_setting_and_variable_is_said() -> None:
         "MODAL_WORKER_TOKEN",
         "MODAL_WORKER_TOKEN_FILE",
         "MODAL_RUNTIME_DIR",
+        "MODAL_SECRETS_FILE",
         "MODAL_SNAPSHOT",
         "MODAL_CODE_DIR",
         "MODAL_IMAGE",
@@ -83,7 +85,8 @@ def test_defaults_are_the_codes(default: str) -> None:
 
 def test_the_dispatchers_settings_are_said() -> None:
     for cls, besides in (
-        (Settings, {"embedded", "nomad", "render"}),
+        (Settings, {"embedded", "nomad", "render", "vault"}),
+        (VaultSettings, {"timeout"}),
         (NomadSettings, set()),
         (RenderSettings, {"server_url", "runtime_sha", "app_suffix", "deployer", "environment"}),
     ):
