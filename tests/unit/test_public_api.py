@@ -102,6 +102,7 @@ WITHOUT_TWIN = {
         "uv_pip_install",
         "workdir",
     },
+    "Secret": {"from_dict", "from_dotenv", "from_local_environ", "from_vault"},
     "Queue": {"validate_partition_key"},
     "Volume": {"batch_upload", "read_only"},
 }
@@ -133,7 +134,7 @@ def test_whatever_asks_the_server_has_an_async_twin(name: str) -> None:
     assert bare - {"from_id", "from_name"} == expected - {"from_id", "from_name"}
 
 
-@pytest.mark.parametrize("name", ["Cls", "Function", "FunctionCall", "Image"])
+@pytest.mark.parametrize("name", ["Cls", "Function", "FunctionCall", "Image", "Secret"])
 def test_objects_have_no_constructor(name: str) -> None:
     kind = getattr(modal_nomad, name)
     with pytest.raises(modal_nomad.exception.InvalidError, match=f"{name} has no constructor"):
