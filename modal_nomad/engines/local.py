@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import itertools
 import os
 import pathlib
 import shutil
 import signal
 import sys
-import tempfile
 import time
 import weakref
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
@@ -20,17 +18,16 @@ from typing import Any
 
 from modal_nomad.engines._local_container import LocalContainer, Watch, describe_end, pick_cpus, usable_cores
 from modal_nomad.engines._local_diff import diff_jobs
+from modal_nomad.engines._local_exec import Commands
 from modal_nomad.engines._local_files import (
     Unpack,
     follow_log,
     forget_old,
     open_log,
-    read_all,
     stats_between,
     trim_logs,
     unpack_zip,
     usage_of,
-    write_all,
 )
 from modal_nomad.engines._local_gpus import GPUQueue
 from modal_nomad.engines._local_ground import BlobFiles, Build, Ground, Prepared
@@ -92,10 +89,9 @@ class LocalEngine(Engine):
         self._base = base_environment()
         self._jobs: dict[tuple[str, str], tuple[Job, TaskPlan]] = {}
         self._containers: dict[str, LocalContainer] = {}
-        self._commands: dict[str, asyncio.Future[int]] = {}
+        self._commands = Commands()
         self._warm: dict[WarmKey, WarmInterpreter] = {}
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
-        self._numbers = itertools.count()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._leaving: set[asyncio.Task[Any]] = set()
         self._node = os.uname().nodename
@@ -136,9 +132,7 @@ class LocalEngine(Engine):
                 container.preparing.cancel()
             self._end(container, ContainerState.COMPLETE, "the engine was closed", None)
         await asyncio.gather(*(x.close() for x in warm), *self._leaving)
-        for future in self._commands.values():
-            if not future.done():
-                future.set_exception(EngineError("the engine was closed; connect again"))
+        self._commands.close()
         for watch in list(self._watches):
             watch.put(None)
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -264,25 +258,8 @@ class LocalEngine(Engine):
 
     async def exec(self, container_id: str, command: Sequence[str], *, stdin: bytes = b"") -> ExecResult:
         container = self._running(container_id)
-        process_id = f"{container_id}/{next(self._numbers)}"
-        future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        with contextlib.ExitStack() as stack:
-            files = [stack.enter_context(tempfile.TemporaryFile()) for _ in range(3)]
-            await asyncio.to_thread(write_all, files[0], stdin)
-            launcher = self._interpreter(WarmKey(sys.executable, None))
-            self._commands[process_id] = future
-            container.commands.add(process_id)
-            try:
-                spawn = Spawn(process_id, container.env, str(container.directory), argv=list(command))
-                launcher.spawn(spawn, [os.dup(x.fileno()) for x in files])
-                code = await future
-            finally:
-                del self._commands[process_id]
-                container.commands.discard(process_id)
-                if not future.done() or future.cancelled():
-                    launcher.kill(process_id, signal.SIGKILL, group=True)
-            stdout, stderr = [await asyncio.to_thread(read_all, x) for x in files[1:]]
-        return ExecResult(code, stdout, stderr)
+        launcher = self._interpreter(WarmKey(sys.executable, None))
+        return await self._commands.run(launcher, container, command, stdin)
 
     async def stats(self, container_id: str) -> ContainerStats:
         container = self._running(container_id)
@@ -409,13 +386,7 @@ class LocalEngine(Engine):
 
     def _on_event(self, message: Mapping[str, Any]) -> None:
         kind, process_id = message["t"], message["id"]
-        command = self._commands.get(process_id)
-        if command is not None:
-            if kind == "exit" and not command.done():
-                number = message["signal"]
-                command.set_result(message["code"] if number is None else 128 + number)
-            elif kind == "failed" and not command.done():
-                command.set_exception(EngineError(message["error"]))
+        if self._commands.take(message):
             return
         container = self._containers.get(process_id)
         if container is None or container.event.state.ended:
@@ -436,10 +407,8 @@ class LocalEngine(Engine):
         if self._warm.get(warm.key) is warm:
             del self._warm[warm.key]
         self._leave(warm.wait())
+        self._commands.fail(list(warm.active), f"{reason}; run the command again")
         for process_id in list(warm.active):
-            command = self._commands.get(process_id)
-            if command is not None and not command.done():
-                command.set_exception(EngineError(f"{reason}; run the command again"))
             container = self._containers.get(process_id)
             if container is None or container.event.state.ended:
                 continue
