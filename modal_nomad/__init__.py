@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .client import Client
     from .cls import Cls
     from .dict import Dict
+    from .environment import Environment
     from .exception import Error
     from .file_pattern_matcher import FilePatternMatcher
     from .functions import Function, FunctionCall, gather
@@ -38,6 +39,7 @@ __all__ = [
     "Client",
     "Cls",
     "Dict",
+    "Environment",
     "Error",
     "FilePatternMatcher",
     "Function",
@@ -68,6 +70,7 @@ _PLACES = {
     "Client": "client",
     "Cls": "cls",
     "Dict": "dict",
+    "Environment": "environment",
     "Error": "exception",
     "FilePatternMatcher": "file_pattern_matcher",
     "Function": "functions",
@@ -98,6 +101,7 @@ _SUBMODULES = frozenset(
         "cls",
         "config",
         "dict",
+        "environment",
         "exception",
         "file_pattern_matcher",
         "functions",
