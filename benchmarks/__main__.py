@@ -11,6 +11,7 @@ from benchmarks.imports import import_times
 
 _PEERS = {"pool": "pool", "ray": "ray_actor_task", "dask": "dask_cluster"}
 _RAY_GENERATOR = "ray_generator"
+_RAY_CLASSES = "ray_classes"
 
 
 def main() -> int:
@@ -22,6 +23,7 @@ def main() -> int:
     quick = options.quick
     calls, rounds, inputs, many = (300, 3, 20_000, 200_000) if quick else (1000, 5, 100_000, 1_000_000)
     peer_inputs = inputs // 20
+    sets, peer_sets = (20, 5) if quick else (100, 20)
     limit = 60 if quick else 600
 
     measured: dict[str, subject.Results] = {}
@@ -40,6 +42,10 @@ def main() -> int:
             measured["ray_items"] = subject.run(
                 _RAY_GENERATOR, peer_inputs, rounds, python=peers.PYTHON, limit=limit
             )
+            _say(_RAY_CLASSES)
+            measured["ray_classes"] = subject.run(
+                _RAY_CLASSES, peer_inputs, peer_sets, rounds, python=peers.PYTHON, limit=2 * limit
+            )
     with private_home():
         _say("ours: first answers and deploys")
         cold = subject.run("cold", rounds)
@@ -47,11 +53,14 @@ def main() -> int:
         ours = subject.run("ours", calls, inputs, rounds)
         _say("ours: spawn_map, generators, call graphs")
         ours |= subject.run("calls", inputs, rounds)
+        _say("ours: concurrent inputs, batches, parameter sets")
+        ours |= subject.run("classes", inputs, sets, rounds)
         _say("ours: memory")
         memory = subject.run("memory", many)
     _say("imports")
     imports = import_times(10 if quick else 30)
-    print(table.render(table.rows(ours, measured, inputs, peer_inputs)))
+    sizes = table.Sizes(inputs, peer_inputs, sets, peer_sets)
+    print(table.render(table.rows(ours, measured, sizes)))
     print()
     print(table.render(table.own_rows(ours, cold, imports, memory)))
     return 0 if ours and cold and memory else 1

@@ -7,9 +7,19 @@ from collections.abc import Callable, Iterable
 from statistics import median
 from typing import Any
 
+CONCURRENCY = 100
+"""How many inputs of the async function one container runs at a time."""
+WAIT_SECONDS = 0.01
+"""How long each of them waits: more than ``CONCURRENCY / WAIT_SECONDS`` a second is not possible."""
+
 
 def noop(_: Any) -> None:
     """The work of every benchmark."""
+
+
+def noop_batch(values: list[Any]) -> list[None]:
+    """The work of every benchmark, for a batch."""
+    return [None] * len(values)
 
 
 def warm_calls(call: Callable[[], Any], calls: int, rounds: int) -> dict[str, float]:

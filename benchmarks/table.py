@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from benchmarks.subject import Results
 
 Row = tuple[str, str, float | None, dict[str, float | None], str]
@@ -10,8 +12,18 @@ Row = tuple[str, str, float | None, dict[str, float | None], str]
 PEERS = ("Ray actor", "Ray task", "Dask", "ProcessPool")
 
 
-def rows(ours: Results, peers: dict[str, Results], inputs: int, peer_inputs: int) -> list[Row]:
+class Sizes(NamedTuple):
+    """How much was measured, of ours and of the peers."""
+
+    inputs: int
+    peer_inputs: int
+    sets: int
+    peer_sets: int
+
+
+def rows(ours: Results, peers: dict[str, Results], sizes: Sizes) -> list[Row]:
     """Give the lines that have peers."""
+    inputs, peer_inputs, sets, peer_sets = sizes
     ray, dask, pool = (peers.get(name, {}) for name in ("ray", "dask", "pool"))
     table: list[Row] = []
     for key, words, budget in (("p50_us", ".remote() p50", "<= 250"), ("p99_us", ".remote() p99", "")):
@@ -22,10 +34,17 @@ def rows(ours: Results, peers: dict[str, Results], inputs: int, peer_inputs: int
         values = (None, ray.get(key), dask.get(key), pool.get(key))
         words = f".map of {size:,}" + (f" (peers {their_size:,})" if size != their_size else "")
         table.append((words, "/s", ours.get(f"map_{size}"), dict(zip(PEERS, values, strict=True)), budget))
-    theirs: dict[str, float | None] = dict.fromkeys(PEERS)
-    theirs["Ray actor"] = peers.get("ray_items", {}).get("items")
-    words = f"generator of {inputs:,} (peers {peer_inputs:,})"
-    table.append((words, "/s", ours.get("items"), theirs, ""))
+    items, classes = peers.get("ray_items", {}), peers.get("ray_classes", {})
+    for key, source, unit, words in (
+        ("items", items, "/s", f"generator of {inputs:,} (peers {peer_inputs:,})"),
+        ("concurrent", classes, "/s", "async function, 100 at a time"),
+        ("batched", classes, "/s", "batches of 64"),
+        ("sets_first_ms", classes, "ms", f"each of {sets} parameter sets (peers {peer_sets})"),
+        ("sets", classes, "/s", "  the same, warm"),
+    ):
+        theirs: dict[str, float | None] = dict.fromkeys(PEERS)
+        theirs["Ray actor"] = source.get(key)
+        table.append((words, unit, ours.get(key), theirs, ""))
     return table
 
 
@@ -52,14 +71,14 @@ def own_rows(ours: Results, cold: Results, imports: Results, memory: Results) ->
 
 def render(table: list[Row]) -> str:
     """Give the text: a peer's cell is its value and, in brackets, how many times better ours is."""
-    lines = [f"{'':36}{'ours':>12}{'budget':>12}" + "".join(f"{peer:>20}" for peer in PEERS)]
+    lines = [f"{'':40}{'ours':>12}{'budget':>12}" + "".join(f"{peer:>20}" for peer in PEERS)]
     for words, unit, ours, peers, budget in table:
-        line = f"{words:36}{_value(ours, unit):>12}{budget:>12}"
+        line = f"{words:40}{_value(ours, unit):>12}{budget:>12}"
         for peer in PEERS if peers else ():
             theirs = peers.get(peer)
             cell = ""
             if theirs and ours:
-                better = theirs / ours if unit == "us" else ours / theirs
+                better = theirs / ours if unit in ("us", "ms") else ours / theirs
                 cell = f"{_value(theirs, unit)} ({better:.1f}x)"
             line += f"{cell:>20}"
         lines.append(line.rstrip())
