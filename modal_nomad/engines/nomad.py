@@ -18,6 +18,7 @@ from typing import Any
 
 from modal_nomad.engines._nomad_capacity import NomadCapacity
 from modal_nomad.engines._nomad_identity import NomadIdentities
+from modal_nomad.engines._nomad_logs import next_frame, rest_of_log
 from modal_nomad.engines._nomad_words import (
     CHILD_FILTER,
     allocation_event,
@@ -274,24 +275,8 @@ class NomadEngine(Engine):
             if not follow:
                 return
             # A followed log never ends by itself, and its last bytes may be behind the end's news.
-            async for rest in self._rest_of_log(allocation, f"{task}.{stream}.", position):
+            async for rest in rest_of_log(self.client, allocation, f"{task}.{stream}.", position):
                 yield rest
-
-    async def _rest_of_log(
-        self, allocation: str, prefix: str, position: Mapping[str, int]
-    ) -> AsyncIterator[bytes]:
-        read = max((_file_number(file) for file in position), default=0)
-        at = {_file_number(file): offset for file, offset in position.items()}
-        try:
-            sizes = await self.client.list_files(allocation, "alloc/logs")
-        except NomadNotFound:
-            return
-        numbers = sorted(_file_number(name) for name in sizes if name.startswith(prefix))
-        for number in numbers:
-            offset = at.get(number, 0)
-            if number >= read and sizes[f"{prefix}{number}"] > offset:
-                with contextlib.suppress(NomadNotFound):
-                    yield await self.client.read_file(allocation, f"alloc/logs/{prefix}{number}", offset)
 
     async def _while_alive(
         self, container: _Container, frames: AsyncIterator[tuple[str, bytes]]
@@ -301,7 +286,7 @@ class NomadEngine(Engine):
         step: asyncio.Task[tuple[str, bytes] | None] | None = None
         try:
             while True:
-                step = asyncio.create_task(_next(frames))
+                step = asyncio.create_task(next_frame(frames))
                 await asyncio.wait([step] if already else [step, ended], return_when="FIRST_COMPLETED")
                 if not step.done():
                     return
@@ -490,14 +475,3 @@ class NomadEngine(Engine):
         newest = max(evaluations, key=lambda e: int(e["ModifyIndex"]), default={})
         reason = evaluation_words(newest, self._core_mhz) or container.event.reason
         self._change(container, replace(container.event, reason=reason))
-
-
-async def _next(frames: AsyncIterator[tuple[str, bytes]]) -> tuple[str, bytes] | None:
-    async for frame in frames:
-        return frame
-    return None
-
-
-def _file_number(file: str) -> int:
-    tail = file.rpartition(".")[2]
-    return int(tail) if tail.isdigit() else 0
