@@ -104,6 +104,7 @@ _SUBMODULES = frozenset(
         "environment",
         "exception",
         "file_pattern_matcher",
+        "function_call",
         "functions",
         "gpu",
         "image",
@@ -113,6 +114,7 @@ _SUBMODULES = frozenset(
         "runner",
         "secret",
         "types",
+        "volume",
     }
 )
 
@@ -127,6 +129,11 @@ def __getattr__(name: str) -> Any:
     elif name == "GPU":
         # Older examples write the module's name so.
         value = import_module(f"{__name__}.gpu")
+    elif name == "Stub":
+        from ._options import warn_deprecated
+
+        warn_deprecated("modal.Stub is now called modal.App")
+        return import_module(f"{__name__}.app").App
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

@@ -11,6 +11,7 @@ from . import _parameters, exception
 from ._bridge import blocking, blocking_function
 from ._class_info import ClassInfo, class_info, pack_arguments
 from ._object import Obj
+from ._older_names import Resolvable
 from ._options import name_of
 from ._variants import VariantFunction, described
 from ._with_options import WithOptions
@@ -27,7 +28,7 @@ SERVICE_SUFFIX = ".*"
 """A class is one Function on the server, named ``Class.*``."""
 
 
-class Cls(WithOptions):
+class Cls(WithOptions, Resolvable):
     """A class whose methods run in containers; ``@app.cls()`` and ``Cls.from_name`` make them.
 
     Calling it makes an instance, and asks nothing of the server.

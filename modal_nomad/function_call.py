@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from . import exception
 from ._bridge import blocking, blocking_function, blocking_gen, io
 from ._invocation import decode_output
+from ._older_names import Resolvable
 from .wire import frames
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _POLL_SECONDS = 20.0
 """How long one request waits for results: a reader who goes away leaves nothing behind for longer."""
 
 
-class FunctionCall(Generic[T]):
+class FunctionCall(Resolvable, Generic[T]):
     """A handle on a spawned call; keep ``object_id`` to find it again.
 
     Example:

@@ -12,6 +12,7 @@ from ._bridge import blocking, blocking_function, blocking_gen, io
 from ._execution_context import is_local
 from ._invocation import call_remote, encode_input, spawn_call
 from ._map_methods import MapMethods
+from ._older_names import Called, Resolvable
 from ._options import name_of
 from ._returned_exceptions import UserCodeException
 from ._with_options import WithOptions
@@ -43,7 +44,7 @@ __all__ = [
 ]
 
 
-class Function(MapMethods[R], WithOptions, Generic[P, R]):
+class Function(MapMethods[R], WithOptions, Resolvable, Called, Generic[P, R]):
     """A function that runs in containers; ``@app.function()`` and ``Function.from_name`` make them.
 
     Example:

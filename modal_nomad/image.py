@@ -21,6 +21,7 @@ from ._image_files import (
 )
 from ._image_pip import PipInstalls
 from ._image_steps import Contents, CopyStep, PipStep, Step
+from ._older_names import Resolvable
 from ._options import check_env
 from .config import in_container
 from .exception import ExecutionError, InvalidError, NotFoundError
@@ -40,7 +41,7 @@ DEFINITION_VARIABLE = "MODAL_IMAGE_DEFINITION"
 _FACTORY = object()
 
 
-class Image(PipInstalls):
+class Image(PipInstalls, Resolvable):
     """What a Function's containers have: a Python, its packages, environment variables and files.
 
     An Image never changes: each step returns a new one. Equal definitions are built once.

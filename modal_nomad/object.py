@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from . import exception
 from ._bridge import io
+from ._older_names import Resolvable
 from ._options import check_object_name, warn_deprecated
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ T = TypeVar("T", bound="Object")
 __all__ = ["Object"]
 
 
-class Object:
+class Object(Resolvable):
     """Base of everything that the server knows by an id; its subclasses are made by their factories.
 
     Attributes:

@@ -130,3 +130,17 @@ def test_not_found_names_the_environment(library: modal.App) -> None:
     ):
         with pytest.raises(exception.NotFoundError, match=r"(?s)library.*other|other.*library"):
             find()
+
+
+def test_names_from_before_the_reference(library: modal.App) -> None:
+    with pytest.warns(exception.DeprecationError, match=r"now called \.remote") as caught:
+        assert library["double"].call(4) == 8
+    assert caught[0].filename == __file__
+    function = modal.Function.from_name("library", "double")
+    with pytest.warns(exception.DeprecationError, match=r"Function\.resolve\(\) is now called \.hydrate"):
+        assert function.resolve() is function
+    call = function.spawn(1)
+    with pytest.warns(exception.DeprecationError, match=r"FunctionCall\.resolve"):
+        assert call.resolve() is call
+    with pytest.warns(exception.DeprecationError, match=r"modal\.Stub is now called modal\.App"):
+        assert modal.Stub is modal.App

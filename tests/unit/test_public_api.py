@@ -3,6 +3,7 @@
 import inspect
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -151,6 +152,13 @@ def test_gpu_is_an_alias_of_the_module() -> None:
 @pytest.mark.parametrize("name", sorted(modal_nomad._SUBMODULES))
 def test_submodules_resolve(name: str) -> None:
     assert getattr(modal_nomad, name).__name__ == f"modal_nomad.{name}"
+
+
+def test_every_public_module_is_an_attribute_of_the_package() -> None:
+    """``import modal`` is enough for ``modal.config.config``, as the reference writes it."""
+    folder = Path(str(modal_nomad.__file__)).parent
+    modules = {path.stem for path in folder.glob("*.py") if not path.stem.startswith("_")}
+    assert modules == modal_nomad._SUBMODULES
 
 
 def test_version() -> None:
