@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import peers, subject, table
+from benchmarks import peers, queues, subject, table
 from benchmarks.home import private_home
 from benchmarks.imports import import_times
 
@@ -46,6 +46,8 @@ def main() -> int:
             measured["ray_classes"] = subject.run(
                 _RAY_CLASSES, peer_inputs, peer_sets, rounds, python=peers.PYTHON, limit=2 * limit
             )
+            _say("redis")
+            measured["redis"] = queues.theirs(peers.PYTHON, calls * 3, 50)
     with private_home():
         _say("ours: first answers and deploys")
         cold = subject.run("cold", rounds)
@@ -55,6 +57,8 @@ def main() -> int:
         ours |= subject.run("calls", inputs, rounds)
         _say("ours: concurrent inputs, batches, parameter sets")
         ours |= subject.run("classes", inputs, sets, rounds)
+        _say("ours: queues and dicts")
+        held = subject.run("queue_ours", calls * 3, 50)
         _say("ours: memory")
         memory = subject.run("memory", many)
     _say("imports")
@@ -63,7 +67,9 @@ def main() -> int:
     print(table.render(table.rows(ours, measured, sizes)))
     print()
     print(table.render(table.own_rows(ours, cold, imports, memory)))
-    return 0 if ours and cold and memory else 1
+    print()
+    print(queues.render(held, measured.get("redis", {})))
+    return 0 if ours and cold and memory and held else 1
 
 
 def _say(words: str) -> None:
