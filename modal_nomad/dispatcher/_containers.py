@@ -13,12 +13,12 @@ from typing import Any
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher.auth import WorkerTokens
 from modal_nomad.dispatcher.loghub import LogHub
-from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError
+from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError, SecretStoreUnavailable
 from modal_nomad.dispatcher.sessions import WorkerSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store.base import FunctionRecord
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState, Engine, EngineError
-from modal_nomad.exception import Error, ImageBuildError, NotFoundError
+from modal_nomad.exception import Error, ExecutionError, ImageBuildError, NotFoundError
 from modal_nomad.wire.ids import new_id
 from modal_nomad.wire.serialization import pack_exception
 from modal_nomad.wire.spec import FunctionSpec, content_key
@@ -173,11 +173,12 @@ class Containers:
                     return
             request = ContainerRequest(container_id, function.job_id, function.namespace, env, secrets)
             await self.engine.start_container(request)
-        except (EngineError, SecretStoreError) as error:
+        except (EngineError, SecretStoreUnavailable) as error:
             self._ended(container_id, str(error))
-        except Error as error:
+        except (Error, SecretStoreError) as error:
             # Another try would fail alike: its callers are told.
-            self.handle(ev.WorkerInitFailed(container_id, pack_exception(error)))
+            told = error if isinstance(error, Error) else ExecutionError(str(error))
+            self.handle(ev.WorkerInitFailed(container_id, pack_exception(told)))
             self._ended(container_id, str(error))
 
     def _snapshot(self, function: FunctionState) -> str:

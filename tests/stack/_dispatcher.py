@@ -42,20 +42,22 @@ def dispatcher(
     *,
     env: Mapping[str, str] = {},
     render: Mapping[str, str] = {},
+    vault: Mapping[str, str] = {},
     **settings: Any,
 ) -> Iterator[str]:
-    """Yield the URL of a dispatcher on ``nomad``, the settings of its table of that name."""
+    """Yield the URL of a dispatcher on ``nomad``, the settings of its table of that name; so ``vault``."""
     (port,) = free_ports(1)
     url = settings.pop("listen", "http://127.0.0.1:{port}").format(port=port)
     config = {"listen": url, "home": str(directory / "home"), "engine": "nomad", **settings}
     lines = [f"{name} = {json.dumps(value)}" for name, value in config.items()]
     lines += ["[nomad]", *(f"{name} = {json.dumps(value)}" for name, value in nomad.items())]
+    lines += ["[vault]", *(f"{name} = {json.dumps(value)}" for name, value in vault.items())]
     lines += ["[render]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in {"python": sys.executable, **render}.items()]
     file, out = directory / "dispatcher.toml", directory / "dispatcher.log"
     file.write_text("\n".join(lines))
     command = [sys.executable, "-m", "modal_nomad", "dispatcher", "--config", str(file)]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_"))}
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_", "VAULT_"))}
     with open(out, "wb") as log:
         process = subprocess.Popen(command, env={**clean, **env}, stdout=log, stderr=log)
         try:

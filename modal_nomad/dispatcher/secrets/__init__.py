@@ -8,6 +8,7 @@ from modal_nomad.dispatcher.secrets.base import (
     SecretKey,
     SecretStore,
     SecretStoreError,
+    SecretStoreUnavailable,
 )
 from modal_nomad.dispatcher.secrets.file import FileSecretStore
 from modal_nomad.dispatcher.secrets.room import Secrets
@@ -19,5 +20,6 @@ __all__ = [
     "SecretKey",
     "SecretStore",
     "SecretStoreError",
+    "SecretStoreUnavailable",
     "Secrets",
 ]

@@ -18,6 +18,10 @@ class SecretStoreError(Exception):
     """The store cannot be used; the text is one line that names the remedy, and no value."""
 
 
+class SecretStoreUnavailable(SecretStoreError):
+    """The store cannot be reached now; the same may succeed later."""
+
+
 class SecretExists(SecretStoreError):
     """There is a Secret of that name."""
 

@@ -11,7 +11,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from modal_nomad.dispatcher.secrets.base import SecretInfo, SecretKey, SecretStore, SecretStoreError
+from modal_nomad.dispatcher.secrets.base import (
+    SecretInfo,
+    SecretKey,
+    SecretStore,
+    SecretStoreError,
+    SecretStoreUnavailable,
+)
 from modal_nomad.dispatcher.secrets.key import derive, load_key
 from modal_nomad.exception import InvalidError, NotFoundError
 from modal_nomad.wire.ids import id_from
@@ -226,12 +232,14 @@ class Secrets:
             if values is None:
                 raise not_found(key)
             return {"values": values, "keys": dict(ref.keys)}
-        from modal_nomad.hashicorp.vault import VaultError
+        from modal_nomad.hashicorp.vault import VaultError, VaultUnavailable
 
         if self._leases is None:
             raise SecretStoreError("there is no Vault here any more: set [vault] in the settings")
         try:
             data = await self._leases.take(container_id, ref.vault_path)
+        except VaultUnavailable as error:
+            raise SecretStoreUnavailable(str(error)) from None
         except VaultError as error:
             raise SecretStoreError(str(error)) from None
         if data is None:

