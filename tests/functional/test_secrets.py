@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import pickle
@@ -163,7 +164,9 @@ def test_objects(live: Live) -> None:
         assert listed.object_id == Secret.from_name("one").hydrate().object_id and listed.is_hydrated
         info = listed.info()
         assert info.name == "one" and info.created_at.timestamp() > 1.7e9
-        assert [x.name for x in Secret.objects.list(created_before=info.created_at)] == []
+        before, after = (info.created_at + datetime.timedelta(seconds=x) for x in (-1, 1))
+        assert "one" not in [x.name for x in Secret.objects.list(created_before=before)]
+        assert "one" in [x.name for x in Secret.objects.list(created_before=after.isoformat())]
         assert Secret.objects.list(max_objects=0) == []
         assert [x.name for x in Secret.objects.list(environment_name="elsewhere")] == []
     finally:
