@@ -33,6 +33,13 @@ from modal_nomad.wire.address import parse_address
 logger = logging.getLogger("modal_nomad.dispatcher")
 
 
+def _level() -> str:
+    level = os.environ.get("MODAL_LOGLEVEL", "INFO").upper()
+    if level not in ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"):
+        raise SettingsError(f"MODAL_LOGLEVEL is {level!r}; give DEBUG, INFO, WARNING, ERROR or CRITICAL")
+    return level
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a dispatcher until it is told to stop; returns the exit code."""
     parser = argparse.ArgumentParser(prog="modal-nomad dispatcher")
@@ -44,10 +51,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if options.print_config:
         sys.stdout.write(EXAMPLE)
         return 0
-    logging.basicConfig(
-        level=os.environ.get("MODAL_LOGLEVEL", "INFO").upper(), format="%(asctime)s %(levelname)s %(message)s"
-    )
     try:
+        logging.basicConfig(level=_level(), format="%(asctime)s %(levelname)s %(message)s")
         if options.home is not None:
             settings = Settings.for_home(options.home.absolute())
         elif options.config is not None:

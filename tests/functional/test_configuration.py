@@ -57,6 +57,13 @@ def test_loglevel(live: Live, script: str, monkeypatch: pytest.MonkeyPatch) -> N
     assert wrong.stderr.count("\n") == 1
 
 
+def test_loglevel_of_a_dispatcher(own: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODAL_LOGLEVEL", "loud")
+    done = own.cli("dispatcher", "--home", str(own.home))
+    assert done.returncode == 1 and "MODAL_LOGLEVEL is 'LOUD'; give DEBUG" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def test_a_run_shows_the_last_words_of_its_containers(live: Live, script: str) -> None:
     done = live.cli("run", f"{script}::leave")
     assert done.returncode == 0 and done.stdout.splitlines()[-1] == "Slow | last words", done.stderr

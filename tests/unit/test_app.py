@@ -138,7 +138,7 @@ def test_two_functions_of_one_name_warn() -> None:
     app = App("a")
     app.function(name="f")(plain)
     app.function(name="f")(plain)
-    with pytest.warns(UserWarning, match="two functions named 'f'"):
+    with pytest.warns(UserWarning, match=r"two functions named 'f', of modules .*test_app and .*test_app;"):
         app.function(name="f")(generator)
 
 
