@@ -216,7 +216,7 @@ class Secret(Object):
             filename: the file's name.
 
         Example:
-            >>> Secret.from_dotenv(__file__, filename=".env-dev")
+            >>> Secret.from_dotenv(filename=".env-dev")
             Secret.from_dotenv(...)
         """
         start = Path.cwd() if path is None else Path(path)

@@ -136,7 +136,7 @@ class Dispatcher:
         self.graph = CallGraph(store, self.calls, self.functions, self.durable.ids, self.background)
         self.objects = ObjectRegistry(store, settings.client_grace, self.background)
         self.volumes = Volumes(store, blobs, self.objects)
-        self.environments = Environments(store, self.objects, self.live_apps)
+        self.environments = Environments(store, self.objects, self.live_apps, self.secrets.store)
         self.answers = Answers(store)
         self.queues = Queues(store, self.background, lambda owner: owner in self.clients)
         self.objects.on_delete("queue", self.queues.deleted)

@@ -15,6 +15,7 @@ RESERVED = frozenset(
         "MODAL_RUNTIME_DIR",
         "MODAL_SECRETS_FILE",
         "MODAL_SERVER_URL",
+        "MODAL_SNAPSHOT",
         "MODAL_TASK_ID",
         "MODAL_WORKER_TOKEN",
         "MODAL_WORKER_TOKEN_FILE",

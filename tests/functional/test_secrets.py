@@ -178,6 +178,20 @@ def test_objects(live: Live) -> None:
         Secret.from_name("one").update({"A": "1"})
 
 
+def test_an_environment_ends_with_its_secrets_and_keeps_its_name_while_it_has_any(live: Live) -> None:
+    live.request("environment.create", name="short-lived")
+    Secret.objects.create("inside", {"A": "1"}, environment_name="short-lived")
+    found = ask(
+        modal.App("inside"), "A", secrets=[Secret.from_name("inside", environment_name="short-lived")]
+    )
+    assert found == {"A": "1"}
+    with pytest.raises(modal.exception.InvalidError, match="while it has Secrets"):
+        live.request("environment.update", name="short-lived", new_name="other-name")
+    live.request("environment.delete", name="short-lived")
+    with pytest.raises(modal.exception.NotFoundError):
+        Secret.from_name("inside", environment_name="short-lived").hydrate()
+
+
 def test_a_secret_is_passed_on_without_its_values(stored: None) -> None:
     secret = Secret.from_dict({"A": "hunter-marker"})
     assert b"hunter-marker" not in pickle.dumps(secret)

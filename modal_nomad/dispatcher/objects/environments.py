@@ -8,6 +8,7 @@ from collections.abc import Callable
 
 from modal_nomad.dispatcher._live_apps import LiveApps
 from modal_nomad.dispatcher.objects.registry import DEFAULT_ENVIRONMENT, ObjectRegistry, check_environment
+from modal_nomad.dispatcher.secrets import SecretStore
 from modal_nomad.dispatcher.store.base import Store
 from modal_nomad.dispatcher.store.objects import EnvironmentRecord
 from modal_nomad.exception import AlreadyExistsError, InvalidError, NotFoundError
@@ -20,6 +21,7 @@ class Environments:
         store: an open store.
         objects: the registry of what is in them.
         apps: the Apps that are in them.
+        secrets: the Secrets that are in them.
         clock: the time in seconds.
     """
 
@@ -28,11 +30,13 @@ class Environments:
         store: Store,
         objects: ObjectRegistry,
         apps: LiveApps,
+        secrets: SecretStore,
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._objects = objects
         self._apps = apps
+        self._secrets = secrets
         self._clock = clock
 
     async def list(self) -> list[EnvironmentRecord]:
@@ -88,6 +92,12 @@ class Environments:
                     f"environment {name!r} cannot be renamed while Apps are in it ({', '.join(live[:5])}):"
                     " stop them first, and deploy them again under the new name"
                 )
+            if await self._secrets.named(name):
+                # Where they are is their environment, and their values need not be ours to read.
+                raise InvalidError(
+                    f"environment {name!r} cannot be renamed while it has Secrets: create them in"
+                    f" {new_name!r} and delete them here first (`modal-nomad secret list --env {name}`)"
+                )
         await self._store.add_environment(record)
         if new_name is not None and new_name != name:
             await self._store.rename_environment(name, new_name)
@@ -111,4 +121,6 @@ class Environments:
         for ephemeral in (False, True):
             for record in await self._store.objects(environment=name, ephemeral=ephemeral):
                 await self._objects.delete(record.object_id)
+        for info in await self._secrets.named(name):
+            await self._secrets.delete(info.key)
         await self._store.remove_environment(name)
