@@ -347,6 +347,11 @@ class Volume(Object):
                 future.cancel()
 
     @blocking
+    async def _read_link(self, path: str) -> bytes:
+        entry: Entry | None = await self._ask(lambda client, volume_id: client.entry(volume_id, path))
+        return entry.data if entry is not None else b""
+
+    @blocking
     async def read_file_into_fileobj(
         self, path: str, fileobj: BinaryIO, progress_cb: Callable[..., Any] | None = None
     ) -> int:

@@ -22,6 +22,7 @@ COMMANDS = {
     "app": "app",
     "dict": "dict",
     "queue": "queue",
+    "volume": "volume",
     "environment": "environment",
     "local": "local",
     "dispatcher": "dispatcher",
