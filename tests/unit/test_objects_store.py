@@ -1,0 +1,145 @@
+"""Named objects in the store: expiry, answers given once, blobs that are in use, contents that go along."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from modal_nomad.dispatcher.store import SqliteStore, TokenRecord
+from modal_nomad.dispatcher.store.objects import (
+    Entry,
+    EnvironmentRecord,
+    Item,
+    Kept,
+    ObjectRecord,
+    Ticket,
+)
+
+RECORD = ObjectRecord("di-1", "dict", "d", "main", 5.0, "me", "", {"x": 1})
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(tmp_path / "store.db", clock=lambda: 100.0)
+    await store.open()
+    yield store
+    await store.close()
+
+
+async def test_a_name_is_taken_once_in_its_environment(store: SqliteStore) -> None:
+    assert await store.add_object(RECORD) == RECORD
+    assert await store.add_object(replace(RECORD, object_id="di-2")) == RECORD
+    others = [
+        replace(RECORD, object_id="di-3", environment="dev"),
+        replace(RECORD, object_id="qu-1", kind="queue", created_at=7.0),
+        replace(RECORD, object_id="di-4", name=None, owner="cl-1"),
+        replace(RECORD, object_id="di-5", name=None, owner="cl-1"),
+    ]
+    for other in others:
+        assert await store.add_object(other) == other
+    assert await store.object("di-1") == await store.object_named("dict", "d", "main") == RECORD
+    assert await store.object("di-2") is None
+    assert await store.objects("dict", "main") == [RECORD]
+    assert [x.object_id for x in await store.objects(environment="main")] == ["qu-1", "di-1"]
+    assert [x.object_id for x in await store.objects(created_before=6.0, limit=1)] in (["di-1"], ["di-3"])
+    assert {x.object_id for x in await store.objects(ephemeral=True)} == {"di-4", "di-5"}
+
+
+async def test_a_rename_takes_no_name_that_is_taken(store: SqliteStore) -> None:
+    await store.add_object(RECORD)
+    await store.add_object(replace(RECORD, object_id="di-2", name="e"))
+    assert not await store.set_object_name("di-1", "e")
+    assert await store.set_object_name("di-1", "d") and await store.set_object_name("di-1", "f")
+    assert not await store.set_object_name("di-9", "g")
+    await store.set_object_detail("di-1", {"y": [2]})
+    assert await store.object("di-1") == replace(RECORD, name="f", detail={"y": [2]})
+
+
+async def test_entries_expire_by_their_last_write_and_len_counts_them_until_they_are_removed(
+    store: SqliteStore,
+) -> None:
+    await store.dict_put("di-1", [Entry(b"a", b"1"), Entry(b"b", b"2")], 50.0, 0.0, Ticket("c", 1))
+    await store.dict_put("di-1", [Entry(b"b", b"3")], 70.0, 20.0, Ticket("c", 2))
+    assert await store.dict_get("di-1", b"a", 49.0) == Entry(b"a", b"1", 0, 1)
+    assert await store.dict_get("di-1", b"a", 50.0) is None
+    assert [x.key for x in await store.dict_entries("di-1", 0, 10, 60.0)] == [b"b"]
+    assert await store.dict_len("di-1") == 2
+    # An expired one is no obstacle to skip_if_exists, and no prize for pop.
+    again = await store.dict_put("di-1", [Entry(b"a", b"4")], 90.0, 60.0, Ticket("c", 3), only_missing=True)
+    assert again == Kept({"written": 1})
+    assert await store.dict_pop("di-1", b"b", 71.0, Ticket("c", 4)) == Kept({"found": False})
+    await store.expire_objects(90.0, 0.0)
+    assert await store.dict_len("di-1") == 0
+
+
+async def test_a_request_is_carried_out_once_and_its_answer_kept_until_it_arrived(store: SqliteStore) -> None:
+    await store.dict_put("di-1", [Entry(b"a", b"1", 1)], 1e9, 0.0, Ticket("c", 1))
+    popped = await store.dict_pop("di-1", b"a", 0.0, Ticket("c", 2))
+    assert popped == Kept({"found": True}, b"1", 1)
+    await store.dict_put("di-1", [Entry(b"a", b"new")], 1e9, 0.0, Ticket("other", 2))
+    assert await store.dict_pop("di-1", b"a", 0.0, Ticket("c", 2)) == popped
+    assert await store.dict_len("di-1") == 1
+    assert await store.kept_answer(Ticket("c", 2)) == popped
+    assert await store.kept_answer(Ticket("c", 3)) is None
+    # The client has the answers to all below 3.
+    await store.dict_clear("di-1", Ticket("c", 3, 3))
+    assert await store.kept_answer(Ticket("c", 2)) is None
+    assert await store.kept_answer(Ticket("c", 3)) == Kept({})
+    await store.expire_objects(0.0, 101.0)
+    assert await store.kept_answer(Ticket("c", 3)) is None
+
+
+async def test_blobs_of_entries_and_of_answers_are_in_use(store: SqliteStore) -> None:
+    name = "ab" * 32
+    await store.dict_put("di-1", [Entry(b"a", name.encode(), 1), Entry(b"b", b"x")], 1e9, 0.0, Ticket("c", 1))
+    assert await store.referenced_blobs() == {name}
+    await store.dict_pop("di-1", b"a", 0.0, Ticket("c", 2, 1))
+    assert await store.referenced_blobs() == {name}
+    await store.dict_clear("di-1", Ticket("c", 3, 3))
+    assert await store.referenced_blobs() == set()
+
+
+async def test_items_are_put_and_taken_once(store: SqliteStore) -> None:
+    items = [(Item(n, "p", 1, 50.0), b"%d" % n) for n in (7, 8, 9)]
+    await store.queue_put("qu-1", items, Ticket("c", 1))
+    await store.queue_put("qu-1", [(Item(7, "p", 1, 50.0), b"again")], Ticket("c", 1))
+    assert await store.queue_items("qu-1") == [item for item, _ in items]
+    assert await store.queue_payloads("qu-1", [7, 9, 10]) == {7: b"7", 9: b"9"}
+    assert await store.queue_payloads("qu-2", [7]) == {}
+    taken = Kept({"taken": [7, 8]})
+    assert await store.queue_take("qu-1", [8, 7], Ticket("c", 2)) == taken
+    assert await store.queue_take("qu-1", [9], Ticket("c", 2)) == taken
+    assert [x.number for x in await store.queue_items("qu-1")] == [9] and await store.last_item() == 9
+    await store.queue_drop("qu-1", [9])
+    assert await store.queue_items("qu-1") == [] and await store.last_item() == 0
+
+
+async def test_what_is_in_an_object_goes_with_it(store: SqliteStore, tmp_path: Path) -> None:
+    for record in (RECORD, replace(RECORD, object_id="qu-1", kind="queue", environment="dev")):
+        await store.add_object(record)
+    await store.dict_put("di-1", [Entry(b"a", b"1")], 1e9, 0.0, Ticket("c", 1))
+    await store.queue_put("qu-1", [(Item(1, "", 1, 1e9), b"1")], Ticket("c", 2))
+    await store.remove_object("di-1")
+    await store.remove_object("di-1")
+    await store.remove_environment("dev")
+    assert await store.dict_len("di-1") == 0 and await store.queue_items("qu-1") == []
+    with sqlite3.connect(tmp_path / "store.db") as db:
+        assert db.execute("SELECT count(*) FROM objects").fetchone() == (0,)
+    db.close()
+
+
+async def test_environments_are_what_was_created_and_what_is_used(store: SqliteStore) -> None:
+    assert await store.add_environment(EnvironmentRecord("empty", 1.0, "e"))
+    assert not await store.add_environment(EnvironmentRecord("empty", 1.0, "f"))
+    await store.add_object(replace(RECORD, environment="used"))
+    await store.add_token(TokenRecord("ak-1", "", ("used", "more")))
+    expected = [EnvironmentRecord("empty", 1.0, "f"), EnvironmentRecord("used", 5.0)]
+    assert await store.environments() == expected
+    await store.rename_environment("used", "renamed")
+    assert [x.name for x in await store.environments()] == ["empty", "renamed"]
+    assert (await store.tokens())[0].environments == ("renamed", "more")
+    assert await store.object_named("dict", "d", "renamed") is not None
