@@ -36,11 +36,26 @@ async def take(client: Client, where: dict[str, Any], wanted: int, wait: float |
         if not numbers:
             return found
         taking = {**where, "key": key, "items": numbers}
-        taken = set((await client._request("queue.take", taking))["taken"])
+        answer = asyncio.ensure_future(client._request("queue.take", taking))
+        try:
+            taken = set((await asyncio.shield(answer))["taken"])
+        except asyncio.CancelledError:
+            back = asyncio.ensure_future(_put_back(client, where, answer, dict(zip(numbers, payloads))))  # noqa: B905
+            back.add_done_callback(lambda done: done.cancelled() or done.exception())
+            raise
         # What is missing went to somebody else while the dispatcher was away.
         found += [p for n, p in zip(numbers, payloads) if n in taken]  # noqa: B905 (not on 3.9)
         if len(found) == wanted or (found and not value["more"]):
             return found
+
+
+async def _put_back(
+    client: Client, where: dict[str, Any], answer: asyncio.Future[Any], items: dict[int, bytes]
+) -> None:
+    """Put what was taken for a get that was interrupted meanwhile: at the end, for its place is gone."""
+    taken = (await answer)["taken"]
+    if taken:
+        await put(client, where, [items[number] for number in taken], None)
 
 
 async def put(client: Client, where: dict[str, Any], payloads: Sequence[bytes], wait: float | None) -> bool:

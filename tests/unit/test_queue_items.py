@@ -21,14 +21,20 @@ class Played:
         self.answers = list(answers)
         self.asked: list[tuple[str, dict[str, Any], int]] = []
         self.told: list[tuple[str, str]] = []
-        self.reached = asyncio.Event()
+        self.reached, self.finished = asyncio.Event(), asyncio.Event()
+        self.held: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.sent: list[bytes] = []
 
     async def _request_full(self, method: str, args: Any, payloads: Sequence[bytes] = ()) -> Any:
         self.asked.append((method, dict(args), len(payloads)))
         answer = self.answers.pop(0)
+        if payloads:
+            self.sent += payloads
+        if not self.answers:
+            self.finished.set()
         if answer == "hold":
             self.reached.set()
-            await asyncio.Event().wait()
+            answer = await asyncio.shield(self.held)
         return answer
 
     async def _request(self, method: str, args: Any) -> Any:
@@ -74,6 +80,18 @@ async def test_who_is_interrupted_releases_its_place() -> None:
     with pytest.raises(asyncio.CancelledError):
         await waiting
     assert played.told == [("queue.release", played.asked[0][1]["key"])]
+
+
+async def test_who_is_interrupted_while_it_takes_puts_its_items_again() -> None:
+    played = Played(given(1, 2), "hold", ({"accepted": True}, []))
+    waiting = asyncio.ensure_future(_queue_items.take(played.client, WHERE, 2, None))
+    await played.reached.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    played.held.set_result(({"taken": [2]}, []))
+    await played.finished.wait()
+    assert played.asked[-1][0] == "queue.put" and played.sent == [b"2"]
 
 
 async def test_a_dispatcher_that_answers_too_late_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
