@@ -266,6 +266,7 @@ class Server:
         except Error as error:
             return _refuse(peer, _error(error))
         function = info.function
+        dispatcher.secrets.adopt(container_id, function.spec, hello.get("secrets"))
         session.send_frame(
             {
                 "t": "welcome",

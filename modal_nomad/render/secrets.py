@@ -58,7 +58,9 @@ def _entry(ref: SecretRef, settings: RenderSettings) -> str:
     path, field = ref.vault_path, ".Data"
     if not path:
         path, field = f"{settings.vault_mount}/data/{kv_path(ref, settings)}", ".Data.data"
-    read = f"{{{{ with secret {_quoted(path)} }}}}{{{{ {field} | toJSON }}}}{{{{ end }}}}"
+    # Its lease's id is no credential: with it the dispatcher ends the lease together with the container.
+    lease = ', "lease": {{ .LeaseID | toJSON }}' if ref.vault_path else ""
+    read = f"{{{{ with secret {_quoted(path)} }}}}{{{{ {field} | toJSON }}}}{lease}{{{{ end }}}}"
     return f'{{"keys": {_literal(dict(ref.keys))}, "values": {read}}}'
 
 

@@ -14,6 +14,7 @@ RESERVED = frozenset(
         "MODAL_KILL_TIMEOUT",
         "MODAL_RUNTIME_DIR",
         "MODAL_SECRETS_FILE",
+        "MODAL_SECRET_LEASES",
         "MODAL_SERVER_URL",
         "MODAL_SNAPSHOT",
         "MODAL_TASK_ID",

@@ -8,6 +8,7 @@ from typing import MutableMapping
 from modal_nomad.wire.secret_values import merge
 
 VARIABLE = "MODAL_SECRETS_FILE"
+LEASES = "MODAL_SECRET_LEASES"
 
 
 def take(environ: MutableMapping[str, str]) -> None:
@@ -22,6 +23,9 @@ def take(environ: MutableMapping[str, str]) -> None:
     with open(path, encoding="utf-8") as file:
         rendered = json.load(file)
     environ.update(merge(rendered["secrets"], rendered["keep"], _say))
+    leases = [secret["lease"] for secret in rendered["secrets"] if secret.get("lease")]
+    if leases:
+        environ[LEASES] = json.dumps(leases)
 
 
 def take_own() -> None:

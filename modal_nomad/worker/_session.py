@@ -1,5 +1,6 @@
 """The worker's one connection: hello, frames out, reconnect, and nothing lost on the way."""
 
+import json
 import os
 import signal
 import threading
@@ -47,6 +48,7 @@ class Settings:
         self.snapshot = environ.get("MODAL_SNAPSHOT", "")
         self.grace = float(environ.get("MODAL_KILL_TIMEOUT") or DEFAULT_GRACE)
         self._token = environ.get("MODAL_WORKER_TOKEN", "")
+        self.secret_leases = json.loads(environ.get("MODAL_SECRET_LEASES") or "[]")
         self._token_file = environ.get("MODAL_WORKER_TOKEN_FILE")
 
     def token(self) -> str:
@@ -121,6 +123,8 @@ class Session:
                 "slots": self.slots,
                 "pid": os.getpid(),
             }
+            if self._settings.secret_leases:
+                hello["secrets"] = self._settings.secret_leases
             held = leases()
             if held:
                 hello["leases"] = held

@@ -39,6 +39,7 @@ WRITER = """
 path "secret/data/modal/*" { capabilities = ["create", "update", "patch"] }
 path "secret/metadata/modal/*" { capabilities = ["create", "read", "update", "list", "delete"] }
 path "secret/subkeys/modal/*" { capabilities = ["read"] }
+path "sys/leases/revoke" { capabilities = ["update"] }
 """
 READER = """
 path "secret/data/modal/{{identity.entity.aliases.ACCESSOR.metadata.nomad_namespace}}/*" {
@@ -248,8 +249,14 @@ def test_a_dynamic_secret_is_leased_while_its_allocation_lives(cluster: Cluster,
 
         until(renewed, "two renewals")
         assert users == {done.stdout.strip()}
+        # From here on it lasts so long that nothing but a revocation ends it in time.
+        cluster.bao.call("POST", "rabbitmq/config/lease", {"ttl": 900, "max_ttl": 3600})
+        named = {"lease_id": f"rabbitmq/creds/readonly/{lease}"}
+        cluster.bao.call("PUT", "sys/leases/renew", named)
+        assert cluster.bao.call("PUT", "sys/leases/lookup", named)["data"]["ttl"] > 600
         assert modal_nomad(tmp_path, url, "app", "stop", "leased-app").returncode == 0
         until(lambda: not users, "the end of the lease")
+        assert cluster.bao.leases("rabbitmq/creds/readonly") == []
 
 
 def until(condition: Callable[[], bool], what: str) -> None:

@@ -64,6 +64,7 @@ def test_every_setting_and_variable_is_said() -> None:
         "MODAL_WORKER_TOKEN_FILE",
         "MODAL_RUNTIME_DIR",
         "MODAL_SECRETS_FILE",
+        "MODAL_SECRET_LEASES",
         "MODAL_SNAPSHOT",
         "MODAL_CODE_DIR",
         "MODAL_IMAGE",

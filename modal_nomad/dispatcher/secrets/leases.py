@@ -1,7 +1,8 @@
-"""Leases of Vault that the dispatcher holds for containers: renewed while they live, revoked at their end.
+"""Leases of Vault that containers have: renewed while they live, revoked at their end.
 
-On Nomad an allocation reads such Secrets itself, and Nomad renews them. After a killed dispatcher nobody
-renews: Vault ends the leases by itself when their time is up.
+On Nomad an allocation reads such Secrets itself and Nomad renews them; at their end it leaves them to their
+time, so the container tells the dispatcher their ids. After a killed dispatcher nobody renews those that it
+read for containers of its own: Vault ends them when their time is up.
 """
 
 from __future__ import annotations
@@ -58,6 +59,11 @@ class Leases:
             self._held[lease.lease_id] = _Held(container_id, path, lease.lease_id, due)
             self._changed.set()
         return lease.data
+
+    def adopt(self, container_id: str, lease_id: str) -> None:
+        """Revoke, when a container ends, what it has leased and somebody else renews."""
+        path = lease_id.rpartition("/")[0]
+        self._held[lease_id] = _Held(container_id, path, lease_id, float("inf"))
 
     async def end(self, container_id: str) -> None:
         """Revoke what a container had."""

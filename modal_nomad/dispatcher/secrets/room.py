@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
+_MOST_LEASES = 100
 PENDING_SECONDS = 600.0
 """How long an ephemeral Secret waits for the publication that it was sent for."""
 
@@ -102,7 +103,8 @@ class Secrets:
 
     async def close(self) -> None:
         """Revoke what containers of this process had, then release the store."""
-        if self._leases is not None:
+        if self._leases is not None and self._delivers:
+            # Containers on Nomad live on, and name theirs to the next dispatcher.
             await self._leases.close()
         await self.store.close()
 
@@ -245,6 +247,21 @@ class Secrets:
         if data is None:
             raise NotFoundError(f"Vault has nothing at {ref.vault_path!r} of Secret.from_vault")
         return {"values": data, "keys": dict(ref.keys)}
+
+    def adopt(self, container_id: str, spec: FunctionSpec, leases: Any) -> None:
+        """Take note of what a container has leased by itself, to end it together with the container.
+
+        Args:
+            container_id: the container.
+            spec: its Function; what is leased under no path of its Secrets is not the container's.
+            leases: the ids of the leases, as the container names them.
+        """
+        if self._leases is None or self._delivers or not isinstance(leases, list):
+            return
+        paths = tuple(f"{ref.vault_path.strip('/')}/" for ref in spec.secrets if ref.vault_path)
+        for lease_id in leases[:_MOST_LEASES]:
+            if isinstance(lease_id, str) and paths and lease_id.startswith(paths):
+                self._leases.adopt(container_id, lease_id)
 
     async def ended(self, container_id: str) -> None:
         """Take back what a container had for its life only."""
