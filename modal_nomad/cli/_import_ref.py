@@ -68,6 +68,7 @@ def import_target(ref: ImportRef) -> ModuleType:
         raise UsageError(f"{ref.target} is a directory; name a Python file in it.")
     if path.suffix != ".py":
         raise UsageError(f"{ref.target}: the extension is {path.suffix or 'missing'}, expected .py.")
+    _check_stem(path)
     path = path.resolve()
     directory = str(path.parent)
     if directory not in sys.path[:1]:
@@ -89,6 +90,17 @@ def import_target(ref: ImportRef) -> ModuleType:
             sys.modules[path.stem] = before
         raise
     return module
+
+
+def _check_stem(path: Path) -> None:
+    # Under this name the file would be imported here and in containers, in the other module's place.
+    stem = path.stem
+    if stem in ("modal", "modal_nomad"):
+        raise UsageError(
+            f"{path.name} would hide the package {stem} from itself: give the file another name."
+        )
+    if stem in sys.stdlib_module_names and stem in sys.modules:
+        raise UsageError(f"{path.name} would hide Python's own module {stem}: give the file another name.")
 
 
 def _import_dotted(name: str) -> ModuleType:

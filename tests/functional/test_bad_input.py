@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import socket
 import struct
 import subprocess
@@ -77,6 +78,8 @@ def one_line(done: subprocess.CompletedProcess[str], *words: str, code: int) -> 
         (["run", "app.py::main", "--count", "many"], 2, ["--count", "'many' is not a valid integer"]),
         (["deploy", "no_app.py"], 2, ["app"]),
         (["deploy", "absent.py"], 2, ["absent.py"]),
+        (["run", "apart/queue.py"], 2, ["hide Python's own module queue", "another name"]),
+        (["deploy", "apart/modal.py"], 2, ["hide the package modal", "another name"]),
         (["run", "no_app.py"], 2, ["no_app.py", "modal.App("]),
         (["run", "two.py"], 1, ["two.py::NAME", "f / one.f", "g / two.g"]),
         (["deploy", "two.py"], 2, ["one, two", "two.py::VARIABLE"]),
@@ -99,6 +102,9 @@ def test_command_line(live: Live, words: list[str], code: int, expected: list[st
     live.write("app.py", APP)
     live.write("no_app.py", "x = 1")
     live.write("two.py", TWO_APPS)
+    (live.folder / "apart").mkdir()
+    live.write("apart/queue.py", APP)
+    live.write("apart/modal.py", APP)
     one_line(live.cli(*words), *expected, code=code)
 
 
@@ -146,6 +152,20 @@ def test_no_route_to_the_server(live: Live, monkeypatch: pytest.MonkeyPatch, url
     live.write("app.py", APP)
     monkeypatch.setenv("MODAL_SERVER_URL", url)
     one_line(live.cli("run", "app.py::main"), url.rpartition("/")[2], code=1)
+
+
+@pytest.mark.parametrize(
+    ("home", "words"),
+    [("/proc/nowhere", "cannot be made"), ("/tmp/" + "a" * 130, "too long for a Unix socket")],
+)
+def test_a_home_that_cannot_be(live: Live, monkeypatch: pytest.MonkeyPatch, home: str, words: str) -> None:
+    live.write("app.py", APP)
+    monkeypatch.setenv("MODAL_NOMAD_HOME", home)
+    try:
+        one_line(live.cli("run", "app.py::main"), words, "set MODAL_NOMAD_HOME", code=1)
+    finally:
+        if home.startswith("/tmp"):
+            os.rmdir(home)
 
 
 def test_functions_that_do_not_exist(live: Live) -> None:
