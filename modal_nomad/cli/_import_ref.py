@@ -99,7 +99,12 @@ def _check_stem(path: Path) -> None:
         raise UsageError(
             f"{path.name} would hide the package {stem} from itself: give the file another name."
         )
-    if stem in sys.stdlib_module_names and stem in sys.modules:
+    if stem not in sys.stdlib_module_names:
+        return
+    # With all that a run needs loaded, what is loaded is what must not be replaced.
+    for needed in ("concurrent.futures.thread", "modal_nomad.runner", "modal_nomad.wire.connection"):
+        importlib.import_module(needed)
+    if stem in sys.modules:
         raise UsageError(f"{path.name} would hide Python's own module {stem}: give the file another name.")
 
 
