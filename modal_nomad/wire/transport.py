@@ -5,7 +5,7 @@ import os
 import socket
 import threading
 from collections import deque
-from typing import Any, Deque, Mapping, Optional, Tuple
+from typing import Any, Callable, Deque, Mapping, Optional, Tuple, Union
 
 from . import websocket
 from .address import Address, parse_address
@@ -189,9 +189,17 @@ class SyncWebSocket:
 
 
 class BlobClient:
-    """Puts and gets content-addressed blobs over HTTP; one connection a call, safe in any thread."""
+    """Puts and gets content-addressed blobs over HTTP; one connection a call, safe in any thread.
 
-    def __init__(self, address: str, token: str = "", timeout: float = 60.0) -> None:
+    Args:
+        address: the server URL.
+        token: the bearer token, or what gives it anew for each call.
+        timeout: seconds that an answer may take.
+    """
+
+    def __init__(
+        self, address: str, token: Union[str, Callable[[], str]] = "", timeout: float = 60.0
+    ) -> None:
         self._address = parse_address(address)
         self._token = token
         self._timeout = timeout
@@ -223,7 +231,8 @@ class BlobClient:
 
         connection = HTTPConnection(self._address.authority)
         connection.sock = open_socket(self._address, self._timeout)
-        authorized = {"Authorization": f"Bearer {self._token}"} if self._token else {}
+        token = self._token() if callable(self._token) else self._token
+        authorized = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             connection.request(method, path, body, {**authorized, **headers})
             answer = connection.getresponse()

@@ -53,7 +53,7 @@ class Volumes:
         self._thread: Optional[threading.Thread] = None
         folder = os.environ.get("NOMAD_ALLOC_DIR") or tempfile.mkdtemp(prefix="modal-nomad-volumes-")
         self.trees: List[VolumeTree] = []
-        client = VolumeClient(settings.address, settings.token())
+        client = VolumeClient(settings.address, settings.token)
         fetch = from_environment(os.environ, client.get_chunk)
         for mount in wanted:
             place = os.path.join(folder, "volumes", mount.volume_id)

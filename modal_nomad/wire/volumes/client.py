@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 import time
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar, Union
 
 from ..transport import BlobClient
 from .entries import Entry, decode, encode
@@ -54,11 +54,13 @@ class VolumeClient:
 
     Args:
         address: the server URL.
-        token: the bearer token.
+        token: the bearer token, or what gives it anew for each call.
         timeout: seconds that an answer may take.
     """
 
-    def __init__(self, address: str, token: str = "", timeout: float = 600.0) -> None:
+    def __init__(
+        self, address: str, token: Union[str, Callable[[], str]] = "", timeout: float = 600.0
+    ) -> None:
         self.blobs = BlobClient(address, token, timeout)
 
     def missing(self, hashes: List[str]) -> List[str]:
