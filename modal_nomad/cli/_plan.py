@@ -16,11 +16,16 @@ def plan_lines(plan: Mapping[str, Any]) -> list[str]:
     if not plan.get("changes"):
         return [f"  job {plan['job_id']}: no changes"]
     lines = list(_job(diff, str(plan["job_id"])))
-    if plan.get("warnings"):
-        lines += [style(f"  warning: {line}", "yellow") for line in plan["warnings"].splitlines()]
+    lines += [style(f"  warning: {text}", "yellow") for text in _warnings(plan.get("warnings") or "")]
     for group, reason in (plan.get("failures") or {}).items():
         lines.append(style(f"  group {group} cannot be placed now: {reason}", "yellow"))
     return lines
+
+
+def _warnings(text: str) -> list[str]:
+    # Nomad nests them: "Group … has warnings: 1 error occurred:". What is said stands in the innermost.
+    said = [line.strip().removeprefix("* ").strip() for line in text.splitlines()]
+    return list(dict.fromkeys(line for line in said if line and not line.endswith(":")))
 
 
 def _job(diff: Mapping[str, Any], job_id: str) -> Iterator[str]:
