@@ -264,3 +264,27 @@ def until(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not come"
         time.sleep(0.05)
+
+
+def test_whoever_waits_is_told_which_secret_a_container_may_not_read(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    # The policy is for the environment that is named like the namespace: here that is "default".
+    with dispatcher(tmp_path, {"address": cluster.nomad}, auth="none", vault=cluster.vault) as url:
+        made = modal_nomad(
+            tmp_path, url, "secret", "create", "odd", "--force", "LINES=hunter-marker", file=""
+        )
+        assert made.returncode == 0, made.stderr
+        (tmp_path / "app.py").write_text(FILE.replace("secret-app", "foreign-app"))
+        env = {**os.environ, "MODAL_CONFIG_PATH": "/nonexistent", "MODAL_SERVER_URL": url, "MN_MARKER": "x"}
+        command = [sys.executable, "-m", "modal_nomad", "run", "app.py"]
+        with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as run:
+            assert run.stdout is not None
+            said = ""
+            for line in run.stdout:
+                said += line
+                if "vault.read(secret/data/modal/main/odd)" in line:
+                    break
+            run.terminate()
+    assert "waiting for a container: " in said and "vault.read(secret/data/modal/main/odd)" in said
+    assert "hunter-marker" not in said and "read {" not in said
