@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 from collections.abc import Callable
@@ -115,6 +116,30 @@ def test_a_scoped_token_keeps_to_its_environments(guarded: Live, monkeypatch: py
         modal.Function.from_name("guarded", "double", environment_name="prod").remote(1)
     with pytest.raises(exception.AuthError, match="prod"):
         guarded.request("function.stats", function_id=function_id)
+
+
+def test_a_scoped_token_keeps_to_its_environments_volumes(guarded: Live) -> None:
+    everywhere, staging = connect(issue(guarded)), connect(issue(guarded, "--env", "staging"))
+    secret = modal.Volume.from_name("v", create_if_missing=True, environment_name="prod", client=everywhere)
+    with secret.batch_upload() as batch:
+        batch.put_file(io.BytesIO(b"1"), "a")
+    with pytest.raises(exception.AuthError):
+        modal.Volume.from_name("v", environment_name="prod", client=staging).listdir("/")
+    # Also to who knows the id.
+    known = modal.Volume.from_id(secret.object_id, client=staging)
+    for attempt in (
+        lambda: known.listdir("/"),
+        lambda: list(known.read_file("a")),
+        lambda: known.remove_file("a"),
+        lambda: known.copy_files(["a"], "b"),
+    ):
+        with pytest.raises(exception.AuthError):
+            attempt()
+    with pytest.raises(exception.AuthError), known.batch_upload(force=True) as batch:
+        batch.put_file(io.BytesIO(b"2"), "a")
+    assert [(x.path, x.size) for x in secret.listdir("/")] == [("a", 1)]
+    own = modal.Volume.from_name("v", create_if_missing=True, environment_name="staging", client=staging)
+    assert own.listdir("/") == []
 
 
 def test_tokens_need_to_know_which_dispatcher_is_meant(own: Live) -> None:
