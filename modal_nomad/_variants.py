@@ -201,7 +201,8 @@ def overrides_from(options: Mapping[str, Any]) -> dict[str, Any]:
     if "allow_concurrent_inputs" in given:
         fields["max_concurrent_inputs"] = checked.max_concurrent_inputs
     # Not among the plain ones: which Volumes these are, and where Secrets are, turns out when they are used.
-    later: dict[str, Any] = {name: fields.pop(name) for name in ("secrets", "volumes") if name in fields}
+    # None of them asks for nothing: options add, they do not take away.
+    later = {name: value for name in ("secrets", "volumes") if (value := fields.pop(name, None))}
     plain = FunctionSpec("", "", **fields).to_dict()
     return {**{name: plain[name] for name in fields}, **later}
 

@@ -186,7 +186,7 @@ def test_options_by_position_as_older_programs_give_them() -> None:
     assert [str(w.message).split("'")[1] for w in caught] == [
         "concurrency_limit", "container_idle_timeout", "allow_concurrent_inputs",
     ]  # fmt: skip
-    with pytest.raises(exception.InvalidError, match=r"cannot honour secrets= yet"):
+    with pytest.raises(exception.InvalidError, match=r"list or tuple of Secrets"):
         one.with_options(secrets=["x"])
 
 

@@ -96,6 +96,8 @@ class Change:
             if rule != "last":
                 raise VolumeConflict("exists", f"{entry.path} is a directory in the Volume")
             self._remove_below(entry.path)
+            # It may have been made for an earlier entry of this very commit.
+            self._directories.discard(entry.path)
         elif there is not None and rule == "new":
             raise VolumeConflict("exists", f"{entry.path} exists in the Volume already")
         self._make_parents(entry.parent, rule)
