@@ -238,7 +238,12 @@ def _pyenv_python(spec: ImageSpec) -> Optional[str]:
     versions = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv", "versions")
     wanted = str(spec.python).split(".")
     found = []
-    for python in versions.glob("*/bin/python"):
+    try:
+        pythons = list(versions.glob("*/bin/python"))
+    except OSError:
+        # Of another user, who does not show them.
+        pythons = []
+    for python in pythons:
         numbers = python.parent.parent.name.split(".")
         if numbers[: len(wanted)] == wanted and all(x.isdigit() for x in numbers):
             found.append(([int(x) for x in numbers], str(python)))

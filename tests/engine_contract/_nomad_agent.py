@@ -9,6 +9,7 @@ import ssl
 import subprocess
 import tempfile
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -54,6 +55,9 @@ def bootstrap_acls(address: str, secret: str) -> bool:
     try:
         with urllib.request.urlopen(request, timeout=2):
             return True
+    except urllib.error.HTTPError as error:
+        # An earlier request was carried out, but answered too late.
+        return b"already done" in error.read()
     except OSError:
         return False
 
