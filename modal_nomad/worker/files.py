@@ -189,6 +189,10 @@ class _View:
         _mounts.mount(f"/proc/self/fd/{descriptor}", path, flags=_mounts.MS_BIND | _mounts.MS_REC)
 
     def _overlay(self, directory: str) -> None:
+        if not os.access(directory, os.R_OK | os.X_OK):
+            # Such as /root for anybody else: an empty one in its place hides nothing from this user.
+            _mounts.mount("tmpfs", directory, "tmpfs", data="mode=0755")
+            return
         upper, work = self._folder(), self._folder()
         _like(directory, upper)
         lower = directory.replace("\\", "\\\\").replace(":", "\\:").replace(",", "\\,")
