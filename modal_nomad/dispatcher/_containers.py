@@ -250,19 +250,12 @@ class Containers:
         else:
             self.handle(ev.WorkerLost(container_id, reason))
 
-    def adopt(self, session: WorkerSession, function_id: str | None) -> ContainerInfo:
+    def adopt(self, session: WorkerSession) -> ContainerInfo:
         """Bind a worker's connection to its container. Raises NotFoundError when it has none."""
         info = self.infos.get(session.container_id)
         if info is None:
-            function = self.functions.get(function_id or "")
-            if function is None:
-                raise NotFoundError(
-                    f"container {session.container_id} belongs to no live function; it may end"
-                )
-            info = self.infos[session.container_id] = ContainerInfo(
-                session.container_id, function, function.version
-            )
-        elif info.session is not None:
+            raise NotFoundError(f"container {session.container_id} belongs to no live function; it may end")
+        if info.session is not None:
             # The same container again: its old connection broke without our noticing.
             self.handle(ev.WorkerLost(session.container_id, "its connection was replaced"))
         info.session = session

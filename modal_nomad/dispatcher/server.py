@@ -262,7 +262,7 @@ class Server:
         session = WorkerSession(peer, identity, container_id)
         dispatcher = self.dispatcher
         try:
-            info = dispatcher.containers.adopt(session, None)
+            info = dispatcher.containers.adopt(session)
         except Error as error:
             return _refuse(peer, _error(error))
         function = info.function
