@@ -242,14 +242,28 @@ class _BlockingFace(_Face):
     __slots__ = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return run_blocking(self._function(*args, **kwargs))
+        try:
+            return run_blocking(self._function(*args, **kwargs))
+        except Exception as error:
+            _clean(error)
+            raise error
 
     def aio(self, *args: Any, **kwargs: Any) -> Any:
         return _awaitable(self._function(*args, **kwargs))
 
 
 async def _awaitable(coroutine: Any) -> Any:
-    return await run_async(coroutine)
+    try:
+        return await run_async(coroutine)
+    except Exception as error:
+        _clean(error)
+        raise error
+
+
+def _clean(error: Exception) -> None:
+    from ._clean_tracebacks import cut_own_frames
+
+    cut_own_frames(error)
 
 
 class _GenFace(_Face):
@@ -269,6 +283,9 @@ def _iterate(body: Any) -> Iterator[Any]:
                 item = run_blocking(body.__anext__())
             except StopAsyncIteration:
                 return
+            except Exception as error:
+                _clean(error)
+                raise error
             yield item
     finally:
         run_blocking(body.aclose())
@@ -281,6 +298,9 @@ async def _aiterate(body: Any) -> AsyncIterator[Any]:
                 item = await run_async(body.__anext__())
             except StopAsyncIteration:
                 return
+            except Exception as error:
+                _clean(error)
+                raise error
             yield item
     finally:
         await run_async(body.aclose())
@@ -315,12 +335,15 @@ class DualContext(Generic[T]):
                 return False
             raise RuntimeError("the context body yielded twice")
         value = error if error is not None else kind()
+        tb = value.__traceback__
         try:
             await self._body.athrow(value)
         except StopAsyncIteration:
             return True
         except BaseException as failure:
             if failure is value:
+                # Its way through our body is no part of the user's.
+                value.__traceback__ = tb
                 return False
             raise
         raise RuntimeError("the context body yielded twice")

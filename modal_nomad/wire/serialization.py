@@ -6,8 +6,8 @@ it elsewhere. An exception travels as itself, with its remote traceback as data,
 notes and its chain of causes; one that cannot be loaded arrives as ExecutionError with its text.
 """
 
+import contextlib
 import pickle
-from types import TracebackType
 from typing import Any, Dict, List, Optional
 
 _plain_dumps = pickle.dumps
@@ -103,6 +103,8 @@ def pack_exception(error: BaseException) -> bytes:
     """Serialize an exception with its traceback, notes and chain of causes."""
     import traceback
 
+    from . import tracebacks
+
     links: List[Dict[str, Any]] = []
     seen: Dict[int, int] = {}
 
@@ -113,7 +115,7 @@ def pack_exception(error: BaseException) -> bytes:
         link: Dict[str, Any] = {
             "type": f"{type(item).__module__}.{type(item).__qualname__}",
             "text": _text(item),
-            "frames": _frames(item.__traceback__),
+            "frames": tracebacks.pack(item.__traceback__),
             "trace": "".join(traceback.format_exception(type(item), item, item.__traceback__)),
             "suppress": item.__suppress_context__,
             "notes": [str(n) for n in getattr(item, "__notes__", ())],
@@ -157,6 +159,7 @@ def unpack_exception(data: bytes) -> BaseException:
 
 def _rebuild(link: Dict[str, Any]) -> BaseException:
     from ..exception import ExecutionError
+    from . import tracebacks
 
     error: Optional[BaseException] = None
     why = link.get("why", "")
@@ -172,9 +175,9 @@ def _rebuild(link: Dict[str, Any]) -> BaseException:
     elif link["notes"] and not getattr(error, "__notes__", None) and hasattr(error, "add_note"):
         for note in link["notes"]:
             error.add_note(note)
-    remote = _traceback(link["frames"])
-    if remote is not None:
-        error.__traceback__ = remote
+    # A place that no code can have costs the traceback: the error itself matters more.
+    with contextlib.suppress(Exception):
+        error.__traceback__ = tracebacks.unpack(link["frames"]) or error.__traceback__
     return error
 
 
@@ -183,27 +186,3 @@ def _text(error: BaseException) -> str:
         return str(error)
     except Exception:
         return "(its text cannot be had)"
-
-
-def _frames(tb: Optional[TracebackType]) -> List[List[Any]]:
-    frames: List[List[Any]] = []
-    while tb is not None:
-        code = tb.tb_frame.f_code
-        # The frames of this package's runtime say nothing to the user who reads the traceback.
-        if "modal_nomad/worker/" not in code.co_filename.replace("\\", "/"):
-            frames.append([code.co_filename, code.co_name, tb.tb_lineno])
-        tb = tb.tb_next
-    return frames
-
-
-def _traceback(frames: List[List[Any]]) -> Any:
-    try:
-        import tblib  # type: ignore[import-untyped]
-    except ImportError:
-        return None
-    data: Any = None
-    for filename, name, line in reversed(frames):
-        code = {"co_filename": filename, "co_name": name}
-        frame = {"f_globals": {"__file__": filename, "__name__": name}, "f_code": code, "f_lineno": line}
-        data = {"tb_frame": frame, "tb_lineno": line, "tb_next": data}
-    return tblib.Traceback.from_dict(data).as_traceback() if data else None
