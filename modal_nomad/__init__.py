@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .file_pattern_matcher import FilePatternMatcher
     from .functions import Function, FunctionCall, gather
     from .image import Image
+    from .mount import Mount
     from .queue import Queue
     from .retries import Retries
     from .secret import Secret
@@ -45,6 +46,7 @@ __all__ = [
     "Function",
     "FunctionCall",
     "Image",
+    "Mount",
     "Queue",
     "Retries",
     "Secret",
@@ -76,6 +78,7 @@ _PLACES = {
     "Function": "functions",
     "FunctionCall": "functions",
     "Image": "image",
+    "Mount": "mount",
     "Queue": "queue",
     "Retries": "retries",
     "Secret": "secret",
@@ -108,6 +111,7 @@ _SUBMODULES = frozenset(
         "functions",
         "gpu",
         "image",
+        "mount",
         "object",
         "queue",
         "retries",

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .functions import Function
     from .gpu import GPU
     from .image import Image
+    from .mount import Mount
     from .retries import Retries
     from .secret import Secret
     from .volume import Volume
@@ -69,6 +70,7 @@ class Decorators:
         max_inputs: int | None = None,
         single_use_containers: bool = False,
         include_source: bool | None = None,
+        mounts: Sequence[Mount] = (),
         volumes: Mapping[Any, Volume] | None = None,
         enable_memory_snapshot: bool = False,
         allow_concurrent_inputs: int | None = None,
@@ -104,6 +106,7 @@ class Decorators:
             max_inputs: only 1; the older form of ``single_use_containers=True``.
             single_use_containers: end a container after one input.
             include_source: whether the code around the function is sent along; True by default.
+            mounts: deprecated: add the files to the image.
             volumes: Volumes by the absolute paths at which its containers see them, besides the App's.
             enable_memory_snapshot: keep what a container has loaded for those that start later.
             allow_concurrent_inputs: deprecated: use ``@modal.concurrent(max_inputs=...)``.
@@ -147,6 +150,7 @@ class Decorators:
             max_inputs=max_inputs,
             single_use_containers=single_use_containers,
             include_source=include_source,
+            mounts=mounts,
             volumes=volumes,
             enable_memory_snapshot=enable_memory_snapshot,
             allow_concurrent_inputs=allow_concurrent_inputs,
@@ -177,6 +181,7 @@ class Decorators:
         max_inputs: int | None = None,
         single_use_containers: bool = False,
         include_source: bool | None = None,
+        mounts: Sequence[Mount] = (),
         volumes: Mapping[Any, Volume] | None = None,
         enable_memory_snapshot: bool = False,
         allow_concurrent_inputs: int | None = None,
@@ -229,6 +234,7 @@ class Decorators:
             max_inputs=max_inputs,
             single_use_containers=single_use_containers,
             include_source=include_source,
+            mounts=mounts,
             volumes=volumes,
             enable_memory_snapshot=enable_memory_snapshot,
             allow_concurrent_inputs=allow_concurrent_inputs,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .exception import InvalidError, ModuleNotMountable
+from .file_pattern_matcher import can_prune_directories
 from .wire.spec import MountedFile
 
 # Where Python sources of an Image lie in a container; on the import path of every Function.
@@ -27,12 +28,16 @@ class LocalFiles:
         source: a local path, or the name of a module.
         remote: an absolute path in the container.
         ignore: says of a path relative to the directory whether to leave it out.
+        condition: says of a file's local path whether it is taken.
+        recursive: whether directories below are looked into.
     """
 
     kind: str
     source: str
     remote: str
     ignore: Callable[[Path], bool] | None = None
+    condition: Callable[[str], bool] | None = None
+    recursive: bool = True
 
     def found(self) -> Iterator[tuple[str, Path]]:
         """Yield each file's path in the container and its path here.
@@ -41,6 +46,11 @@ class LocalFiles:
             FileNotFoundError: when the local path does not exist.
             ModuleNotMountable: when there is no such module here.
         """
+        for remote, path in self._all():
+            if self.condition is None or self.condition(str(path)):
+                yield remote, path
+
+    def _all(self) -> Iterator[tuple[str, Path]]:
         if self.kind == "python":
             yield from self._python_source()
             return
@@ -52,7 +62,7 @@ class LocalFiles:
             return
         if not path.is_dir():
             raise FileNotFoundError(f"add_local_dir: there is no directory {path}")
-        yield from walk(path, self.remote, self.ignore)
+        yield from walk(path, self.remote, self.ignore, recursive=self.recursive)
 
     def _python_source(self) -> Iterator[tuple[str, Path]]:
         try:
@@ -75,7 +85,11 @@ class LocalFiles:
 
 
 def walk(
-    root: Path, remote: str, ignore: Callable[[Path], bool] | None, hidden: bool = True
+    root: Path,
+    remote: str,
+    ignore: Callable[[Path], bool] | None,
+    hidden: bool = True,
+    recursive: bool = True,
 ) -> Iterator[tuple[str, Path]]:
     """Yield the files under a directory, sorted, as (path in the container, path here).
 
@@ -84,9 +98,15 @@ def walk(
         remote: where it goes.
         ignore: says of a path relative to ``root`` whether to leave the file out.
         hidden: whether dot-prefixed names and compiled Python are kept.
+        recursive: whether directories below are looked into.
     """
+    prunes = ignore is not None and can_prune_directories(ignore)
     for folder, folders, names in os.walk(root):
         folders[:] = sorted(x for x in folders if hidden or not (x.startswith(".") or x == "__pycache__"))
+        if not recursive:
+            folders.clear()
+        if prunes and ignore is not None:
+            folders[:] = [x for x in folders if not ignore(Path(folder, x).relative_to(root))]
         for name in sorted(names):
             if not hidden and (name.startswith(".") or name.endswith(".pyc")):
                 continue

@@ -17,6 +17,7 @@ from .wire.spec import GPUOption, RetrySpec
 if TYPE_CHECKING:
     from .gpu import GPU
     from .image import Image
+    from .mount import Mount
     from .secret import Secret
     from .volume import Volume
 
@@ -96,6 +97,7 @@ class FunctionOptions:
     single_use_containers: bool = False
     include_source: bool = True
     secrets: tuple[Secret, ...] = ()
+    mounts: tuple[Mount, ...] = ()
     volumes: Mapping[str, Volume] = field(default_factory=dict)
     enable_memory_snapshot: bool = False
     max_concurrent_inputs: int = 1
@@ -207,6 +209,16 @@ def mounted_volumes(value: Any) -> dict[str, Volume]:
     return check_volumes(value)
 
 
+def mounts_of(where: str, value: Any) -> tuple[Mount, ...]:
+    """Return what was given as ``mounts=``. Raises InvalidError."""
+    if value is None or value == () or value == []:
+        # A container that has none pays for none.
+        return ()
+    from .mount import check_mounts
+
+    return check_mounts(where, value)
+
+
 def _secrets(value: Any, where: str = "a Function") -> tuple[Secret, ...]:
     if not value and isinstance(value, (list, tuple, type(None))):
         # A container that has none pays for none.
@@ -252,6 +264,7 @@ def function_options(
     single_use_containers: bool = False,
     include_source: bool | None = None,
     secrets: Sequence[Secret] = (),
+    mounts: Sequence[Mount] = (),
     volumes: Mapping[Any, Volume] | None = None,
     enable_memory_snapshot: bool = False,
     allow_concurrent_inputs: int | None = None,
@@ -303,6 +316,7 @@ def function_options(
         single_use_containers=_flag("single_use_containers", single_use_containers),
         include_source=True if include_source is None else _flag("include_source", include_source),
         secrets=_secrets(secrets),
+        mounts=mounts_of("a Function", mounts),
         volumes=mounted_volumes(volumes),
         enable_memory_snapshot=_flag("enable_memory_snapshot", enable_memory_snapshot),
         max_concurrent_inputs=_old_concurrency(allow_concurrent_inputs),

@@ -19,9 +19,9 @@ from ._options import (
     app_secrets,
     check_object_name,
     mounted_volumes,
+    mounts_of,
     warn_deprecated,
 )
-from ._other_options import other_options
 from .config import config, in_container
 from .exception import ClientClosed, ConnectionError, InvalidError
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from .cls import Cls
     from .functions import Function
     from .image import Image
+    from .mount import Mount
     from .secret import Secret
     from .volume import Volume
 
@@ -52,7 +53,7 @@ class App(Decorators):
     Args:
         name: the name to deploy under.
         image: the Image of Functions that do not give one.
-        mounts: not there yet; add files to the image.
+        mounts: Mounts of all its Functions. Deprecated: add the files to the image.
         secrets: Secrets of all its Functions, before those of their own.
         volumes: Volumes of all its Functions, by the absolute paths at which containers see them.
         include_source: whether the code around its Functions is sent along, where they do not say.
@@ -72,14 +73,14 @@ class App(Decorators):
         name: str | None = None,
         *,
         image: Image | None = None,
-        mounts: Sequence[Any] = (),
+        mounts: Sequence[Mount] = (),
         secrets: Sequence[Secret] = (),
         volumes: Mapping[Any, Volume] | None = None,
         include_source: bool = True,
     ) -> None:
         if name is not None and not isinstance(name, str):
             raise InvalidError(f"Invalid App name {name!r}: Must be string")
-        other_options("App", {"mounts": mounts})
+        self._mounts = mounts_of("App", mounts)
         self._secrets = app_secrets(secrets)
         self._volumes = mounted_volumes(volumes)
         if not isinstance(include_source, bool):

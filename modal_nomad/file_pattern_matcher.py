@@ -16,6 +16,17 @@ class PatternMatcher:
         """Say whether a path, relative to the directory being added, matches."""
         raise TypeError(f"{type(self).__name__} cannot match; use modal.FilePatternMatcher")
 
+    def can_prune_directories(self) -> bool:
+        """Say whether nothing below a directory that matches can be left, so that none need look there.
+
+        Example:
+            >>> FilePatternMatcher("node_modules").can_prune_directories()
+            True
+            >>> FilePatternMatcher("data", "!data/keep.txt").can_prune_directories()
+            False
+        """
+        return False
+
     def __invert__(self) -> PatternMatcher:
         return _Inverted(self)
 
@@ -66,10 +77,23 @@ class FilePatternMatcher(PatternMatcher):
         matcher._read = lambda: _lines(path.read_text(encoding="utf-8-sig"))
         return matcher
 
-    def __call__(self, path: PurePath) -> bool:
+    def can_prune_directories(self) -> bool:
+        """Say whether nothing below a directory that matches can be left: no pattern takes any back.
+
+        Example:
+            >>> FilePatternMatcher("node_modules").can_prune_directories()
+            True
+        """
+        self._load()
+        return not any(takes_back for takes_back, _ in self._rules)
+
+    def _load(self) -> None:
         if self._read is not None:
             self._rules = _compile(self._read())
             self._read = None
+
+    def __call__(self, path: PurePath) -> bool:
+        self._load()
         if not self._rules:
             return False
         name = posixpath.normpath(path.as_posix()).lstrip("/")
@@ -79,6 +103,11 @@ class FilePatternMatcher(PatternMatcher):
             if matched == takes_back and rule.match(name):
                 matched = not takes_back
         return matched
+
+
+def can_prune_directories(ignore: Callable[[Path], bool]) -> bool:
+    """Say whether what is given as ``ignore`` leaves nothing below a directory that it matches."""
+    return isinstance(ignore, PatternMatcher) and ignore.can_prune_directories()
 
 
 def as_matcher(ignore: Sequence[str] | Callable[[Path], bool]) -> Callable[[Path], bool]:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ._bridge import blocking, blocking_function, io
+from ._image_copy import CopySteps
 from ._image_files import (
     SOURCE_ROOT,
     LocalFiles,
@@ -41,7 +42,7 @@ DEFINITION_VARIABLE = "MODAL_IMAGE_DEFINITION"
 _FACTORY = object()
 
 
-class Image(PipInstalls, Resolvable):
+class Image(PipInstalls, CopySteps, Resolvable):
     """What a Function's containers have: a Python, its packages, environment variables and files.
 
     An Image never changes: each step returns a new one. Equal definitions are built once.

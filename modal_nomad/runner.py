@@ -7,8 +7,8 @@ import getpass
 import hashlib
 import os
 import warnings
-from collections.abc import Awaitable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from .app import App
     from .client import Client
     from .functions import Function
+    from .mount import Mount
     from .secret import Secret
     from .volume import Volume
 
@@ -180,6 +181,8 @@ def function_specs(
             images[image], files = image._resolve(config["force_build"])
             contents.update(files)
         image._object_id = images[image].image_id
+        spec, mounted = _with_mounts(images[image], (*function.app._mounts, *options.mounts))
+        contents.update(mounted)
         code = bundle if options.include_source else None
         blob = None
         if info.serialized:
@@ -198,7 +201,7 @@ def function_specs(
                 code_bundle=code.sha256 if code is not None else None,
                 is_generator=info.is_generator,
                 is_async=info.is_async,
-                image=images[image],
+                image=spec,
                 env={
                     **options.env,
                     "MODAL_IMAGE_ID": image._object_id,
@@ -235,6 +238,15 @@ def function_specs(
             )
         )
     return specs, contents
+
+
+def _with_mounts(image: ImageSpec, mounts: Sequence[Mount]) -> tuple[ImageSpec, dict[str, Path]]:
+    if not mounts:
+        return image, {}
+    from .mount import with_mounts
+
+    files, contents = with_mounts(image.files, mounts)
+    return replace(image, files=files), contents
 
 
 async def hydrate_volumes(app: App, client: Client, environment: str | None) -> None:

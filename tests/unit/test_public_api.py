@@ -20,6 +20,7 @@ EXPECTED = [
     "Function",
     "FunctionCall",
     "Image",
+    "Mount",
     "Queue",
     "Retries",
     "Secret",
@@ -90,12 +91,15 @@ WITHOUT_TWIN = {
     "Cls": {"from_name", "with_batching", "with_concurrency", "with_options"},
     "Environment": {"from_context"},
     "Error": {"add_note", "with_traceback"},
-    "FilePatternMatcher": {"from_file"},
+    "FilePatternMatcher": {"can_prune_directories", "from_file"},
     "Function": {"from_name", "get_raw_f", "local", "with_batching", "with_concurrency", "with_options"},
     "Image": {
         "add_local_dir",
         "add_local_file",
         "add_local_python_source",
+        "copy_local_dir",
+        "copy_local_file",
+        "copy_mount",
         "debian_slim",
         "env",
         "imports",
@@ -104,6 +108,13 @@ WITHOUT_TWIN = {
         "pip_install_from_requirements",
         "uv_pip_install",
         "workdir",
+    },
+    "Mount": {
+        "add_local_dir",
+        "add_local_file",
+        "from_local_dir",
+        "from_local_file",
+        "from_local_python_packages",
     },
     "Secret": {"from_dict", "from_dotenv", "from_local_environ", "from_vault"},
     "Queue": {"validate_partition_key"},
@@ -137,7 +148,7 @@ def test_whatever_asks_the_server_has_an_async_twin(name: str) -> None:
     assert bare - {"from_id", "from_name"} == expected - {"from_id", "from_name"}
 
 
-@pytest.mark.parametrize("name", ["Cls", "Function", "FunctionCall", "Image", "Secret"])
+@pytest.mark.parametrize("name", ["Cls", "Function", "FunctionCall", "Image", "Mount", "Secret"])
 def test_objects_have_no_constructor(name: str) -> None:
     kind = getattr(modal_nomad, name)
     with pytest.raises(modal_nomad.exception.InvalidError, match=f"{name} has no constructor"):
