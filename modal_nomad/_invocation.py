@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from .client import Client
-    from .wire.connection import Input, Output
+    from .wire.connection import Output
+    from .wire.input_frames import Input
 
 
 async def encode_input(

@@ -12,9 +12,10 @@ from . import _execution_context as context
 from ._bridge import io, run_blocking
 from ._invocation import blob_payload, connection_error, encode_input, output_error
 from ._wakeup import Wakeup
-from .wire.connection import Call, Input, Output
+from .wire.connection import Call, Output
 from .wire.frames import FAILURE, SUCCESS
 from .wire.ids import new_id
+from .wire.input_frames import Input
 from .wire.serialization import loads
 
 if TYPE_CHECKING:

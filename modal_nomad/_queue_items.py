@@ -6,9 +6,10 @@ A get is given items and then takes them: only those that the dispatcher's disk 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from . import _at_exit as at_exit
 from .wire.ids import new_id
 
 if TYPE_CHECKING:
@@ -18,6 +19,8 @@ T = TypeVar("T")
 
 _BATCH_BYTES = 4 << 20
 _BATCH_ITEMS = 5_000
+_LAST_SECONDS = 5.0
+"""What is being taken when the program ends may take so long to be returned, or to go back."""
 _SLACK_SECONDS = 2.0
 """A dispatcher that was started anew begins to count a waiting time again: it is cut off here."""
 
@@ -37,12 +40,18 @@ async def take(client: Client, where: dict[str, Any], wanted: int, wait: float |
             return found
         taking = {**where, "key": key, "items": numbers}
         answer = asyncio.ensure_future(client._request("queue.take", taking))
+        settled = at_exit.wait_for(_LAST_SECONDS)
         try:
             taken = set((await asyncio.shield(answer))["taken"])
         except asyncio.CancelledError:
-            back = asyncio.ensure_future(_put_back(client, where, answer, dict(zip(numbers, payloads))))  # noqa: B905
+            items = dict(zip(numbers, payloads))  # noqa: B905 (not on 3.9)
+            back = asyncio.ensure_future(_put_back(client, where, answer, items, settled))
             back.add_done_callback(lambda done: done.cancelled() or done.exception())
             raise
+        except BaseException:
+            settled()
+            raise
+        settled()
         # What is missing went to somebody else while the dispatcher was away.
         found += [p for n, p in zip(numbers, payloads) if n in taken]  # noqa: B905 (not on 3.9)
         if len(found) == wanted or (found and not value["more"]):
@@ -50,12 +59,20 @@ async def take(client: Client, where: dict[str, Any], wanted: int, wait: float |
 
 
 async def _put_back(
-    client: Client, where: dict[str, Any], answer: asyncio.Future[Any], items: dict[int, bytes]
+    client: Client,
+    where: dict[str, Any],
+    answer: asyncio.Future[Any],
+    items: dict[int, bytes],
+    settled: Callable[[], None],
 ) -> None:
-    """Put what was taken for a get that was interrupted meanwhile: at the end, for its place is gone."""
-    taken = (await answer)["taken"]
-    if taken:
-        await put(client, where, [items[number] for number in taken], None)
+    """Put what was taken for a get that was interrupted meanwhile to where it was."""
+    try:
+        taken = sorted((await answer)["taken"])
+        for batch in _batches([items[number] for number in taken]):
+            some, taken = taken[: len(batch)], taken[len(batch) :]
+            await client._request_full("queue.put_back", {**where, "items": some}, batch)
+    finally:
+        settled()
 
 
 async def put(client: Client, where: dict[str, Any], payloads: Sequence[bytes], wait: float | None) -> bool:
@@ -84,11 +101,13 @@ async def _held(
     client: Client, method: str, args: dict[str, Any], payloads: Sequence[bytes], wait: float | None
 ) -> tuple[dict[str, Any], list[bytes]]:
     """Make a request that the dispatcher may hold; nobody is served for whom nobody waits."""
-    request: Awaitable[tuple[dict[str, Any], list[bytes]]] = client._request_full(method, args, payloads)
+    patience = wait + _SLACK_SECONDS if wait else None
     try:
-        if wait is None:
-            return await request
-        return await asyncio.wait_for(request, wait + _SLACK_SECONDS if wait else None)
+        # Awaited without a task between, so that a cancellation is told before anything that is asked later.
+        answer: tuple[dict[str, Any], list[bytes]] = await client._request_full(
+            method, args, payloads, patience
+        )
+        return answer
     except asyncio.TimeoutError:
         client._tell("queue.release", {"object_id": args["object_id"], "key": args["key"]})
         return {}, []

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from . import _execution_context as context
 from ._bridge import io, submit
 from ._invocation import encode_input
-from .wire.connection import Call, Input
+from .wire.connection import Call
 from .wire.ids import new_id
+from .wire.input_frames import Input
 
 if TYPE_CHECKING:
     from .client import Client

@@ -15,8 +15,9 @@ from .wire.ids import new_id
 from .wire.main_module import alias_main
 
 if TYPE_CHECKING:
-    from .wire.connection import Call, Connection, Input
+    from .wire.connection import Call, Connection
     from .wire.frames import Header
+    from .wire.input_frames import Input
 
 
 @dataclass(frozen=True)
@@ -212,23 +213,30 @@ class Client:
         return value
 
     async def _request_full(
-        self, method: str, args: Mapping[str, Any], payloads: Sequence[bytes] = ()
+        self,
+        method: str,
+        args: Mapping[str, Any],
+        payloads: Sequence[bytes] = (),
+        patience: float | None = None,
     ) -> tuple[Any, list[bytes]]:
         from .wire.connection import Refused
 
         try:
-            return await self._live().request(method, args, payloads)
+            return await self._live().request(method, args, payloads, patience)
         except Refused as error:
             raise _translate(error) from None
+        except asyncio.TimeoutError:
+            # An OSError on newer Pythons.
+            raise
         except OSError as error:
             raise exception.ConnectionError(str(error)) from None
 
     def _tell(self, method: str, args: Mapping[str, Any]) -> None:
-        """Make a request whose answer nobody waits for; on the library's loop."""
+        """Make a request whose answer nobody waits for, before any that is asked later; on the loop."""
         if not self.is_closed():
-            task = asyncio.get_running_loop().create_task(self._request(method, args))
+            answer = self._live().request(method, args)
             # An answer or an error: neither changes anything for us.
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     async def _put_blob(self, data: bytes) -> str:
         return str(await self._blob_call(self._blobs.put, data))

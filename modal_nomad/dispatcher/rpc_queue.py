@@ -57,6 +57,22 @@ def _wanted(args: Mapping[str, Any]) -> int:
     return min(wanted, _MAX_ITEMS)
 
 
+def _numbers(args: Mapping[str, Any]) -> list[int]:
+    numbers = args.get("items")
+    if not isinstance(numbers, list) or not all(type(x) is int and 0 <= x < 1 << 53 for x in numbers):
+        raise InvalidError("the request needs items as a list of numbers")
+    return numbers
+
+
+def _items(request: Request) -> list[bytes]:
+    payloads = list(request.payloads)
+    if not 1 <= len(payloads) <= _MAX_ITEMS:
+        raise InvalidError(f"a put has 1 to {_MAX_ITEMS} items")
+    if max(map(len, payloads)) > MAX_ITEM_BYTES:
+        raise RequestSizeError(f"a Queue's item has at most {MAX_ITEM_BYTES} bytes")
+    return payloads
+
+
 @full_method("queue.put")
 async def _put(server: Dispatcher, request: Request) -> Answer:
     object_id, key, partition = (
@@ -65,11 +81,7 @@ async def _put(server: Dispatcher, request: Request) -> Answer:
         _partition(request.args),
     )
     wait, ttl = _wait(request.args), _ttl(request.args)
-    payloads = list(request.payloads)
-    if not 1 <= len(payloads) <= _MAX_ITEMS:
-        raise InvalidError(f"a put has 1 to {_MAX_ITEMS} items")
-    if max(map(len, payloads)) > MAX_ITEM_BYTES:
-        raise RequestSizeError(f"a Queue's item has at most {MAX_ITEM_BYTES} bytes")
+    payloads = _items(request)
     owner = request.session.owner
 
     async def work(ticket: Ticket) -> Answer:
@@ -91,12 +103,23 @@ async def _take(server: Dispatcher, request: Request) -> Answer:
         _key(request.args),
         _partition(request.args),
     )
-    numbers = request.args.get("items")
-    if not isinstance(numbers, list) or not all(type(x) is int and 0 <= x < 1 << 53 for x in numbers):
-        raise InvalidError("the request needs items as a list of numbers")
+    numbers = _numbers(request.args)
 
     async def work(ticket: Ticket) -> Answer:
         return await server.queues.take(object_id, key, partition, numbers, ticket)
+
+    return await server.answers.once(request, work)
+
+
+@full_method("queue.put_back")
+async def _put_back(server: Dispatcher, request: Request) -> Answer:
+    object_id, partition = await _queue(server, request.args), _partition(request.args)
+    numbers, payloads = _numbers(request.args), _items(request)
+    if len(set(numbers)) != len(payloads):
+        raise InvalidError("the request needs a number for each item")
+
+    async def work(ticket: Ticket) -> Answer:
+        return await server.queues.put_back(object_id, partition, numbers, payloads, _MAX_TTL, ticket)
 
     return await server.answers.once(request, work)
 

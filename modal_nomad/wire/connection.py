@@ -7,21 +7,18 @@ again and sends them again under the same ids, so a restarted dispatcher loses n
 import asyncio
 import os
 import threading
-from typing import Any, Awaitable, Callable, Dict, Iterable, List, Mapping, Optional, Sequence, Tuple
+from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from . import frames, websocket
 from ._client_socket import Socket
 from ._direct import Direct
 from .address import Address, parse_address
+from .input_frames import Input, batches, inputs_frame
 from .window import ReadWindow
 
 Output = Tuple[int, int, bytes, int]
 """Index, status, payload, flags."""
-Input = Tuple[int, bytes, int]
-"""Index, payload, flags."""
 
-_BATCH_INPUTS = 128
-_BATCH_BYTES = 4 << 20
 _SILENCE = 75.0
 
 
@@ -141,17 +138,27 @@ class Connection:
             self._protocol.transport.close()
         self._fail(ConnectionError("the client is closed"))
 
-    async def request(
-        self, method: str, args: Mapping[str, Any], payloads: Sequence[bytes] = ()
-    ) -> Tuple[Any, List[bytes]]:
-        """Ask, wait, return the answer and its payloads. Raises Refused with the dispatcher's error."""
+    def request(
+        self,
+        method: str,
+        args: Mapping[str, Any],
+        payloads: Sequence[bytes] = (),
+        patience: Optional[float] = None,
+    ) -> "asyncio.Future[Tuple[Any, List[bytes]]]":
+        """Ask at once; the future gives the answer and its payloads.
+
+        It raises Refused with the dispatcher's error, and asyncio.TimeoutError after ``patience`` seconds.
+        """
         self._next_request += 1
         number = self._next_request
         header: frames.Header = {"t": "rq", "i": number, "m": method, "a": args}
         # Answers to earlier requests than this one need not be kept for us.
         header["k"] = next(iter(self._requests), number)
-        value: Tuple[Any, List[bytes]] = await self._ask(number, frames.encode(header, payloads))
-        return value
+        answer = self._ask(number, frames.encode(header, payloads))
+        if patience is not None:
+            timer = self.loop.call_later(patience, _give_up, answer)
+            answer.add_done_callback(lambda _: timer.cancel())
+        return answer
 
     async def submit_durable(self, call: Call, inputs: List[Input], total: Optional[int] = None) -> None:
         """Send inputs of a spawned call; returns when the store has them.
@@ -162,12 +169,12 @@ class Connection:
             total: how many inputs the call has in all, once that is known.
         """
         waits = []
-        for batch in _batches(inputs) if inputs else [inputs]:
+        for batch in batches(inputs) if inputs else [inputs]:
             self._next_request += 1
             header = {"t": "in", "c": call.call_id, "f": call.function_id, "d": 1, "i": self._next_request}
             if total is not None:
                 header["n"] = total
-            waits.append(self._ask(self._next_request, _inputs_frame(header, call, batch)))
+            waits.append(self._ask(self._next_request, inputs_frame(header, call, batch)))
         await asyncio.gather(*waits)
 
     def submit(self, call: Call, inputs: List[Input]) -> None:
@@ -217,7 +224,7 @@ class Connection:
 
     # --- below: the loop's side -------------------------------------------------------------------
 
-    async def _ask(self, number: int, frame: bytes) -> Any:
+    def _ask(self, number: int, frame: bytes) -> "asyncio.Future[Any]":
         if self.closed:
             raise ConnectionError("the client is closed")
         future: "asyncio.Future[Any]" = self.loop.create_future()
@@ -225,10 +232,8 @@ class Connection:
         if self._ready:
             self._write(frame)
         self.direct.look()
-        try:
-            return await future
-        finally:
-            self._requests.pop(number, None)
+        future.add_done_callback(lambda _: self._requests.pop(number, None))
+        return future
 
     def _write(self, frame: bytes) -> None:
         self._write_raw(self._protocol, websocket.encode(frame))
@@ -262,11 +267,11 @@ class Connection:
                 peer.transport.write(b"".join(queued))
 
     def _send_inputs(self, call: Call, inputs: List[Input]) -> None:
-        for batch in _batches(inputs):
+        for batch in batches(inputs):
             header: frames.Header = {"t": "in", "c": call.call_id, "f": call.function_id}
             if call.acks:
                 header["k"], call.acks = call.acks, []
-            self._write(_inputs_frame(header, call, batch))
+            self._write(inputs_frame(header, call, batch))
 
     def _flush_ended(self) -> None:
         if self._flush_at is not None:
@@ -467,25 +472,6 @@ class Connection:
             call.on_outputs(outputs)
 
 
-def _batches(inputs: List[Input]) -> Iterable[List[Input]]:
-    batch: List[Input] = []
-    size = 0
-    for item in inputs:
-        batch.append(item)
-        size += len(item[1])
-        if len(batch) >= _BATCH_INPUTS or size >= _BATCH_BYTES:
-            yield batch
-            batch, size = [], 0
-    if batch:
-        yield batch
-
-
-def _inputs_frame(header: frames.Header, call: Call, inputs: List[Input]) -> bytes:
-    header["x"] = [item[0] for item in inputs]
-    if any(item[2] for item in inputs):
-        header["g"] = [item[2] for item in inputs]
-    if call.parent:
-        header["p"] = call.parent
-    if call.method:
-        header["m"] = call.method
-    return frames.encode_flat(header, [item[1] for item in inputs])
+def _give_up(answer: "asyncio.Future[Any]") -> None:
+    if not answer.done():
+        answer.set_exception(asyncio.TimeoutError())

@@ -16,7 +16,8 @@ from aiohttp import WSMsgType, web
 from modal_nomad.wire import frames
 from modal_nomad.wire.serialization import dumps, loads, unpack_exception
 
-PATIENCE = 20.0
+PATIENCE = 100.0
+"""Against hanging alone; less than what a test may take in all."""
 
 
 class Worker:
@@ -165,10 +166,10 @@ class Worker:
                 found[lease] = (status, value)
         return found
 
-    async def logged(self, text: bytes) -> None:
-        """Wait until stdout holds ``text``."""
+    async def logged(self, text: bytes, times: int = 1) -> None:
+        """Wait until stdout holds ``text``, so many times."""
         async with asyncio.timeout(PATIENCE):
-            while text not in self.logs[1]:
+            while self.logs[1].count(text) < times:
                 self._logged.clear()
                 await self._logged.wait()
 

@@ -14,6 +14,27 @@ from modal_nomad import exception
 sys.path.insert(0, str(Path(__file__).parent))
 from _scripted_dispatcher import worker
 
+# A call into C that never comes back to Python, as a long computation in a library is. Another thread that
+# finds this one on its last line knows that it is in C: nothing else there gives Python's lock away.
+STUCK = """
+import ctypes, sys, threading, time
+
+def stuck():
+    lock, mutex = ctypes.CDLL(None).pthread_mutex_lock, ctypes.create_string_buffer(64)
+    lock(mutex)
+    threading.Thread(target=watch, args=(threading.get_ident(),), daemon=True).start()
+    lock(mutex)
+
+def watch(ident):
+    last = stuck.__code__.co_firstlineno + 4
+    while True:
+        frame = sys._current_frames()[ident]
+        if frame.f_code is stuck.__code__ and frame.f_lineno == last:
+            print("in C")
+            return
+        time.sleep(0.001)
+"""
+
 KINDS = [(1, False), (2, False), (1, True), (2, True)]
 
 
@@ -117,18 +138,10 @@ async def test_an_idle_container_ends_at_once(tmp_path: Path, number: signal.Sig
 
 
 async def test_code_that_no_signal_reaches_gives_its_input_back_before_the_kill(tmp_path: Path) -> None:
-    # A call into C that never comes back to Python, as a long computation in a library is.
-    code = """
-        import ctypes
-        def f():
-            print("began", flush=True)
-            libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
-            libc.pthread_mutex_lock(mutex)
-            libc.pthread_mutex_lock(mutex)
-    """
-    async with worker(tmp_path, dedent(code), environ={"MODAL_KILL_TIMEOUT": "1"}) as w:
+    code = STUCK + "def f(): stuck()\n"
+    async with worker(tmp_path, code, environ={"MODAL_KILL_TIMEOUT": "1"}) as w:
         await w.lease(1, ())
-        await w.logged(b"began")
+        await w.logged(b"in C")
         w.process.send_signal(signal.SIGTERM)
         header, _ = await w.next("back")
         assert (header["x"], header["b"]) == ([1], 1)
@@ -287,19 +300,15 @@ async def test_a_timeout_ends_one_concurrent_input_only(tmp_path: Path, is_async
 
 
 async def test_code_stuck_in_c_ends_its_container_and_the_others_are_given_back(tmp_path: Path) -> None:
-    code = """
-        import ctypes, threading
-        def f(stuck):
+    code = STUCK + dedent("""
+        def f(in_c):
             print("began")
-            if not stuck:
-                threading.Event().wait()
-            libc, mutex = ctypes.CDLL(None), ctypes.create_string_buffer(64)
-            libc.pthread_mutex_lock(mutex)
-            libc.pthread_mutex_lock(mutex)
-    """
-    async with worker(tmp_path, dedent(code), max_concurrent_inputs=2) as w:
+            stuck() if in_c else threading.Event().wait()
+    """)
+    async with worker(tmp_path, code, max_concurrent_inputs=2) as w:
         await w.lease(1, (True,), (False,))
-        await w.logged(b"began\nbegan")
+        await w.logged(b"in C")
+        await w.logged(b"began", 2)
         await w.send({"t": "cancel", "x": [1]})
         assert (await w.outputs(1))[1][0] == 3
         header, _ = await w.next("back")

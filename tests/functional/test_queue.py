@@ -8,6 +8,7 @@ import queue
 import signal
 import subprocess
 import threading
+from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -105,14 +106,69 @@ async def test_those_who_wait_are_served_in_the_order_in_which_they_came(live: L
     async with modal.Queue.ephemeral() as q:
         waiting = []
         for number in range(8):
-            waiting.append(asyncio.ensure_future(q.get.aio(timeout=30)))
+            waiting.append(asyncio.ensure_future(q.get.aio()))
             # An answered request behind it: it has arrived.
             assert await q.len.aio() == 0, number
-        # One that waits no more takes nothing.
-        waiting.pop(3).cancel()
-        await q.len.aio()
+        # One that waits no more takes nothing: once it has ended, whatever is asked comes after its end.
+        gone = waiting.pop(3)
+        gone.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gone
         await q.put_many.aio(list(range(7)))
         assert await asyncio.gather(*waiting) == list(range(7))
+
+
+@pytest.mark.parametrize("timeout", [None, 600])
+async def test_what_is_asked_after_an_interrupted_get_comes_after_it(
+    live: Live, timeout: float | None
+) -> None:
+    async with modal.Queue.ephemeral() as q:
+        for number in range(50):
+            waiting = asyncio.ensure_future(q.get.aio(timeout=timeout))
+            assert await q.len.aio() == 0
+            waiting.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await waiting
+            await q.put.aio(number)
+            assert await q.get.aio(block=False) == number
+
+
+async def test_a_get_that_is_interrupted_while_it_takes_puts_its_items_where_they_were(
+    live: Live, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with modal.Queue.ephemeral() as q:
+        await q.put_many.aio(range(5))
+        client = modal.Client.from_env()
+        request = client._request
+        waiting: asyncio.Future[Any]
+        loop = asyncio.get_running_loop()
+        back = asyncio.Event()
+
+        async def interrupted(method: str, args: Any) -> Any:
+            # The items are off the disk, and this is the last moment at which nobody has them.
+            answer = await request(method, args)
+            if method == "queue.take" and not waiting.done():
+                loop.call_soon_threadsafe(waiting.cancel)
+                await asyncio.wrap_future(ended)
+            return answer
+
+        request_full = client._request_full
+
+        async def watched(method: str, *arguments: Any) -> Any:
+            answer = await request_full(method, *arguments)
+            if method == "queue.put_back":
+                loop.call_soon_threadsafe(back.set)
+            return answer
+
+        ended: Future[None] = Future()
+        monkeypatch.setattr(client, "_request", interrupted)
+        monkeypatch.setattr(client, "_request_full", watched)
+        waiting = asyncio.ensure_future(q.get_many.aio(2))
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        ended.set_result(None)
+        await back.wait()
+        assert await q.get_many.aio(5) == [0, 1, 2, 3, 4]
 
 
 async def test_iterate_goes_on_while_items_come(live: Live) -> None:

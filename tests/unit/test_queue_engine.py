@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from modal_nomad.dispatcher.objects.queue_engine import (
+from modal_nomad.dispatcher.objects.queue_commands import (
     FOREVER,
     Accepted,
     Dropped,
@@ -18,9 +18,9 @@ from modal_nomad.dispatcher.objects.queue_engine import (
     Given,
     Limits,
     Nothing,
-    QueueEngine,
     Seen,
 )
+from modal_nomad.dispatcher.objects.queue_engine import QueueEngine
 from modal_nomad.dispatcher.store.objects import Item
 
 SMALL = Limits(partitions=3, items=4, batch_bytes=25, lease_seconds=30.0)
@@ -153,6 +153,56 @@ def test_what_the_store_failed_to_keep_or_to_remove(engine: QueueEngine) -> None
     assert engine.restore("", [2], 0.0) == [] and engine.length(None, 0.0) == 0
 
 
+def take(engine: QueueEngine, key: str, numbers: list[int], now: float = 0.0) -> None:
+    assert engine.take(key, "", numbers, now) == numbers
+    assert engine.done("", numbers, now) == []
+
+
+def test_what_an_interrupted_get_puts_back_is_where_it_was(engine: QueueEngine) -> None:
+    put(engine, 4)
+    get(engine, "a", 2)
+    take(engine, "a", [1, 2])
+    put(engine, 2)
+    # Full, but what was there before has its place.
+    back = engine.put_back("", {2: 10, 1: 10}, DAY, 1.0)
+    assert {old: item.number for old, item in back.items()} == {1: 1, 2: 2}
+    assert engine.pump(1.0) == [] and engine.length("", 1.0) == 6
+    assert get(engine, "b", 2, now=1.0) == [Given("b", (1, 2), False)]
+    # Once only.
+    assert [x.number for x in engine.put_back("", {1: 10}, DAY, 1.0).values()] == []
+
+
+def test_what_is_put_back_is_for_who_waits(engine: QueueEngine) -> None:
+    put(engine)
+    get(engine, "a")
+    take(engine, "a", [1])
+    get(engine, "b")
+    engine.look("l", "o", "", 0, 10, 9.0, 0.0)
+    assert engine.put_back("", {1: 10}, DAY, 1.0) == {1: Item(1, "", 10, DAY)}
+    assert engine.pump(1.0) == [Seen("l", (1,)), Given("b", (1,), False)]
+
+
+def test_what_is_put_back_expires_as_it_would_have(engine: QueueEngine) -> None:
+    put(engine, 2, ttl=10.0)
+    get(engine, "a", 2)
+    take(engine, "a", [1, 2])
+    assert engine.put_back("", {1: 10}, DAY, 9.0) == {1: Item(1, "", 10, 10.0)}
+    assert engine.tick(10.0) == [Dropped((1,))]
+    assert engine.put_back("", {2: 10}, DAY, 10.0) == {} and engine.pump(10.0) == []
+    assert not engine._partitions
+
+
+def test_what_was_taken_long_ago_is_put_back_at_the_end(engine: QueueEngine) -> None:
+    for number in range(1, 7):
+        put(engine)
+        get(engine, f"g{number}")
+        take(engine, f"g{number}", [number])
+    put(engine)
+    assert engine.put_back("", {1: 10}, DAY, 0.0) == {1: Item(8, "", 10, DAY)}
+    assert engine.put_back("", {6: 10}, DAY, 0.0) == {6: Item(6, "", 10, DAY)}
+    assert get(engine, "all", 9) == [Given("all", (6, 7), True)]
+
+
 def test_old_reminders_do_not_pile_up(engine: QueueEngine) -> None:
     for number in range(20_000):
         put(engine, now=number / 100)
@@ -171,6 +221,7 @@ class QueueMachine(RuleBasedStateMachine):
         self.now = 0.0
         self.store: dict[int, Item] = {}
         self.taken: list[int] = []
+        self.were: dict[int, str] = {}
         # What each get was given by its last answer, as its client has it in hand.
         self.hand: dict[str, tuple[str, str, tuple[int, ...]]] = {}
         self.waiting: dict[str, tuple[str, str, str]] = {}
@@ -195,6 +246,7 @@ class QueueMachine(RuleBasedStateMachine):
                     assert item.partition == partition and item.number not in self.store
                     # The newest item's word counts for all of its partition.
                     self.store[item.number] = item
+                assert sum(x.partition == partition for x in self.store.values()) <= SMALL.items
             elif isinstance(command, Given):
                 assert kind == "get" and command.numbers
                 for number in command.numbers:
@@ -237,7 +289,18 @@ class QueueMachine(RuleBasedStateMachine):
             self.store.pop(number)
             assert number not in self.taken
             self.taken.append(number)
+            self.were[number] = partition
         self.carry(self.engine.done(partition, mine, self.now))
+
+    @rule(choice=st.randoms(use_true_random=False))
+    def put_back(self, choice: Any) -> None:
+        if self.taken:
+            number = self.taken.pop(choice.randrange(len(self.taken)))
+            partition = self.were.pop(number)
+            for item in self.engine.put_back(partition, {number: 10}, DAY, self.now).values():
+                assert item.partition == partition and item.number not in self.store
+                self.store[item.number] = item
+            self.carry(self.engine.pump(self.now))
 
     @rule(choice=st.randoms(use_true_random=False))
     def release(self, choice: Any) -> None:
@@ -276,7 +339,6 @@ class QueueMachine(RuleBasedStateMachine):
         for place in engine._partitions.values():
             assert not (place.ready and place.gets)
             assert list(place.ready) == sorted(place.ready)
-            assert place.held() <= SMALL.items
             if place.puts:
                 first = next(iter(place.puts.values()))
                 assert place.held() + len(first.sizes) > SMALL.items

@@ -25,7 +25,10 @@ class Played:
         self.held: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.sent: list[bytes] = []
 
-    async def _request_full(self, method: str, args: Any, payloads: Sequence[bytes] = ()) -> Any:
+    async def _request_full(
+        self, method: str, args: Any, payloads: Sequence[bytes] = (), patience: float | None = None
+    ) -> Any:
+        self.patience = patience
         self.asked.append((method, dict(args), len(payloads)))
         answer = self.answers.pop(0)
         if payloads:
@@ -34,7 +37,7 @@ class Played:
             self.finished.set()
         if answer == "hold":
             self.reached.set()
-            answer = await asyncio.shield(self.held)
+            answer = await asyncio.wait_for(asyncio.shield(self.held), patience)
         return answer
 
     async def _request(self, method: str, args: Any) -> Any:
@@ -82,7 +85,7 @@ async def test_who_is_interrupted_releases_its_place() -> None:
     assert played.told == [("queue.release", played.asked[0][1]["key"])]
 
 
-async def test_who_is_interrupted_while_it_takes_puts_its_items_again() -> None:
+async def test_who_is_interrupted_while_it_takes_puts_its_items_back() -> None:
     played = Played(given(1, 2), "hold", ({"accepted": True}, []))
     waiting = asyncio.ensure_future(_queue_items.take(played.client, WHERE, 2, None))
     await played.reached.wait()
@@ -91,7 +94,22 @@ async def test_who_is_interrupted_while_it_takes_puts_its_items_again() -> None:
         await waiting
     played.held.set_result(({"taken": [2]}, []))
     await played.finished.wait()
-    assert played.asked[-1][0] == "queue.put" and played.sent == [b"2"]
+    assert played.asked[-1] == ("queue.put_back", {**WHERE, "items": [2]}, 1) and played.sent == [b"2"]
+
+
+async def test_much_is_put_back_in_several_requests() -> None:
+    numbers = [*range(1, 10)]
+    big = bytes(1 << 20)
+    first = {"items": numbers, "more": False}, [big] * 9
+    played = Played(first, "hold", *[({"accepted": True}, [])] * 3)
+    waiting = asyncio.ensure_future(_queue_items.take(played.client, WHERE, 9, None))
+    await played.reached.wait()
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    played.held.set_result(({"taken": numbers}, []))
+    await played.finished.wait()
+    assert [args["items"] for _, args, _ in played.asked[2:]] == [numbers[:4], numbers[4:8], numbers[8:]]
 
 
 async def test_a_dispatcher_that_answers_too_late_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,124 +2,30 @@
 
 It knows items by number and size alone. A get takes items in two steps: it is *given* items, which are
 leased to it from then on; only when it *takes* them are they gone. Items of a lease that is released, or
-that runs out, go back to where they were. So whoever dies between the two steps takes nothing along.
+that runs out, go back to where they were. So whoever dies between the two steps takes nothing along. A get
+that is interrupted in the very moment of taking puts its items back, to where they were too.
 
 Gets wait in the order in which they came, and so do puts on a full partition.
 """
 
 from __future__ import annotations
 
-import bisect
-from collections import deque
-from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple, TypeAlias
 
+from modal_nomad.dispatcher.objects.queue_commands import (
+    FOREVER,
+    Accepted,
+    Command,
+    Dropped,
+    Full,
+    Given,
+    Limits,
+    Nothing,
+    Seen,
+)
+from modal_nomad.dispatcher.objects.queue_partition import Lease, Partition, Wait
 from modal_nomad.dispatcher.store.objects import Item
-
-FOREVER = float("inf")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """How much a Queue holds.
-
-    Attributes:
-        partitions: partitions with anything in them.
-        items: items of one partition, leased ones included.
-        batch_bytes: bytes given to one get; one item is given whatever its size.
-        lease_seconds: a get that was given items has this long to take them.
-    """
-
-    partitions: int = 100_000
-    items: int = 5_000
-    batch_bytes: int = 8 << 20
-    lease_seconds: float = 60.0
-
-
-class Given(NamedTuple):
-    """A get is given items; ``more`` says that only their size kept others out."""
-
-    key: str
-    numbers: tuple[int, ...]
-    more: bool
-
-
-class Seen(NamedTuple):
-    """A look at items in place found these."""
-
-    key: str
-    numbers: tuple[int, ...]
-
-
-class Nothing(NamedTuple):
-    """A get or a look ends without an item."""
-
-    key: str
-
-
-class Accepted(NamedTuple):
-    """A put is in: its items have these numbers, and all of their partition expires then."""
-
-    key: str
-    items: tuple[Item, ...]
-
-
-class Full(NamedTuple):
-    """A put ends without having been accepted. ``partitions``: there are too many of these."""
-
-    key: str
-    partitions: bool
-
-
-class Dropped(NamedTuple):
-    """Items have expired."""
-
-    numbers: tuple[int, ...]
-
-
-Command: TypeAlias = "Given | Seen | Nothing | Accepted | Full | Dropped"
-
-
-@dataclass
-class _Wait:
-    key: str
-    owner: str
-    partition: str
-    deadline: float
-    # Of a get: how many; of a look: how many, and after which number; of a put: sizes and lifetime.
-    wanted: int = 0
-    after: int | None = None
-    sizes: Sequence[int] = ()
-    ttl: float = 0.0
-
-
-@dataclass
-class _Lease:
-    owner: str
-    partition: str
-    numbers: set[int]
-    expires_at: float
-
-
-@dataclass
-class _Partition:
-    ready: deque[int] = field(default_factory=deque)
-    leased: set[int] = field(default_factory=set)
-    # Taken, but not yet off the disk: they take up room until then.
-    taking: set[int] = field(default_factory=set)
-    gets: dict[str, _Wait] = field(default_factory=dict)
-    looks: dict[str, _Wait] = field(default_factory=dict)
-    puts: dict[str, _Wait] = field(default_factory=dict)
-    expires_at: float = FOREVER
-    counted: bool = False
-
-    def held(self) -> int:
-        return len(self.ready) + len(self.leased) + len(self.taking)
-
-    def idle(self) -> bool:
-        return not (self.held() or self.gets or self.looks or self.puts)
 
 
 class QueueEngine:
@@ -133,15 +39,17 @@ class QueueEngine:
     def __init__(self, numbers: Callable[[], int], limits: Limits | None = None) -> None:
         self._numbers = numbers
         self._limits = limits or Limits()
-        self._partitions: dict[str, _Partition] = {}
+        self._partitions: dict[str, Partition] = {}
         self._sizes: dict[int, int] = {}
-        self._waits: dict[str, _Wait] = {}
-        self._leases: dict[str, _Lease] = {}
+        self._waits: dict[str, Wait] = {}
+        self._leases: dict[str, Lease] = {}
         self._owners: dict[str, dict[str, None]] = {}
         self._timers: list[tuple[float, str, str]] = []
         self._out: list[Command] = []
         self._filled = 0
         self._changed: dict[str, None] = {}
+        # When items expire that were taken of late, by number: who took them may put them back.
+        self._taken: dict[int, float] = {}
 
     def load(self, items: Iterable[Item]) -> None:
         """Take over items of an earlier process, in the order of their numbers."""
@@ -168,7 +76,7 @@ class QueueEngine:
     ) -> list[Command]:
         """Add items, all or none; wait for room until ``deadline``, which may have passed."""
         self._advance(now)
-        wait = _Wait(key, owner, partition, deadline, sizes=sizes, ttl=ttl)
+        wait = Wait(key, owner, partition, deadline, sizes=sizes, ttl=ttl)
         place = self._partitions.get(partition)
         if (place is None or not place.held()) and self._filled >= self._limits.partitions:
             self._out.append(Full(key, True))
@@ -193,7 +101,7 @@ class QueueEngine:
             self._out.append(Given(key, tuple(sorted(lease.numbers)), False))
         elif key not in self._waits:
             place = self._partitions.get(partition)
-            wait = _Wait(key, owner, partition, deadline, wanted)
+            wait = Wait(key, owner, partition, deadline, wanted)
             if place is not None and place.ready:
                 self._give(place, wait, now)
             elif deadline <= now:
@@ -208,7 +116,7 @@ class QueueEngine:
         """Ask for items in place with numbers above ``after``; wait for one until ``deadline``."""
         self._advance(now)
         place = self._partitions.get(partition)
-        wait = _Wait(key, owner, partition, deadline, wanted, after)
+        wait = Wait(key, owner, partition, deadline, wanted, after)
         if not (place is not None and self._show(place, wait)):
             if deadline <= now:
                 self._out.append(Nothing(key))
@@ -234,7 +142,7 @@ class QueueEngine:
         else:
             taken = sorted(mine.intersection(place.ready))
             if taken:
-                place.ready = deque(x for x in place.ready if x not in mine)
+                place.without(mine)
         place.taking.update(taken)
         self._note(partition)
         return taken
@@ -277,11 +185,48 @@ class QueueEngine:
     def done(self, partition: str, numbers: Collection[int], now: float) -> list[Command]:
         """Note that taken items are off the store: there is room for others."""
         self._advance(now)
+        place = self._at(partition)
         for number in numbers:
-            self._sizes.pop(number, None)
-        self._at(partition).taking.difference_update(numbers)
+            if self._sizes.pop(number, None) is not None:
+                self._taken[number] = place.expires_at
+        while len(self._taken) > self._limits.items:
+            del self._taken[next(iter(self._taken))]
+        place.taking.difference_update(numbers)
         self._note(partition)
         return self._pumped(now)
+
+    def put_back(self, partition: str, sizes: Mapping[int, int], ttl: float, now: float) -> dict[int, Item]:
+        """Take back items of a get that was interrupted while it took them, full or not.
+
+        Args:
+            partition: where they were.
+            sizes: of each item, by number.
+            ttl: seconds to live for what was taken too long ago to be remembered, at the end then.
+            now: the time.
+
+        Returns:
+            What each is from now on; without those that have expired. ``pump`` serves who waits for them.
+        """
+        self._advance(now)
+        place = self._at(partition)
+        items: dict[int, Item] = {}
+        for old in sorted(sizes):
+            until = self._taken.pop(old, None)
+            number = old if until is not None else self._numbers()
+            if place.held():
+                until = place.expires_at
+            elif until is None:
+                until = now + ttl
+            if until > now and old not in self._sizes:
+                place.expires_at = until
+                self._sizes[number] = sizes[old]
+                place.insert([number])
+                items[old] = Item(number, partition, sizes[old], until)
+        if items:
+            self._remind(place.expires_at, "partition", partition)
+            self._show_all(place)
+        self._note(partition)
+        return items
 
     def restore(self, partition: str, numbers: Collection[int], now: float) -> list[Command]:
         """Put taken items back: the store failed to remove them."""
@@ -300,7 +245,7 @@ class QueueEngine:
             self._sizes.pop(number, None)
         place = self._partitions.get(partition)
         if place is not None:
-            place.ready = deque(x for x in place.ready if x not in gone)
+            place.without(gone)
             place.leased -= gone
             place.taking -= gone
             self._note(partition)
@@ -350,7 +295,7 @@ class QueueEngine:
             timers[:] = {x for x in timers if self._due(*x)}
             heapify(timers)
 
-    def _expire(self, wait: _Wait) -> None:
+    def _expire(self, wait: Wait) -> None:
         self._forget_wait(wait.key)
         self._out.append(Full(wait.key, False) if wait.sizes else Nothing(wait.key))
 
@@ -386,12 +331,12 @@ class QueueEngine:
         self._count(self._partitions[name])
         self._changed[name] = None
 
-    def _count(self, place: _Partition) -> None:
+    def _count(self, place: Partition) -> None:
         filled = place.held() > 0
         self._filled += filled - place.counted
         place.counted = filled
 
-    def _serve(self, place: _Partition, now: float) -> None:
+    def _serve(self, place: Partition, now: float) -> None:
         while place.puts:
             wait = next(iter(place.puts.values()))
             if not self._fits(wait.partition, wait.sizes):
@@ -400,7 +345,7 @@ class QueueEngine:
             self._accept(wait, now)
         self._serve_gets(place, now)
 
-    def _serve_gets(self, place: _Partition, now: float) -> None:
+    def _serve_gets(self, place: Partition, now: float) -> None:
         while place.ready and place.gets:
             wait = next(iter(place.gets.values()))
             self._forget_wait(wait.key)
@@ -410,7 +355,7 @@ class QueueEngine:
         place = self._partitions.get(partition)
         return (0 if place is None else place.held()) + len(sizes) <= self._limits.items
 
-    def _accept(self, wait: _Wait, now: float) -> None:
+    def _accept(self, wait: Wait, now: float) -> None:
         place = self._at(wait.partition)
         place.expires_at = now + wait.ttl
         self._remind(place.expires_at, "partition", wait.partition)
@@ -422,45 +367,33 @@ class QueueEngine:
             items.append(Item(number, wait.partition, size, place.expires_at))
         self._count(place)
         self._out.append(Accepted(wait.key, tuple(items)))
-        for look in list(place.looks.values()):
-            if self._show(place, look):
-                self._forget_wait(look.key)
+        self._show_all(place)
         self._serve_gets(place, now)
 
-    def _give(self, place: _Partition, wait: _Wait, now: float) -> None:
-        numbers: list[int] = []
-        size = 0
-        while place.ready and len(numbers) < wait.wanted:
-            size += self._sizes[place.ready[0]]
-            if numbers and size > self._limits.batch_bytes:
-                break
-            numbers.append(place.ready.popleft())
-        place.leased.update(numbers)
+    def _give(self, place: Partition, wait: Wait, now: float) -> None:
+        numbers = place.lend(self._sizes, wait.wanted, self._limits.batch_bytes)
         expires_at = now + self._limits.lease_seconds
-        self._leases[wait.key] = _Lease(wait.owner, wait.partition, set(numbers), expires_at)
+        self._leases[wait.key] = Lease(wait.owner, wait.partition, set(numbers), expires_at)
         self._owners.setdefault(wait.owner, {})[wait.key] = None
         self._remind(expires_at, "lease", wait.key)
         more = bool(place.ready) and len(numbers) < wait.wanted
         self._out.append(Given(wait.key, tuple(numbers), more))
 
-    def _show(self, place: _Partition, wait: _Wait) -> bool:
-        after = wait.after if wait.after is not None else 0
-        numbers: list[int] = []
-        size = 0
-        for number in place.ready:
-            if number > after:
-                size += self._sizes[number]
-                if numbers and (size > self._limits.batch_bytes or len(numbers) >= wait.wanted):
-                    break
-                numbers.append(number)
+    def _show_all(self, place: Partition) -> None:
+        for look in list(place.looks.values()):
+            if self._show(place, look):
+                self._forget_wait(look.key)
+
+    def _show(self, place: Partition, wait: Wait) -> bool:
+        numbers = place.after(wait.after or 0, self._sizes, wait.wanted, self._limits.batch_bytes)
         if numbers:
             self._out.append(Seen(wait.key, tuple(numbers)))
         return bool(numbers)
 
-    def _at(self, name: str) -> _Partition:
-        return self._partitions.setdefault(name, _Partition())
+    def _at(self, name: str) -> Partition:
+        return self._partitions.setdefault(name, Partition())
 
-    def _wait(self, wait: _Wait, among: dict[str, _Wait]) -> None:
+    def _wait(self, wait: Wait, among: dict[str, Wait]) -> None:
         among[wait.key] = self._waits[wait.key] = wait
         self._owners.setdefault(wait.owner, {})[wait.key] = None
         if wait.deadline < FOREVER:
@@ -481,7 +414,7 @@ class QueueEngine:
             if not keys:
                 del self._owners[owner]
 
-    def _end_lease(self, key: str) -> _Lease | None:
+    def _end_lease(self, key: str) -> Lease | None:
         lease = self._leases.pop(key, None)
         if lease is not None:
             self._disown(lease.owner, key)
@@ -500,11 +433,7 @@ class QueueEngine:
         # What was cleared meanwhile is not among the leased ones any more.
         back = sorted(place.leased.intersection(numbers))
         place.leased.difference_update(back)
-        if back and (not place.ready or back[-1] < place.ready[0]):
-            place.ready.extendleft(reversed(back))
-        else:
-            for number in back:
-                bisect.insort(place.ready, number)
+        place.insert(back)
         self._note(partition)
 
     def _empty(self, name: str) -> list[int]:

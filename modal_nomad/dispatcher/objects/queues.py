@@ -13,7 +13,7 @@ from collections.abc import Callable, Collection, Coroutine, Sequence
 from typing import Any
 
 from modal_nomad.dispatcher._requests import Answer
-from modal_nomad.dispatcher.objects import queue_engine as qe
+from modal_nomad.dispatcher.objects import queue_commands as qe
 from modal_nomad.dispatcher.objects.answers import answer
 from modal_nomad.dispatcher.objects.queue_engine import QueueEngine
 from modal_nomad.dispatcher.store.base import Store
@@ -204,6 +204,25 @@ class Queues:
         self._carry(live, live.engine.done(partition, taken, self.now()))
         self._payloads.drop(taken)
         return answer(kept)
+
+    async def put_back(
+        self,
+        object_id: str,
+        partition: str,
+        numbers: Sequence[int],
+        payloads: Sequence[bytes],
+        ttl: float,
+        ticket: Ticket,
+    ) -> Answer:
+        """Take items back that a get had taken when it was interrupted; they come to where they were."""
+        live = await self._find(object_id)
+        given = dict(zip(numbers, payloads, strict=True))
+        items = live.engine.put_back(partition, {x: len(y) for x, y in given.items()}, ttl, self.now())
+        kept = [(item, given[number]) for number, item in items.items()]
+        for item, payload in kept:
+            self._payloads.add(item.number, payload)
+        self._carry(live, live.engine.pump(self.now()))
+        return await self._keep(live, partition, kept, ticket)
 
     async def release(self, object_id: str, key: str) -> None:
         """End what a client does not wait for any more."""
