@@ -12,7 +12,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -76,7 +76,9 @@ def _make_manager(show_progress: bool) -> OutputManager:
         from modal_nomad._output_rich import RichOutput
 
         return RichOutput()
-    return OutputManager(sys.stdout, sys.stderr, show_progress)
+    manager = OutputManager(sys.stdout, sys.stderr, show_progress)
+    manager.take_over()
+    return manager
 
 
 class CallProgress:
@@ -130,6 +132,22 @@ class OutputManager:
         self._quiet: dict[str, asyncio.Event] = {}
         self._pending_said: dict[str, str] = {}
         self._announced: set[str] = set()
+        # Streams in which the program has begun a line.
+        self._open: set[int] = set()
+        self._give_back: Callable[[], None] | None = None
+
+    def take_over(self) -> None:
+        """See what the program prints, so that no line of another comes between the pieces of one."""
+        from modal_nomad._output_streams import take_over
+
+        self._give_back = take_over(self, self._lock)
+
+    def from_program(self, stream: TextIO, text: str) -> None:
+        """Write what the program itself prints."""
+        if text:
+            with self._lock:
+                stream.write(text)
+                (self._open.discard if text.endswith("\n") else self._open.add)(id(stream))
 
     def created(self, kind: str, name: str) -> None:
         """Say that an object is ready: ``created("function", "square")``."""
@@ -185,7 +203,10 @@ class OutputManager:
             self._close_container(container)
 
     def close(self) -> None:
-        """End the display."""
+        """End the display, and give the program its streams back."""
+        if self._give_back is not None:
+            self._give_back()
+            self._give_back = None
 
     def on_event(self, event: dict[str, Any], payload: bytes) -> None:
         """Take one event of an App; called on the library's thread."""
@@ -262,6 +283,9 @@ class OutputManager:
 
     def _write(self, stream: TextIO, text: str) -> None:
         with self._lock:
+            if id(stream) in self._open:
+                self._open.discard(id(stream))
+                text = "\n" + text
             try:
                 stream.write(text)
                 stream.flush()

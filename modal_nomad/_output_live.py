@@ -7,16 +7,15 @@ it has a line open (a prompt, a ``tqdm`` bar) the terminal is its alone and the 
 
 from __future__ import annotations
 
-import os
-import sys
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any, TextIO
+from collections.abc import Callable
+from typing import TextIO
 
 from rich.console import Console, RenderableType
 
+from modal_nomad._output_streams import take_over
+
 REFRESH_SECONDS = 0.1
-_HELD_CHARACTERS = 8192
 
 
 class LiveRegion:
@@ -51,16 +50,11 @@ class LiveRegion:
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._replaced: list[tuple[str, TextIO, ProgramStream]] = []
+        self._give_back: Callable[[], None] | None = None
 
     def take_over(self) -> None:
         """Route ``sys.stdout`` and ``sys.stderr`` past the region, where they are terminals."""
-        for name in ("stdout", "stderr"):
-            stream = getattr(sys, name)
-            if stream is not None and stream.isatty():
-                proxy = ProgramStream(stream, self, self._lock)
-                self._replaced.append((name, stream, proxy))
-                setattr(sys, name, proxy)
+        self._give_back = take_over(self, self._lock, lambda stream: stream.isatty())
 
     def start(self) -> None:
         """Draw from now on, as long as ``busy`` says so."""
@@ -80,11 +74,9 @@ class LiveRegion:
             self._closed = True
             self._stop.set()
             self._wake.set()
-        for name, stream, proxy in self._replaced:
-            if getattr(sys, name) is proxy:
-                setattr(sys, name, stream)
-            proxy.release()
-        self._replaced.clear()
+        if self._give_back is not None:
+            self._give_back()
+            self._give_back = None
 
     def write(self, text: str) -> None:
         """Write whole lines of the library's own above the region."""
@@ -164,64 +156,3 @@ class LiveRegion:
         except (OSError, ValueError):
             # The terminal has gone: the run itself goes on.
             self._closed = True
-
-
-class ProgramStream:
-    """``sys.stdout`` or ``sys.stderr`` as the program sees it: everything but writing is the real one's.
-
-    As a terminal's stream does, it holds an open line back until ``flush`` or the line's end, so that the
-    pieces of one ``print`` stay together.
-    """
-
-    def __init__(self, stream: TextIO, region: LiveRegion, lock: threading.RLock) -> None:
-        self._stream = stream
-        self._region = region
-        self._lock = lock
-        self._held = ""
-        self._pid = os.getpid()
-
-    def __getattr__(self, name: str) -> Any:
-        # Whoever asks for the buffer or the descriptor writes by itself: after what is held.
-        self.release()
-        return getattr(self._stream, name)
-
-    def write(self, text: str) -> int:
-        """Write past the region."""
-        if os.getpid() != self._pid:
-            # A forked child only writes: whoever held the lock is not there.
-            return self._stream.write(text)
-        with self._lock:
-            self._held += text
-            whole, newline, rest = self._held.rpartition("\n")
-            if newline:
-                self._held = rest
-                self._region.from_program(self._stream, whole + newline)
-            if len(self._held) > _HELD_CHARACTERS:
-                self.release()
-        return len(text)
-
-    def writelines(self, lines: Iterable[str]) -> None:
-        """Write several strings past the region."""
-        self.write("".join(lines))
-
-    def release(self) -> None:
-        """Write what is held back of an open line."""
-        if os.getpid() == self._pid:
-            with self._lock:
-                held, self._held = self._held, ""
-                if held:
-                    self._region.from_program(self._stream, held)
-
-    def flush(self) -> None:
-        """Write what is held back, and flush the real stream."""
-        self.release()
-        self._stream.flush()
-
-    def __iter__(self) -> Any:
-        return iter(self._stream)
-
-    def __enter__(self) -> ProgramStream:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.flush()

@@ -109,7 +109,7 @@ def agent_process(
         finally:
             process.terminate()
             try:
-                process.wait(30)
+                process.wait(100)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()

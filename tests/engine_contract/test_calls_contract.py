@@ -58,7 +58,7 @@ import modal_nomad as modal
 
 squares, total, items = map(modal.FunctionCall.from_id, sys.argv[1:])
 assert list(squares.iter()) == [x * x for x in range(50)] and squares.num_inputs() == 50
-assert total.get(timeout=60) == 30
+assert total.get(timeout=100) == 30
 (root,) = total.get_call_graph()
 assert (root.function_name, root.status.name) == ("total", "SUCCESS")
 assert [x.function_name for x in root.children] == ["square"] * 5

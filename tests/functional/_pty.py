@@ -75,11 +75,11 @@ class Terminal:
     def end(self) -> int:
         """Wait for the end and return the exit code."""
         try:
-            code = self.process.wait(60)
+            code = self.process.wait(100)
         finally:
             self.process.kill()
             self.process.wait()
-            self._reader.join(10)
+            self._reader.join(100)
             os.close(self._master)
         return code
 

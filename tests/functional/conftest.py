@@ -27,7 +27,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 _SETTINGS = ("MODAL_SERVER_URL", "MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET", "MODAL_ENVIRONMENT", "MODAL_PROFILE")
 
 
-def until(condition: Callable[[], Any], seconds: float = 20.0, what: str = "the condition") -> Any:
+def until(condition: Callable[[], Any], seconds: float = 100.0, what: str = "the condition") -> Any:
     """Return the first true value of ``condition``; fails the test when none comes in time."""
     deadline = time.monotonic() + seconds
     while True:
@@ -97,7 +97,7 @@ class Live:
     def _finish(self, process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
         with process:
             try:
-                out, err = process.communicate(timeout=60)
+                out, err = process.communicate(timeout=100)
             except subprocess.TimeoutExpired:
                 process.kill()
                 out, err = process.communicate()
@@ -213,4 +213,4 @@ def serve(own: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., 
     _close_clients()
     for process in started:
         process.terminate()
-        process.wait(20)
+        process.wait(100)

@@ -49,7 +49,7 @@ def test_statistics(live: Live, gate: Path) -> None:
         want = FunctionStats(backlog=3, num_total_runners=2, num_running_inputs=2, input_headroom=0)
         until(lambda: held.get_current_stats() == want, what=str(want))
         gate.touch()
-        assert [c.get(timeout=30) for c in calls] == list(range(5))
+        assert [c.get(timeout=100) for c in calls] == list(range(5))
         after = held.get_current_stats()
         assert (after.backlog, after.num_running_inputs) == (0, 0)
         assert after.input_headroom == after.num_total_runners > 0
@@ -76,7 +76,7 @@ def test_a_lowered_ceiling_lets_running_inputs_finish(live: Live, gate: Path) ->
         held.update_autoscaler(max_containers=1)
         assert held.get_current_stats().num_running_inputs == 3
         gate.touch()
-        assert [c.get(timeout=30) for c in calls] == [0, 1, 2]
+        assert [c.get(timeout=100) for c in calls] == [0, 1, 2]
         until(lambda: runners(held) <= 1)
 
 
@@ -150,7 +150,7 @@ def test_a_buffer_is_kept_beside_a_busy_container(live: Live, gate: Path) -> Non
         call = held.spawn(1)
         until(lambda: held.get_current_stats() == FunctionStats(0, 2, 1, 1))
         gate.touch()
-        assert call.get(timeout=30) == 1
+        assert call.get(timeout=100) == 1
         until(lambda: runners(held) == 0)
 
 

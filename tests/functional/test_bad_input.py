@@ -193,7 +193,7 @@ def test_a_bad_token_is_refused(
     one_line(own.cli("app", "list"), "token", code=1)
     with pytest.raises(exception.AuthError, match="token"):
         Client.from_env()
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=100)
     for method in ("GET", "PUT"):
         connection.request(method, "/v1/blobs/" + "0" * 64, body=b"")
         answer = connection.getresponse()
@@ -204,7 +204,7 @@ def test_a_bad_token_is_refused(
 
 def connect(live: Live) -> SyncWebSocket:
     live.status()
-    return SyncWebSocket.connect(f"unix://{live.home}/daemon.sock", "/v1/connect", {}, timeout=10)
+    return SyncWebSocket.connect(f"unix://{live.home}/daemon.sock", "/v1/connect", {}, timeout=100)
 
 
 HELLO = {"t": "hello", "v": 1, "role": "client", "version": modal.__version__, "client": "cl-test"}
@@ -309,7 +309,7 @@ def test_hellos_of_odd_content(live: Live, hello: dict[str, Any]) -> None:
 
 class _UnixHTTP(http.client.HTTPConnection):
     def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=10)
+        super().__init__("localhost", timeout=100)
         self._path = path
 
     def connect(self) -> None:

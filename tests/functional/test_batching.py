@@ -102,8 +102,8 @@ def test_a_batch_that_fails_fails_for_each(app: modal.App, inputs: list[str], ki
 def test_an_input_that_does_not_fit_fails_alone(app: modal.App) -> None:
     calls = [app["picky"].spawn("too", "many"), app["picky"].spawn("fine")]
     with pytest.raises(TypeError, match="too many positional arguments"):
-        calls[0].get(timeout=60)
-    assert calls[1].get(timeout=60) == "fine"
+        calls[0].get(timeout=100)
+    assert calls[1].get(timeout=100) == "fine"
     failed, fine = app["picky"].map(
         ["unpicklable", "ok"], return_exceptions=True, wrap_returned_exceptions=False
     )
@@ -121,7 +121,7 @@ def test_a_cancelled_input_leaves_its_batch(app: modal.App) -> None:
     lonely.cancel()
     assert list(app["multiply"].starmap([(x, 1) for x in range(4)])) == [(x, 4) for x in range(4)]
     with pytest.raises(exception.RemoteError, match="cancelled"):
-        lonely.get(timeout=60)
+        lonely.get(timeout=100)
 
 
 def test_sync_inputs_meet_in_threads_and_async_ones_on_a_loop(live: Live) -> None:
@@ -172,7 +172,7 @@ def test_sync_inputs_meet_in_threads_and_async_ones_on_a_loop(live: Live) -> Non
         mixed: Any = Mixed()
         waiting = mixed.wait.spawn()
         mixed.tell.remote()
-        assert waiting.get(timeout=60) is True
+        assert waiting.get(timeout=100) is True
 
 
 def test_generator_methods(live: Live) -> None:

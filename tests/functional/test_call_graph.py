@@ -110,7 +110,7 @@ def test_a_graph_of_every_kind_of_call(deployed: None, live: Live) -> None:
     assert (root.function_name, root.module_name) == ("top", "graphs") and root.task_id.startswith("ta-")
     assert root.children[-1].status is InputStatus.PENDING
     (live.folder / "go").touch()
-    assert call.get(timeout=60) == "done"
+    assert call.get(timeout=100) == "done"
 
     def done() -> Any:
         graph = call.get_call_graph()
@@ -146,7 +146,7 @@ def test_a_graph_of_every_kind_of_call(deployed: None, live: Live) -> None:
 
 def test_calls_of_calls_at_any_depth(deployed: None) -> None:
     call = function("deep").spawn(6)
-    assert call.get(timeout=60) == 6
+    assert call.get(timeout=100) == 6
 
     def whole() -> list[InputStatus]:
         infos, statuses = call.get_call_graph(), []
@@ -165,14 +165,14 @@ def test_a_call_that_nobody_spawned_sees_its_own_graph(deployed: None) -> None:
 
 def test_methods_and_generators_are_named(deployed: None) -> None:
     call = modal.Cls.from_name("graphs", "Model")().run.spawn(4)
-    assert call.get(timeout=60) == 10
+    assert call.get(timeout=100) == 10
     nodes = [("Model.parts", "SUCCESS", []), LEAF]
     until(lambda: shape(call.get_call_graph()) == [("Model.run", "SUCCESS", nodes)], what="the graph")
 
 
 def test_a_large_graph(deployed: None) -> None:
     call = function("many").spawn(10, 300)
-    call.get(timeout=60)
+    call.get(timeout=100)
     until(lambda: len(call.get_call_graph()[0].children) == 3000, what="3,000 nodes")
     (root,) = call.get_call_graph()
     assert {x.status for x in root.children} == {InputStatus.SUCCESS}
@@ -201,7 +201,7 @@ def test_a_graph_survives_a_killed_dispatcher(own: Live) -> None:
     until(waits, what="the last call")
     own.kill()
     (own.folder / "go").touch()
-    assert call.get(timeout=60) == "done"
+    assert call.get(timeout=100) == "done"
     names = [x.function_name for x in call.get_call_graph()[0].children]
     # The input runs again after the loss, and then its calls are there twice.
     assert names[:6] == ["middle", "middle", "leaf", "leaf", "leaf", "wait"]

@@ -85,7 +85,7 @@ def test_results_come_while_inputs_are_drawn(app: modal.App) -> None:
         yield 0
         for x in range(1, 5):
             # The next input exists only once the result of the one before was taken.
-            assert seen.acquire(timeout=20)
+            assert seen.acquire(timeout=100)
             yield x
 
     results = []
@@ -121,7 +121,7 @@ async def test_async_twins(app: modal.App) -> None:
     assert [x async for x in app["square"].map.aio(inputs())] == [x * x for x in range(20)]
     assert [x async for x in app["later"].map.aio(range(20))] == list(range(1, 21))
     call = await app["square"].spawn.aio(6)
-    assert await call.get.aio(timeout=20) == 36
+    assert await call.get.aio(timeout=100) == 36
 
 
 def test_spawn_get_and_gather(app: modal.App) -> None:

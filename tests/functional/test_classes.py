@@ -115,7 +115,7 @@ def test_map_spawn_and_starmap_of_a_method(app: modal.App) -> None:
     counter = app.registered_classes["Counter"](step=0, start=4)
     assert list(counter.add.map(range(20))) == [4] * 20
     assert list(counter.add.starmap([(1,), (2,)])) == [4, 4]
-    assert counter.add.spawn(times=9).get(timeout=30) == 4
+    assert counter.add.spawn(times=9).get(timeout=100) == 4
     counter.add.for_each(range(3))
 
 

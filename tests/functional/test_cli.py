@@ -69,7 +69,7 @@ def running(live: Live, *words: str) -> Iterator[tuple[subprocess.Popen[str], li
     finally:
         process.kill()
         process.wait()
-        reader.join(10)
+        reader.join(100)
         for stream in (process.stdout, process.stderr):
             if stream is not None:
                 stream.close()
@@ -129,7 +129,7 @@ def test_logs_are_followed_until_the_app_stops(live: Live, script: str) -> None:
         until(lambda: "shout | shouting first\n" in lines, what="the log line")
         assert live.cli("app", "logs", "followed").stdout == "shout | shouting first\n"
         assert live.cli("app", "stop", "followed").returncode == 0
-        assert process.wait(20) == 0
+        assert process.wait(100) == 0
 
 
 def test_following_ends_with_an_interrupt_and_leaves_the_app(live: Live, script: str) -> None:
@@ -138,7 +138,7 @@ def test_following_ends_with_an_interrupt_and_leaves_the_app(live: Live, script:
     with running(live, "app", "logs", "-f", "left") as (process, lines):
         until(lambda: "shout | shouting before\n" in lines, what="the backlog")
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 0
+        assert process.wait(100) == 0
     assert modal.Function.from_name("left", "number").remote() == 1
     live.cli("app", "stop", "left")
 
@@ -148,7 +148,7 @@ def test_the_daemons_log_is_followed(own: Live) -> None:
     with running(own, "local", "logs", "--follow") as (process, lines):
         until(lambda: any("listening on" in line for line in lines), what="the daemon's log")
         process.send_signal(signal.SIGINT)
-        assert process.wait(20) == 130
+        assert process.wait(100) == 130
 
 
 def test_reset_asks_first(own: Live) -> None:
@@ -178,7 +178,7 @@ def test_a_dispatcher_in_the_foreground(own: Live, monkeypatch: pytest.MonkeyPat
         second = own.cli("dispatcher", "--config", str(config))
         assert second.returncode == 1 and "another dispatcher runs" in second.stderr
         os.kill(process.pid, signal.SIGINT)
-        _, log = process.communicate(timeout=30)
+        _, log = process.communicate(timeout=100)
     finally:
         process.kill()
         process.wait()

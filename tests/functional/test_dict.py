@@ -159,10 +159,10 @@ def test_what_was_put_outlives_a_killed_dispatcher_and_each_pop_is_answered_once
     for thread in threads:
         thread.start()
     for reached in (40, 140, 220):
-        until(lambda reached=reached: len(popped) >= reached, 60)  # type: ignore[misc]
+        until(lambda reached=reached: len(popped) >= reached, 100)  # type: ignore[misc]
         own.kill()
     for thread in threads:
-        thread.join(60)
+        thread.join(100)
     # A pop that was carried out but not answered would have raised KeyError when it was sent again.
     assert sorted(popped) == sorted(i * i for i in range(count))
     assert all(writes) and d.len() == count

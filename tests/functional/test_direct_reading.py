@@ -74,7 +74,7 @@ def test_maps_and_requests_get_the_socket_back(functions: Any) -> None:
         assert list(same.map(range(5))) == list(range(5))
         assert same.remote(number) == number
         same._client.hello()
-        assert same.spawn(number).get(timeout=20) == number
+        assert same.spawn(number).get(timeout=100) == number
 
 
 def test_errors_and_large_values_arrive(functions: Any) -> None:

@@ -53,7 +53,7 @@ def app(_shared_home: Any) -> Iterator[modal.App]:
 @pytest.mark.parametrize("name", ["ids", "later"])
 def test_each_input_has_its_own_id_and_its_calls(app: modal.App, name: str) -> None:
     call = app[name].spawn()
-    local, input_id, call_id = call.get(timeout=60)
+    local, input_id, call_id = call.get(timeout=100)
     assert (local, call_id) == (False, call.object_id) and input_id.startswith("in-")
     found = list(app[name].map(range(8)))
     assert len({x[1] for x in found}) == 8

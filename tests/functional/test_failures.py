@@ -223,7 +223,7 @@ def test_an_input_whose_worker_is_killed_runs_again_elsewhere(live: Live, app: m
         call = app["held"].spawn()
         until(lambda: started.exists() and started.read_text().endswith("\n"))
         os.kill(int(started.read_text()), signal.SIGKILL)
-        assert call.get(timeout=30).startswith("ta-")
+        assert call.get(timeout=100).startswith("ta-")
         assert started.read_text().count("\n") == 2
 
 
@@ -242,5 +242,5 @@ def test_cancel_ends_a_running_and_a_waiting_input(live: Live, app: modal.App) -
         for call in (waiting, running):
             call.cancel()
             with pytest.raises(exception.RemoteError, match="cancel"):
-                call.get(timeout=20)
+                call.get(timeout=100)
         healthy(app)

@@ -82,7 +82,7 @@ def test_spawned_calls_outlive_the_dispatcher_and_their_client(own: Live) -> Non
 
         import modal_nomad as modal
 
-        print(*[modal.FunctionCall.from_id(call).get(timeout=40) for call in sys.argv[1:]])
+        print(*[modal.FunctionCall.from_id(call).get(timeout=100) for call in sys.argv[1:]])
         """,
     )
     gate = own.folder / "gate"
@@ -110,7 +110,7 @@ def test_nothing_acknowledged_is_lost_when_the_dispatcher_is_killed_at_once(own:
 
     async def fetch(ids: list[str]) -> list[int]:
         calls = [modal.FunctionCall.from_id(call) for call in ids]
-        return list(await asyncio.gather(*(call.get.aio(timeout=60) for call in calls)))
+        return list(await asyncio.gather(*(call.get.aio(timeout=100) for call in calls)))
 
     ids = asyncio.run(spawn())
     assert len(set(ids)) == count
@@ -140,7 +140,7 @@ def test_containers_lost_before_a_restart_count_after_it(own: Live) -> None:
     until(lambda: runs.exists() and runs.stat().st_size == 5 and stored())
     own.kill()
     with pytest.raises(modal.exception.Error, match="lost 9 times"):
-        call.get(timeout=60)
+        call.get(timeout=100)
     # Four before the restart, the one that it ended, and five to the bound.
     assert runs.stat().st_size == 10
 
@@ -166,11 +166,11 @@ def test_a_call_that_runs_outlives_the_dispatcher(own: Live) -> None:
         own.status()
         writer = threading.Thread(target=gate.write_text, args=("done",), daemon=True)
         writer.start()
-        thread.join(40)
+        thread.join(100)
         if not outcome:
             # The input was leased again, to a container that waits for its own words.
             gate.write_text("done")
-            thread.join(20)
+            thread.join(100)
         assert outcome == ["done"]
 
 
@@ -254,7 +254,7 @@ def test_the_embedded_dispatcher_takes_the_grace_from_the_configuration(
         """,
     )
     with own.start(str(script)) as client:
-        client.communicate(timeout=30)
+        client.communicate(timeout=100)
     # Well below the ten seconds that it has without a word.
     until(lambda: own.status()["apps"] == 0, 8, "the end of the client's app")
 
@@ -282,7 +282,7 @@ def test_interrupting_the_client_ends_its_app_quietly(own: Live) -> None:
     with own.start("-m", "modal_nomad", "run", str(script), "--path", str(mark)) as client:
         until(lambda: mark.exists() or client.poll() is not None)
         client.send_signal(signal.SIGINT)
-        out, err = client.communicate(timeout=30)
+        out, err = client.communicate(timeout=100)
     assert "Traceback" not in out + err
     assert client.returncode in (0, 130)
     until(lambda: own.status()["apps"] == 0)

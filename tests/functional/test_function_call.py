@@ -81,7 +81,7 @@ def test_get_times_out_with_the_builtin_error(app: modal.App, live: Live) -> Non
         with pytest.raises(builtins.TimeoutError, match="no result yet"):
             call.get(timeout)
     gate.touch()
-    assert call.get(timeout=30) == str(gate) and call.get(timeout=0) == str(gate)
+    assert call.get(timeout=100) == str(gate) and call.get(timeout=0) == str(gate)
     assert call.num_inputs() == 1
 
 
@@ -146,7 +146,7 @@ def test_cancel(app: modal.App, live: Live) -> None:
     call.cancel()
     for index in (0, 1):
         with pytest.raises(exception.RemoteError, match="cancelled"):
-            call.get(timeout=30, index=index)
+            call.get(timeout=100, index=index)
 
 
 @pytest.mark.filterwarnings("ignore:.*allow_concurrent_inputs.*:modal_nomad.exception.DeprecationError")
@@ -175,9 +175,9 @@ def test_cancel_with_terminate_containers_runs_the_others_again(live: Live) -> N
         assert pids("victim") == [first]
         victim.cancel(terminate_containers=True)
         with pytest.raises(exception.RemoteError, match="cancelled"):
-            victim.get(timeout=30)
+            victim.get(timeout=100)
         until(lambda: not alive(first), what="the container's end")
         until(lambda: len(pids("other")) == 2, what="the other input's second run")
         (live.folder / "go").touch()
-        name, pid = other.get(timeout=30)
+        name, pid = other.get(timeout=100)
         assert name == "other" and pid != first and len(pids("victim")) == 1

@@ -37,7 +37,7 @@ def test_code_of_old_deploys_and_dropped_values_are_removed(own: Live, serve: Ca
     runtime = set(blobs())
     own.python(own.write("app.py", APP.format(word="first")))
     call = modal.Function.from_name("swept", "f").spawn(large)
-    assert call.get(timeout=30) == ("first", len(large))
+    assert call.get(timeout=100) == ("first", len(large))
     old_bundles = bundles()
     of_the_first = old_bundles | {sha for sha, size in blobs().items() if size > len(large)}
     assert len(of_the_first) == 2

@@ -106,7 +106,7 @@ def test_a_reader_killed_in_mid_stream_leaves_nothing_running(own: Live, serve: 
         """,
     )
     with own.start(str(script), str(own.folder)) as process:
-        assert process.wait(60) == -signal.SIGKILL
+        assert process.wait(100) == -signal.SIGKILL
     until((own.folder / "closed").exists, what="the generator's end")
     function = modal.Function.from_name("left", "steps")
     assert next(function.remote_gen(str(own.folder))) == 0

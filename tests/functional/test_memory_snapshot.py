@@ -170,7 +170,7 @@ def test_what_a_fork_cannot_carry_is_said_and_containers_start_anew(live: Live) 
         """,
     )
     with live.start(str(script)) as process:
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=100)
     assert "True True" in out, out + err
     assert "no memory snapshot is kept, because thread 'poller' runs" in " ".join((out + err).split())
 

@@ -16,7 +16,7 @@ import modal_nomad as modal
 
 class _Unix(http.client.HTTPConnection):
     def __init__(self, path: Path) -> None:
-        super().__init__("localhost", timeout=20)
+        super().__init__("localhost", timeout=100)
         self._path = path
 
     def connect(self) -> None:
@@ -77,7 +77,7 @@ def test_the_numbers_move_with_the_work(live: Live) -> None:
         assert value(live, "modal_nomad_containers", app_id=app_id, state="busy") == 2
         assert value(live, "modal_nomad_clients") >= 1
         gate.touch()
-        assert [call.get(timeout=60) for call in calls] == list(range(5))
+        assert [call.get(timeout=100) for call in calls] == list(range(5))
         for name, was in before.items():
             until(lambda name=name, was=was: value(live, name) >= was + 5, what=name)
         until(lambda: value(live, "modal_nomad_running", app_id=app_id) == 0)

@@ -87,7 +87,7 @@ def test_a_full_partition(live: Live) -> None:
         waiting = threading.Thread(target=q.put, args=("last",))
         waiting.start()
         assert q.get() == 0
-        waiting.join(20)
+        waiting.join(100)
         assert q.get_many(5000) == [*range(1, 5000), "last"]
         with pytest.raises(queue.Full):
             q.put_many(range(5001), block=False)
@@ -187,7 +187,7 @@ def test_between_containers(live: Live) -> None:
 
     @app.function(serialized=True)
     def answer(questions: Any, answers: Any) -> str:
-        while (question := questions.get(timeout=60)) is not None:
+        while (question := questions.get(timeout=100)) is not None:
             answers.put(question * 2)
         return type(questions).__name__
 
@@ -195,9 +195,9 @@ def test_between_containers(live: Live) -> None:
         call = answer.spawn(questions, answers)
         for number in range(5):
             questions.put(number)
-            assert answers.get(timeout=60) == number * 2
+            assert answers.get(timeout=100) == number * 2
         questions.put(None)
-        assert call.get(timeout=60) == "Queue"
+        assert call.get(timeout=100) == "Queue"
 
 
 WAITER = """
@@ -205,7 +205,7 @@ import sys, modal_nomad as modal
 q = modal.Queue.from_id(sys.argv[1])
 q.hydrate()
 print(q.len(), flush=True)
-print(q.get(timeout=60), flush=True)
+print(q.get(timeout=100), flush=True)
 """
 
 
@@ -214,9 +214,9 @@ def test_a_program_that_dies_while_it_waits_takes_nothing(live: Live) -> None:
     with modal.Queue.ephemeral() as q, live.start(str(script), q.object_id) as program:
         assert program.stdout is not None and program.stdout.readline() == "0\n"
         program.kill()
-        program.wait(10)
+        program.wait(100)
         q.put("mine")
-        assert q.get(timeout=20) == "mine"
+        assert q.get(timeout=100) == "mine"
 
 
 def test_a_program_that_never_takes_what_it_was_given(live: Live) -> None:
@@ -240,7 +240,7 @@ def test_a_program_that_never_takes_what_it_was_given(live: Live) -> None:
             assert "items" in program.stdout.readline()
             assert q.len() == 1
             program.stdin.close()
-            program.wait(20)
+            program.wait(100)
         until(lambda: q.len() == 2)
         assert q.get_many(5) == ["first", "second"]
 
@@ -263,13 +263,13 @@ def test_each_item_comes_once_while_the_dispatcher_is_killed_again_and_again(own
     for thread in (*producers, *consumers):
         thread.start()
     for reached in (30, 100, 180):
-        until(lambda reached=reached: len(got) >= reached, 60)  # type: ignore[misc]
+        until(lambda reached=reached: len(got) >= reached, 100)  # type: ignore[misc]
         own.kill()
     for thread in producers:
-        thread.join(60)
+        thread.join(100)
     q.put_many([None, None])
     for thread in consumers:
-        thread.join(60)
+        thread.join(100)
     assert sorted(got) == list(range(count))
     # In the order of each producer, for the order of consumers is their own.
     assert q.len(total=True) == 0
@@ -283,11 +283,11 @@ def test_items_and_partitions_outlive_a_killed_dispatcher(own: Live) -> None:
     own.kill()
     assert q.get_many(20) == list(range(1, 10)) and q.get(partition="other") == "x"
     waiting: list[Any] = []
-    thread = threading.Thread(target=lambda: waiting.append(q.get(timeout=60)))
+    thread = threading.Thread(target=lambda: waiting.append(q.get(timeout=100)))
     thread.start()
     own.kill()
     q.put("woken")
-    thread.join(60)
+    thread.join(100)
     assert waiting == ["woken"]
 
 
@@ -297,7 +297,7 @@ def test_ctrl_c_ends_a_get_which_takes_nothing(live: Live) -> None:
         with live.start(str(script), q.object_id) as program:
             assert program.stdout is not None and program.stdout.readline() == "0\n"
             os.kill(program.pid, signal.SIGINT)
-            assert program.wait(20) != 0
+            assert program.wait(100) != 0
         q.put("left")
         assert q.get(timeout=10) == "left"
 

@@ -30,11 +30,12 @@ APP = """
     @app.local_entrypoint()
     def main():
         print("first")
+        # No container runs yet, so nothing comes between.
+        print("no end", end="", flush=True)
+        print(" of line")
         for value in work.map(range(8)):
             print("got", value)
             logging.info("%d", value)
-        print("no end", end="", flush=True)
-        print(" of line")
         for step in range(3):
             print(f"\\r{step}/2 [bold]", end="", file=sys.stderr, flush=True)
         print(file=sys.stderr)
@@ -54,7 +55,7 @@ APP = """
         finally:
             print("unwinding", flush=True)
 """
-OWN = ["first", *[f"got {x}" for x in range(8)], "no end of line", "last"]
+OWN = ["first", "no end of line", *[f"got {x}" for x in range(8)], "last"]
 COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3|4|9|10)\d(?:;\d+)*m")
 
 

@@ -33,7 +33,7 @@ def test_a_spawned_call_of_a_parametrized_class_survives_a_restart(own: Live) ->
     call = Model(size=5).run.spawn(str(gate))  # type: ignore[call-arg]
     own.kill()
     gate.touch()
-    assert modal.FunctionCall.from_id(call.object_id).get(timeout=60) == 5
+    assert modal.FunctionCall.from_id(call.object_id).get(timeout=100) == 5
 
 
 def test_options_make_containers_of_their_own(live: Live) -> None:
@@ -100,7 +100,7 @@ def test_a_class_with_other_concurrency_and_batching(live: Live) -> None:
 
         @modal.method()
         def meet(self, x: int) -> int:
-            self.barrier.wait(60)
+            self.barrier.wait(100)
             return x
 
     with app.run():
@@ -129,7 +129,7 @@ def test_options_of_a_function(live: Live) -> None:
         assert look.with_options(env={"SAID": "yes"}).remote() == "yes"
         assert look.remote() == ""
         assert list(length.with_batching(max_batch_size=3, wait_ms=30_000).map(range(3))) == [3, 3, 3]
-        assert look.with_concurrency(max_inputs=2).spawn().get(timeout=30) == ""
+        assert look.with_concurrency(max_inputs=2).spawn().get(timeout=100) == ""
 
 
 def test_options_that_cannot_be() -> None:

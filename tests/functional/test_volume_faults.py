@@ -136,6 +136,6 @@ def test_a_killed_upload_leaves_nothing(own: Live, tmp_path: Path) -> None:
         """,
     )
     process = own.start(str(script))
-    process.communicate(timeout=30)
+    process.communicate(timeout=100)
     assert process.returncode == -9
     assert modal.Volume.from_name("partial").listdir("/") == []

@@ -118,7 +118,7 @@ async def test_slots_run_at_a_time(tmp_path: Path) -> None:
         import threading
         barrier = threading.Barrier(4)
         def f(x):
-            barrier.wait(10)
+            barrier.wait(100)
             return x
     """
     async with worker(tmp_path, dedent(code), max_concurrent_inputs=4) as w:

@@ -65,7 +65,7 @@ def dispatcher(
             yield url
         finally:
             process.terminate()
-            process.wait(30)
+            process.wait(100)
 
 
 def modal_nomad(
@@ -89,7 +89,7 @@ def put(address: str, path: str, body: Mapping[str, Any], token: str = "") -> An
     request = urllib.request.Request(
         address + path, json.dumps(body).encode(), headers={"X-Nomad-Token": token}, method="PUT"
     )
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=100) as answer:
         text = answer.read()
     return json.loads(text) if text else None
 
@@ -97,5 +97,5 @@ def put(address: str, path: str, body: Mapping[str, Any], token: str = "") -> An
 def get(address: str, path: str, token: str = "") -> Any:
     """Ask Nomad's API."""
     request = urllib.request.Request(address + path, headers={"X-Nomad-Token": token})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urllib.request.urlopen(request, timeout=100) as answer:
         return json.load(answer)

@@ -39,7 +39,7 @@ class Bao:
             method=verb,
         )
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=100) as answer:
                 text = answer.read()
         except urllib.error.HTTPError as error:
             if error.code == 404:
@@ -75,7 +75,7 @@ def bao_server(binary: str, directory: Path) -> Iterator[Bao]:
             yield bao
         finally:
             process.terminate()
-            process.wait(20)
+            process.wait(100)
 
 
 def _unsealed(bao: Bao) -> bool:

@@ -56,4 +56,4 @@ def rabbitmq_engine(bao: Bao, ttl: int) -> Iterator[set[str]]:
     finally:
         server.shutdown()
         server.server_close()
-        thread.join(10)
+        thread.join(100)

@@ -51,7 +51,7 @@ class Run:
         wait_until(true, self.process, self.out)
 
     def answer(self) -> str:
-        assert self.process.wait(60) == 0, self.out.read_text()
+        assert self.process.wait(100) == 0, self.out.read_text()
         (line,) = (x for x in self.out.read_text().splitlines() if x.startswith("answer"))
         return line.split()[1]
 

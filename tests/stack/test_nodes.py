@@ -137,7 +137,7 @@ def test_inputs_of_a_node_that_is_gone_run_again_on_the_other(nodes: Nodes, tmp_
             # Each of them begins anew while the others still wait for the word to go.
             wait_until(lambda: lost <= _begun_on(marks, "two", nodes.address), run, out)
             (marks / "go").touch()
-            assert run.wait(60) == 0, out.read_text()
+            assert run.wait(100) == 0, out.read_text()
         finally:
             run.kill()
             run.wait()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 from typing import Any
 
 import pytest
@@ -56,6 +57,30 @@ def test_an_open_line_is_written_when_its_container_ends() -> None:
     manager.on_event(*log(b"open"))
     manager.on_event(event("ended"), b"")
     assert out.getvalue() == "f | open\n"
+
+
+def test_no_line_comes_between_the_pieces_of_the_programs_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", err)
+
+    class Value:
+        def __str__(self) -> str:
+            manager.on_event(*log(b"between\n"))
+            return "3"
+
+    with _output.enable_output():
+        manager = _output.current()
+        assert manager is not None
+        # A print writes each of these by itself.
+        print("got", Value(), "times")
+        print("asked? ", end="", flush=True)
+        manager.on_event(*log(b"after a prompt\n"))
+        print("answered", end="")
+        kept = sys.stdout
+    print(" later", file=kept, end="")
+    assert sys.stdout is out and err.getvalue() == ""
+    assert out.getvalue() == "f | between\ngot 3 times\nasked? \nf | after a prompt\nanswered later"
 
 
 def test_created_progress_and_reasons() -> None:
