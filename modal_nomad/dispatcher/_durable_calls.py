@@ -57,9 +57,9 @@ class DurableCalls:
             items = [(i.index, i.payload, i.flags) for i in page.inputs]
             inputs = ev.InputsSubmitted(call.call_id, call.function_id, True, None, items, method=call.method)
             self._handle(inputs)
-            losses = {i.index: i.losses for i in page.inputs if i.losses}
-            if losses:
-                self._handle(ev.LossesKnown(call.call_id, losses))
+            tries = {i.index: (i.losses, i.attempts) for i in page.inputs if i.losses or i.attempts}
+            if tries:
+                self._handle(ev.TriesKnown(call.call_id, tries))
             if call.kind == GENERATOR:
                 generators.append(call.call_id)
         return generators
@@ -116,12 +116,12 @@ class DurableCalls:
             self.ids.discard(call_id)
         self.wake(call_id)
 
-    async def keep_losses(self, command: ev.KeepLosses) -> None:
-        """Put into the store how many containers were lost under inputs."""
+    async def keep_tries(self, command: ev.KeepTries) -> None:
+        """Put into the store how often inputs failed, and how many containers were lost under them."""
         try:
-            await self._store.set_losses(command.call_id, command.losses)
+            await self._store.set_tries(command.call_id, command.tries)
         except StoreError as error:
-            logger.warning("lost containers of call %s are not counted: %s", command.call_id, error)
+            logger.warning("failed runs of call %s are not counted: %s", command.call_id, error)
 
     async def result(self, call_id: str, index: int, timeout: float | None) -> StoredOutput | None:
         """Wait for an output of a durable call; None when ``timeout`` seconds pass without one.

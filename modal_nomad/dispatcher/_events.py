@@ -32,6 +32,8 @@ Output: TypeAlias = tuple[int, int, bytes, int]
 """index, status, payload, flags"""
 Item: TypeAlias = tuple[bytes, int]
 """What a generator yielded: payload, flags"""
+Tries: TypeAlias = tuple[int, int]
+"""of one input: containers lost under it, runs that failed and were tried again"""
 
 
 BUILD_SECONDS = 1800.0
@@ -181,11 +183,11 @@ class OutputsStored:
 
 
 @dataclass(frozen=True, slots=True)
-class LossesKnown:
-    """How many containers were lost under pending inputs, by index, before a restart."""
+class TriesKnown:
+    """What became of pending inputs before a restart, by index."""
 
     call_id: str
-    losses: Mapping[int, int]
+    tries: Mapping[int, Tries]
 
 
 @dataclass(frozen=True, slots=True)
@@ -346,7 +348,7 @@ Event: TypeAlias = (
     | CallClosed
     | OutputsAcked
     | OutputsStored
-    | LossesKnown
+    | TriesKnown
     | CallAttached
     | OwnerLost
     | ContainersStarting
@@ -449,11 +451,11 @@ class CancelLeases:
 
 
 @dataclass(frozen=True, slots=True)
-class KeepLosses:
-    """Put into the store how many containers were lost under inputs of a durable call, by index."""
+class KeepTries:
+    """Put into the store what became of inputs of a durable call until now, by index."""
 
     call_id: str
-    losses: Mapping[int, int]
+    tries: Mapping[int, Tries]
 
 
 Command: TypeAlias = (
@@ -466,5 +468,5 @@ Command: TypeAlias = (
     | DrainContainer
     | StopContainer
     | CancelLeases
-    | KeepLosses
+    | KeepTries
 )

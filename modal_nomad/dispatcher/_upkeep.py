@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from heapq import heapify, heappop, heappush
 
 from modal_nomad.dispatcher import _events as ev
@@ -233,17 +234,22 @@ class Upkeep:
         self._react(pool, [])
 
     def _count_losses(self, items: list[Input], reason: str) -> None:
-        counted: dict[str, dict[int, int]] = {}
         for item in items:
             item.losses += 1
-            call = item.call
-            self._losses += call is not None
+            self._losses += item.call is not None
             if item.losses > MAX_LOSSES:
                 text = f"the input's container was lost {item.losses} times, the last time: {reason}"
                 self._finish(item, ev.INTERNAL, text.encode())
-            elif call is not None and call.durable:
-                counted.setdefault(call.call_id, {})[item.index] = item.losses
-        self._out.extend(ev.KeepLosses(call_id, losses) for call_id, losses in counted.items())
+        self._keep_tries(items)
+
+    def _keep_tries(self, items: Iterable[Input]) -> None:
+        """Have the store know, of inputs that a durable call still waits for, how often they were tried."""
+        counted: dict[str, dict[int, ev.Tries]] = {}
+        for item in items:
+            call = item.call
+            if call is not None and call.durable:
+                counted.setdefault(call.call_id, {})[item.index] = (item.losses, item.attempts)
+        self._out.extend(ev.KeepTries(call_id, tries) for call_id, tries in counted.items())
 
     def _start_failed(self, pool: Pool, reason: str) -> None:
         self._back_off(pool)

@@ -42,7 +42,7 @@ class CallEngine(Streams):
             ev.CallClosed: self._call_closed,
             ev.OutputsAcked: self._outputs_acked,
             ev.OutputsStored: self._outputs_stored,
-            ev.LossesKnown: self._losses_known,
+            ev.TriesKnown: self._tries_known,
             ev.CallAttached: self._call_attached,
             ev.OwnerLost: self._owner_lost,
             ev.ContainersStarting: self._containers_starting,
@@ -308,13 +308,13 @@ class CallEngine(Streams):
         if call is not None and call.durable:
             call.forget(event.indexes)
 
-    def _losses_known(self, event: ev.LossesKnown) -> None:
+    def _tries_known(self, event: ev.TriesKnown) -> None:
         call = self._calls.get(event.call_id)
         if call is not None:
-            for index, losses in event.losses.items():
+            for index, (losses, attempts) in event.tries.items():
                 item = call.entries.get(index)
                 if type(item) is Input:
-                    item.losses = losses
+                    item.losses, item.attempts = losses, attempts
 
     def _call_attached(self, event: ev.CallAttached) -> None:
         call = self._calls.get(event.call_id)
@@ -338,6 +338,7 @@ class CallEngine(Streams):
         sink = self._sink
         call: Call | None = None
         count = 0
+        failed: list[Input] = []
         for lease, status, payload, flags in event.outputs:
             item = pop(lease, None)
             if item is None:
@@ -352,6 +353,7 @@ class CallEngine(Streams):
                 and item.attempts < retries.max_retries
             ):
                 self._retry_later(pool, item, retries)
+                failed.append(item)
                 continue
             if owner is not call:
                 if call is not None:
@@ -368,6 +370,8 @@ class CallEngine(Streams):
             count += 1
         if call is not None:
             call.pending -= count
+        if failed:
+            self._keep_tries(failed)
         returned = held - len(container.leases)
         if not returned:
             return

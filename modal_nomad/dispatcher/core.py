@@ -258,8 +258,8 @@ class Dispatcher:
             session = self.containers.session(command.container_id)
             if session is not None:
                 session.send_frame({"t": "cancel", "x": command.leases})
-        elif isinstance(command, ev.KeepLosses):
-            self.background(self.durable.keep_losses(command))
+        elif isinstance(command, ev.KeepTries):
+            self.background(self.durable.keep_tries(command))
 
     def _lease(self, command: ev.Lease) -> None:
         session = self.containers.session(command.container_id)

@@ -145,6 +145,34 @@ def test_containers_lost_before_a_restart_count_after_it(own: Live) -> None:
     assert runs.stat().st_size == 10
 
 
+def test_retries_before_a_restart_count_after_it(own: Live) -> None:
+    runs = own.folder / "runs"
+    app = modal.App("failing")
+
+    @app.function(serialized=True, name="failing", retries=modal.Retries(max_retries=4, initial_delay=0.0))
+    def failing() -> None:
+        with runs.open("a") as file:
+            file.write("x")
+        size = runs.stat().st_size
+        if size == 3:
+            signal.pause()
+        raise ValueError(f"run {size}")
+
+    app.deploy()
+    call = app["failing"].spawn()
+
+    def stored() -> bool:
+        with contextlib.closing(sqlite3.connect(f"file:{own.home}/store.db?mode=ro", uri=True)) as store:
+            return store.execute("SELECT attempts FROM inputs").fetchall() == [(2,)]
+
+    until(lambda: runs.exists() and runs.stat().st_size == 3 and stored())
+    own.kill()
+    # Two failed before the restart, which ended the third; two retries are left.
+    with pytest.raises(ValueError, match="run 6"):
+        call.get(timeout=60)
+    assert runs.stat().st_size == 6
+
+
 def test_a_call_that_runs_outlives_the_dispatcher(own: Live) -> None:
     started, gate = own.folder / "started", own.folder / "gate"
     app = modal.App("runs")

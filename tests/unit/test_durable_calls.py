@@ -20,6 +20,7 @@ from modal_nomad.dispatcher.call_engine import CallEngine
 from modal_nomad.dispatcher.store import SqliteStore, StoreError
 from modal_nomad.exception import NotFoundError, OutputExpiredError
 from modal_nomad.wire.ids import created_at, new_id
+from modal_nomad.wire.spec import RetrySpec
 
 
 class Dispatcher:
@@ -41,8 +42,8 @@ class Dispatcher:
                 self.leased.setdefault(command.container_id, []).extend(leases)
             elif isinstance(command, ev.Deliver):
                 self.tasks.append(asyncio.create_task(self.durable.keep(command.call_id, command.outputs)))
-            elif isinstance(command, ev.KeepLosses):
-                self.tasks.append(asyncio.create_task(self.durable.keep_losses(command)))
+            elif isinstance(command, ev.KeepTries):
+                self.tasks.append(asyncio.create_task(self.durable.keep_tries(command)))
 
     async def settle(self) -> None:
         """Wait until the store has what was told to it."""
@@ -101,6 +102,35 @@ async def test_lost_containers_are_counted_over_restarts(tmp_path: Path) -> None
         output = await dispatcher.durable.result(call, 0, 0)
         assert output is not None and output.status == ev.INTERNAL
         assert b"lost 9 times" in output.payload
+
+
+async def test_retries_are_counted_over_restarts(tmp_path: Path) -> None:
+    call, runs = new_id("fc"), 0
+    policy = ev.FunctionPolicy("v1", max_containers=1, retries=RetrySpec(3, 1.0, 0.0, 0.0))
+
+    def live(dispatcher: Dispatcher) -> None:
+        dispatcher.handle(ev.FunctionAdded("fu", policy))
+
+    async with _opened(tmp_path) as (_, dispatcher):
+        live(dispatcher)
+        await dispatcher.durable.submit(call, "fu", [(0, b"in", 0), (1, b"in", 0)])
+    for number in range(10):
+        async with _opened(tmp_path) as (_, dispatcher):
+            live(dispatcher)
+            await dispatcher.durable.resume()
+            leases = [x for x in dispatcher.container("ta") if x[1] == 0]
+            if not leases:
+                break
+            runs += 1
+            outputs = [(lease, ev.FAILURE, b"run %d" % number, 0) for lease, _ in leases]
+            dispatcher.handle(ev.OutputsReturned("ta", outputs, 0.0))
+            await dispatcher.settle()
+    assert runs == 4
+    async with _opened(tmp_path) as (store, dispatcher):
+        output = await dispatcher.durable.result(call, 0, 0)
+        assert output is not None and (output.status, output.payload) == (ev.FAILURE, b"run 3")
+        (page,) = [page async for page in store.load_pending()]
+        assert [(x.index, x.losses, x.attempts) for x in page.inputs] == [(1, 0, 0)]
 
 
 async def test_what_the_store_refuses_is_not_accepted(

@@ -99,12 +99,12 @@ async def test_resending_changes_nothing(store: SqliteStore) -> None:
 
 async def test_outputs_by_index_losses_and_unknown_calls(store: SqliteStore) -> None:
     await store.add_inputs("fc-1", "fu-1", _inputs(*range(5)))
-    await store.set_losses("fc-1", {4: 2})
+    await store.set_tries("fc-1", {4: (2, 1)})
     await store.add_outputs("fc-1", [StoredOutput(i, 0, b"%d" % i) for i in (2, 0, 1)])
     assert [x.index for x in await store.outputs("fc-1", [2, 1, 4])] == [1, 2]
     assert await store.outputs("fc-1", []) == []
     (page,) = await _pending(store)
-    assert [(x.index, x.losses) for x in page.inputs] == [(3, 0), (4, 2)]
+    assert [(x.index, x.losses, x.attempts) for x in page.inputs] == [(3, 0, 0), (4, 2, 1)]
     await store.add_outputs("fc-none", [StoredOutput(0, 0, b"")])
     assert await store.outputs("fc-none") == [] and await store.call("fc-none") is None
     await store.delete_call("fc-1")

@@ -109,12 +109,21 @@ class VariantRecord:
 
 @dataclass(frozen=True)
 class StoredInput:
-    """An input not yet answered; ``losses`` counts the containers lost under it."""
+    """An input not yet answered.
+
+    Attributes:
+        index: its place in the call.
+        payload: the packed arguments.
+        flags: as on the wire.
+        losses: how many containers were lost under it.
+        attempts: how often it was run again by its Function's ``retries``.
+    """
 
     index: int
     payload: bytes
     flags: int = 0
     losses: int = 0
+    attempts: int = 0
 
 
 @dataclass(frozen=True)
@@ -268,8 +277,8 @@ class Store(ObjectStore, VolumeStore):
         """
 
     @abc.abstractmethod
-    async def set_losses(self, call_id: str, losses: Mapping[int, int]) -> None:
-        """Record how many containers were lost under inputs, by index."""
+    async def set_tries(self, call_id: str, tries: Mapping[int, tuple[int, int]]) -> None:
+        """Record the ``losses`` and ``attempts`` of unanswered inputs, by index."""
 
     @abc.abstractmethod
     async def call(self, call_id: str) -> CallRecord | None:

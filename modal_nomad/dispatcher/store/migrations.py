@@ -246,5 +246,17 @@ CREATE TABLE volume_commits (
 );
 """
 
-STEPS: tuple[str, ...] = (_INITIAL, _AUTOSCALER, _CLASSES, _ITEMS, _BLOB_NAMES, _GRAPH, _OBJECTS, _VOLUMES)
+_ATTEMPTS = "ALTER TABLE inputs ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0"
+
+STEPS: tuple[str, ...] = (
+    _INITIAL,
+    _AUTOSCALER,
+    _CLASSES,
+    _ITEMS,
+    _BLOB_NAMES,
+    _GRAPH,
+    _OBJECTS,
+    _VOLUMES,
+    _ATTEMPTS,
+)
 VERSION = len(STEPS)

@@ -340,8 +340,12 @@ class SqliteStore(SqliteObjects, SqliteVolumes, Store):
                 )
                 answered = frozenset(row[0] for row in rows)
             db.executemany(
-                "INSERT OR IGNORE INTO inputs VALUES (?,?,?,?,?)",
-                [(key, x.index, x.payload, x.flags, x.losses) for x in inputs if x.index not in answered],
+                "INSERT OR IGNORE INTO inputs VALUES (?,?,?,?,?,?)",
+                [
+                    (key, x.index, x.payload, x.flags, x.losses, x.attempts)
+                    for x in inputs
+                    if x.index not in answered
+                ],
             )
             return answered
 
@@ -364,12 +368,12 @@ class SqliteStore(SqliteObjects, SqliteVolumes, Store):
 
         await self._write(write)
 
-    async def set_losses(self, call_id: str, losses: Mapping[int, int]) -> None:
+    async def set_tries(self, call_id: str, tries: Mapping[int, tuple[int, int]]) -> None:
         def write(db: sqlite3.Connection) -> None:
             key = _key(db, call_id)
             db.executemany(
-                "UPDATE inputs SET losses = ? WHERE call = ? AND idx = ?",
-                [(count, key, index) for index, count in losses.items()],
+                "UPDATE inputs SET losses = ?, attempts = ? WHERE call = ? AND idx = ?",
+                [(losses, attempts, key, index) for index, (losses, attempts) in tries.items()],
             )
 
         await self._write(write)
@@ -400,7 +404,7 @@ class SqliteStore(SqliteObjects, SqliteVolumes, Store):
                 call, index, full = CallRecord(*fields), -1, True
                 while full:
                     rows = await self._read(
-                        "SELECT idx, payload, flags, losses FROM inputs WHERE call = ? AND idx > ?"
+                        "SELECT idx, payload, flags, losses, attempts FROM inputs WHERE call = ? AND idx > ?"
                         " ORDER BY idx LIMIT ?",
                         (key, index, PAGE),
                     )
