@@ -16,9 +16,10 @@ from ..wire.spec import FunctionSpec
 from ._capture import Capture, leave_signals_to_main
 from ._ending import FOREVER, INTERRUPT, Ending
 from ._loader import load_function, place_files, prepare
+from ._obstacles import descriptors
 from ._outbox import Outbox, Values, Work, pack, stopped
 from ._session import FIRST_HEARTBEAT, HEARTBEAT, Gone, Refused, Session, Settings
-from ._snapshot import descriptors, keep
+from ._snapshot import keep
 from ._turn import Turn
 
 EXIT_FAILED = 1

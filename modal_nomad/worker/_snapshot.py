@@ -12,51 +12,21 @@ import os
 import select
 import signal
 import socket
-import stat
 import struct
 import sys
-import threading
 import time
 import warnings
 from contextlib import suppress
 from typing import Any, Callable, Dict, List, Optional, Set
 
+from ._obstacles import obstacles
+
 IDLE_SECONDS = 600.0
 """A parent that nobody asked for a container in this time ends."""
 _LOOK_EVERY = 1.0
 _PATIENCE = 10.0
-_OUR_THREADS = frozenset(("modal-reader", "modal-output"))
 _PASSED_ON = (signal.SIGTERM, signal.SIGINT)
 _PR_SET_PDEATHSIG = 1
-
-
-def descriptors() -> Set[int]:
-    """Return the open descriptors of this process."""
-    with suppress(OSError):
-        return {int(x) for x in os.listdir("/proc/self/fd")}
-    return set()
-
-
-def obstacles(ours: Set[int]) -> List[str]:
-    """Say in words what a fork of this process would not carry along.
-
-    Args:
-        ours: descriptors that are the worker's own.
-    """
-    found = [
-        f"thread {thread.name!r} runs"
-        for thread in threading.enumerate()
-        if thread is not threading.main_thread() and thread.name not in _OUR_THREADS
-    ]
-    for descriptor in sorted(descriptors() - ours):
-        with suppress(OSError):
-            if stat.S_ISSOCK(os.fstat(descriptor).st_mode):
-                found.append(f"a socket is open (descriptor {descriptor})")
-            target = os.readlink(f"/proc/self/fd/{descriptor}")
-            if target.startswith("/dev/nvidia"):
-                found.append(f"the GPU is in use ({target})")
-                break
-    return found
 
 
 def keep(path: str, ours: Set[int], let_go: Callable[[], None], run: Callable[[], int]) -> None:
