@@ -101,12 +101,15 @@ class _Parent:
         for number in _PASSED_ON:
             signal.signal(number, signal.SIG_DFL)
         self.listener = socket.socket(socket.AF_UNIX)
+        fresh = self.path + ".new"
         with suppress(FileNotFoundError):
-            os.unlink(self.path)
+            os.unlink(fresh)
         mask = os.umask(0o177)
-        self.listener.bind(self.path)
+        self.listener.bind(fresh)
         os.umask(mask)
         self.listener.listen(128)
+        # Whoever finds it may connect at once.
+        os.replace(fresh, self.path)
         gc.collect()
         gc.freeze()
         asked = time.monotonic()

@@ -135,7 +135,7 @@ def test_spawn_get_and_gather(app: modal.App) -> None:
 
 def test_an_unknown_call_is_not_found(live: Live) -> None:
     with pytest.raises(exception.NotFoundError, match="fc-nothing"):
-        modal.FunctionCall.from_id("fc-nothing").get(timeout=1)
+        modal.FunctionCall.from_id("fc-nothing").get(timeout=100)
 
 
 def test_nested_calls_of_one_function_go_on_when_each_waits_for_another(live: Live) -> None:

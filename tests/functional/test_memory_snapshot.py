@@ -29,7 +29,7 @@ def noter(notes: Path) -> Any:
 
 
 def snapshots(live: Live) -> list[Path]:
-    return [x for x in (live.home / "snapshots").glob("*") if x.suffix != ".lock"]
+    return [x for x in (live.home / "snapshots").glob("*") if x.suffix not in (".lock", ".new")]
 
 
 def model_app(name: str, notes: Path, **options: Any) -> modal.App:
@@ -130,8 +130,8 @@ def test_a_plain_functions_imports_are_kept(live: Live) -> None:
             import time
             with app.run():
                 first = f.remote(0)
-                deadline = time.monotonic() + 20
-                while not [x for x in here.glob("*") if x.suffix != ".lock"] and time.monotonic() < deadline:
+                deadline = time.monotonic() + 60
+                while not [x for x in here.glob("*") if not x.suffix] and time.monotonic() < deadline:
                     time.sleep(0.01)
                 second, third = f.remote(1), f.remote(2)
             assert first[0] == first[1], first

@@ -21,7 +21,7 @@ class _Unix(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(20)
+        self.sock.settimeout(100)
         self.sock.connect(str(self._path))
 
 

@@ -77,7 +77,7 @@ def test_a_timeout_is_retried(live: Live) -> None:
     app, notes = modal.App("late"), live.folder / "notes"
 
     @app.function(
-        serialized=True, name="late", timeout=1, retries=modal.Retries(max_retries=2, initial_delay=0.0)
+        serialized=True, name="late", timeout=2, retries=modal.Retries(max_retries=2, initial_delay=0.0)
     )
     def late(slow_attempts: int) -> int:
         with notes.open("a") as file:
@@ -89,7 +89,7 @@ def test_a_timeout_is_retried(live: Live) -> None:
     with app.run():
         assert app["late"].remote(1) == 2
         notes.unlink()
-        with pytest.raises(exception.FunctionTimeoutError, match="timeout of 1 s"):
+        with pytest.raises(exception.FunctionTimeoutError, match="timeout of 2 s"):
             app["late"].remote(100)
         assert len(lines(notes)) == 3
 
