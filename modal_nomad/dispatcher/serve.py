@@ -20,7 +20,7 @@ from aiohttp import web
 
 from modal_nomad.dispatcher import runtime
 from modal_nomad.dispatcher.auth import Authenticator, WorkerTokens
-from modal_nomad.dispatcher.blobs import BlobStore
+from modal_nomad.dispatcher.blobs import BlobStore, BlobStoreError, DirectoryBlobs
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.secrets import SecretStoreError
 from modal_nomad.dispatcher.server import Server
@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             parser.error("give --config FILE or --home DIR")
         run(settings, options.ready_fd)
-    except (SettingsError, StoreError, SecretStoreError, EngineError, OSError) as error:
+    except (SettingsError, StoreError, BlobStoreError, SecretStoreError, EngineError, OSError) as error:
         sys.stderr.write(f"modal-nomad dispatcher: {error}\n")
         return 1
     return 0
@@ -110,7 +110,9 @@ async def _build(
     store = SqliteStore(home / "store.db")
     await store.open()
     stack.push_async_callback(store.close)
-    blobs = BlobStore(home / "blobs")
+    blobs = _blobs(settings, home)
+    await blobs.start()
+    stack.push_async_callback(blobs.close)
     sha, data = await asyncio.to_thread(runtime.runtime)
     await blobs.put(data, sha)
     engine = _engine(settings, home, blobs)
@@ -128,18 +130,31 @@ async def _build(
     return dispatcher, Server(dispatcher, authenticator, settings.render_dict(sha))
 
 
+def _blobs(settings: Settings, home: Path) -> BlobStore:
+    if not settings.s3.get("bucket"):
+        return DirectoryBlobs(home / "blobs")
+    from modal_nomad.dispatcher.blobs.s3 import S3Blobs
+    from modal_nomad.dispatcher.blobs.s3_settings import S3Settings
+
+    return S3Blobs(S3Settings(**settings.s3), home / "blobs" / "incoming", garbage_age=settings.garbage_age)
+
+
 def _engine(settings: Settings, home: Path, blobs: BlobStore) -> Engine:
     if settings.engine == "local":
         from modal_nomad.engines.local import LocalEngine
         from modal_nomad.worker import environment
 
+        loop = asyncio.get_running_loop()
+
+        def fetch(sha: str) -> bytes:
+            # An environment is built on a thread.
+            return asyncio.run_coroutine_threadsafe(blobs.get(sha), loop).result()
+
         return LocalEngine(
             home,
             blobs,
             unpack=runtime.unpack,
-            environments=lambda image: environment.ensure(
-                image, home / "environments", fetch=lambda sha: blobs.path(sha).read_bytes()
-            ),
+            environments=lambda image: environment.ensure(image, home / "environments", fetch=fetch),
         )
     from modal_nomad.engines.nomad import NomadEngine
     from modal_nomad.hashicorp.nomad import NomadSettings

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -17,7 +17,7 @@ from modal_nomad.dispatcher._codec import decode, encode
 from modal_nomad.dispatcher._peer import NORMAL, POLICY, Peer
 from modal_nomad.dispatcher._requests import Request, find
 from modal_nomad.dispatcher.auth import Authenticator, Identity
-from modal_nomad.dispatcher.blobs import BlobError, BlobMissing
+from modal_nomad.dispatcher.blobs import BlobError, BlobMissing, BlobStoreError
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.http_volumes import add_routes as add_volume_routes
 from modal_nomad.dispatcher.metrics import DispatcherCollector
@@ -39,6 +39,8 @@ logger = logging.getLogger("modal_nomad.dispatcher")
 
 # Imported for the requests that they register.
 RPC_MODULES = (rpc, rpc_dict, rpc_objects, rpc_queue, rpc_secret)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 _HELLO_SECONDS = 15.0
 _MAX_CLIENT_ID = 64
@@ -64,7 +66,7 @@ class Server:
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
-        app = web.Application(client_max_size=1 << 20)
+        app = web.Application(client_max_size=1 << 20, middlewares=[_without_blobs])
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/metrics", self._metrics_page)
         app.router.add_get("/v1/connect", self._connect)
@@ -112,19 +114,16 @@ class Server:
 
     async def _get_blob(self, request: web.Request) -> web.StreamResponse:
         await self._identify(request)
-        return await self._file(request.match_info["sha"])
+        return await self._file(request, "application/octet-stream")
 
     async def _artifact(self, request: web.Request) -> web.StreamResponse:
         # Nomad fetches these without credentials; the hash in the path is what gives access.
-        response = await self._file(request.match_info["sha"])
-        response.headers["Content-Type"] = "application/zip"
-        return response
+        return await self._file(request, "application/zip")
 
-    async def _file(self, sha: str) -> web.StreamResponse:
+    async def _file(self, request: web.Request, content_type: str) -> web.StreamResponse:
+        sha = request.match_info["sha"]
         try:
-            if not await self.dispatcher.blobs.exists(sha):
-                raise web.HTTPNotFound(text=f"there is no blob {sha}")
-            return web.FileResponse(self.dispatcher.blobs.path(sha))
+            return await self.dispatcher.blobs.serve(sha, request, content_type)
         except BlobMissing:
             raise web.HTTPNotFound(text=f"there is no blob {sha}") from None
         except BlobError as error:
@@ -323,6 +322,16 @@ class Server:
         return lambda: dispatcher.background(dispatcher.containers.gone(info, session))
 
 
+@web.middleware
+async def _without_blobs(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Tell whoever asks while blobs cannot be had to come again."""
+    try:
+        return await handler(request)
+    except BlobStoreError as error:
+        logger.error("%s %s failed: %s", request.method, request.path, error)
+        raise web.HTTPServiceUnavailable(text=str(error), headers={"Retry-After": "1"}) from None
+
+
 def _refuse(peer: Peer, error: list[str]) -> Callable[[], None]:
     peer.send(encode({"t": "refused", "e": error}))
     peer.close()
@@ -392,7 +401,7 @@ def _error(error: Exception) -> list[str]:
         return ["ExecutionError", str(error)]
     if isinstance(error, BlobError):
         return ["InvalidError", str(error)]
-    if isinstance(error, (StoreError, SecretStoreError)):
+    if isinstance(error, (StoreError, BlobStoreError, SecretStoreError)):
         logger.error("a request failed: %s", error)
         return ["InternalFailure", str(error)]
     logger.error("a request failed", exc_info=error)

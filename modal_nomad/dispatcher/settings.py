@@ -89,6 +89,27 @@ prefix = "modal"
 # The JWT role that allocations log in with; empty means the default one of Nomad's own [vault] settings.
 role = ""
 
+[s3]
+# A bucket of any S3-compatible service for blobs: code, large values, chunks of Volumes. An empty bucket
+# means a directory of `home`. It needs `pip install 'modal-nomad[s3]'`.
+bucket = ""
+# The service, such as "https://minio.example.org:9000"; empty means AWS.
+endpoint = ""
+# Empty means AWS_REGION of the environment, else "us-east-1".
+region = ""
+# What the keys of blobs begin with; whatever else is in the bucket is let be.
+prefix = "blobs/"
+# Empty means what AWS's own tools look for: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, a shared
+# credentials file, AWS_WEB_IDENTITY_TOKEN_FILE, the instance's role.
+access_key_id = ""
+secret_access_key = ""
+# Whether the bucket stands in the path of a URL: a service of one's own mostly wants it so.
+path_style = false
+ca_file = ""
+# Whether containers and clients fetch from the bucket themselves, by links that are good for 15 minutes;
+# where they cannot reach it they ask the dispatcher after all.
+redirect = false
+
 [render]
 # How Functions become jobs; see modal_nomad.render.RenderSettings for all of them.
 driver = "raw_exec"
@@ -121,6 +142,7 @@ class Settings:
     default_max_containers: int = 0
     nomad: Mapping[str, Any] = field(default_factory=dict)
     vault: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    s3: Mapping[str, Any] = field(default_factory=dict, repr=False)
     render: Mapping[str, Any] = field(default_factory=dict)
     embedded: bool = False
 
@@ -144,6 +166,8 @@ class Settings:
                 parse_address(getattr(self, name) or self.listen)
             except ValueError as error:
                 raise SettingsError(f"{name}: {error}") from None
+        if self.s3:
+            _check_s3(self.s3)
         known = {f.name for f in dataclasses.fields(RenderSettings)}
         if unknown := sorted(set(self.render) - known):
             raise SettingsError(
@@ -242,3 +266,20 @@ class Settings:
             elif not isinstance(value, expected):
                 raise SettingsError(f"{path}: {name} is {value!r}; it must be a {expected.__name__}")
         return cls(**data)
+
+
+def _check_s3(given: Mapping[str, Any]) -> None:
+    from modal_nomad.dispatcher.blobs.s3_settings import S3Settings
+
+    types = {f.name: type(f.default) for f in dataclasses.fields(S3Settings)}
+    for name, value in given.items():
+        if name not in types:
+            raise SettingsError(f"[s3] has no setting {name!r}; known are {', '.join(sorted(types))}")
+        if type(value) is not types[name]:
+            raise SettingsError(f"[s3]: {name} must be a {types[name].__name__}")
+    if bool(given.get("access_key_id")) != bool(given.get("secret_access_key")):
+        raise SettingsError("[s3]: access_key_id and secret_access_key belong together: give both or none")
+    if not given.get("bucket") and any(value for name, value in given.items() if name != "prefix"):
+        raise SettingsError("[s3] names no bucket: give its name as bucket, or leave all of it out")
+    if given.get("endpoint") and not str(given["endpoint"]).startswith(("http://", "https://")):
+        raise SettingsError(f"[s3]: endpoint is {given['endpoint']!r}: give a URL such as https://HOST:PORT")

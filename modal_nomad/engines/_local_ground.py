@@ -23,10 +23,12 @@ Build = Callable[[ImageSpec], "pathlib.Path | str"]
 _REMOVED = ".removed-"
 
 
-class BlobFiles(Protocol):
-    """Where bundles are: gives the place of a blob's file, whether it is there or not."""
+class Blobs(Protocol):
+    """Where bundles are."""
 
-    def path(self, sha: str) -> pathlib.Path: ...
+    async def get(self, sha: str) -> bytes:
+        """Return a blob's bytes. Raises KeyError."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,7 @@ class Prepared:
 class Ground:
     """Makes each bundle and each environment once, however many containers wait for it."""
 
-    def __init__(self, home: pathlib.Path, blobs: BlobFiles, build: Build | None, unpack: Unpack) -> None:
+    def __init__(self, home: pathlib.Path, blobs: Blobs, build: Build | None, unpack: Unpack) -> None:
         self._home = home
         self._blobs = blobs
         self._build = build
@@ -93,18 +95,18 @@ class Ground:
     async def _bundle(self, kind: str, sha: str) -> pathlib.Path:
         target = self._home / (kind if kind in ("code", "runtime") else "artifacts") / sha
 
-        def lay_out() -> pathlib.Path:
-            if not target.is_dir():
+        async def lay_out() -> pathlib.Path:
+            if not await asyncio.to_thread(target.is_dir):
                 try:
-                    data = self._blobs.path(sha).read_bytes()
-                except FileNotFoundError:
+                    data = await self._blobs.get(sha)
+                except KeyError:
                     raise EngineError(
                         f"{kind} bundle {sha[:12]} is not stored; publish the app again"
                     ) from None
-                self._unpack(data, target)
+                await asyncio.to_thread(self._unpack, data, target)
             return target
 
-        return await self._once(f"{kind}/{sha}", lambda: asyncio.to_thread(lay_out))
+        return await self._once(f"{kind}/{sha}", lay_out)
 
     async def collect(self, in_use: Callable[[], Collection[str]], older_than: float) -> int:
         """Remove old bundles that are not in use; gives how many.

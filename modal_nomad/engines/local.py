@@ -30,7 +30,7 @@ from modal_nomad.engines._local_files import (
     usage_of,
 )
 from modal_nomad.engines._local_gpus import GPUQueue
-from modal_nomad.engines._local_ground import BlobFiles, Build, Ground, Prepared
+from modal_nomad.engines._local_ground import Blobs, Build, Ground, Prepared
 from modal_nomad.engines._local_job import (
     TaskPlan,
     base_environment,
@@ -77,7 +77,7 @@ class LocalEngine(Engine):
     def __init__(
         self,
         home: pathlib.Path,
-        blobs: BlobFiles,
+        blobs: Blobs,
         *,
         environments: Build | None = None,
         unpack: Unpack = unpack_zip,

@@ -203,6 +203,7 @@ class BlobClient:
         self._address = parse_address(address)
         self._token = token
         self._timeout = timeout
+        self._follows = True
 
     def put(self, data: bytes) -> str:
         """Store bytes, return their SHA-256 (64 hex digits). Raises OSError."""
@@ -212,6 +213,17 @@ class BlobClient:
 
     def get(self, sha: str) -> bytes:
         """Return a blob's bytes. Raises KeyError when there is none, OSError."""
+        if self._follows:
+            status, data = self.exchange("GET", f"/v1/blobs/{sha}", headers={"Modal-Blob-Redirect": "1"})
+            if status != 307:
+                return _good(status, data, "GET", sha)
+            from ._bucket import follow
+
+            try:
+                return follow(data.decode(), sha, self._timeout)
+            except OSError:
+                # The dispatcher reaches it, or says why not.
+                self._follows = False
         return self._request("GET", sha)
 
     def exists(self, sha: str) -> bool:
@@ -243,9 +255,13 @@ class BlobClient:
             connection.close()
 
     def _request(self, method: str, sha: str, body: Optional[bytes] = None) -> bytes:
-        status, data = self.exchange(method, f"/v1/blobs/{sha}", body)
-        if status == 404:
-            raise KeyError(sha)
-        if status >= 300:
-            raise ConnectionError(f"the dispatcher answered {status} to {method} of blob {sha}")
-        return data
+        return _good(*self.exchange(method, f"/v1/blobs/{sha}", body), method, sha)
+
+
+def _good(status: int, data: bytes, method: str, sha: str) -> bytes:
+    if status == 404:
+        raise KeyError(sha)
+    if status >= 300:
+        told = data[:500].decode("utf-8", "replace")
+        raise ConnectionError(f"the dispatcher answered {status} to {method} of blob {sha}: {told}")
+    return data

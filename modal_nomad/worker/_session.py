@@ -50,6 +50,8 @@ class Settings:
         self._token = environ.get("MODAL_WORKER_TOKEN", "")
         self.secret_leases = json.loads(environ.get("MODAL_SECRET_LEASES") or "[]")
         self._token_file = environ.get("MODAL_WORKER_TOKEN_FILE")
+        # One for all: it learns whether a bucket can be reached from here.
+        self._blobs: Optional[BlobClient] = None
 
     def token(self) -> str:
         """Return the token; a file is read again each time because the engine renews it in place."""
@@ -60,7 +62,9 @@ class Settings:
 
     def blobs(self) -> BlobClient:
         """Return a client of the dispatcher's blobs."""
-        return BlobClient(self.address, self.token())
+        if self._blobs is None:
+            self._blobs = BlobClient(self.address, self.token)
+        return self._blobs
 
 
 class Session:

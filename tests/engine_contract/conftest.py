@@ -27,12 +27,12 @@ async def engine(
 
         made = NomadEngine(NomadSettings(address=request.getfixturevalue("nomad_address")))
     else:
-        from modal_nomad.dispatcher.blobs import BlobStore
+        from modal_nomad.dispatcher.blobs import DirectoryBlobs
         from modal_nomad.engines.local import LocalEngine
 
         # Not tmp_path: its name is long, and the engine's sockets have short paths.
         home: Path = tmp_path_factory.mktemp("h")
-        made = LocalEngine(home, BlobStore(home / "blobs"))
+        made = LocalEngine(home, DirectoryBlobs(home / "blobs"))
     await made.start()
     try:
         yield made

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from modal_nomad.dispatcher.auth import Authenticator, WorkerTokens
-from modal_nomad.dispatcher.blobs import BlobStore
+from modal_nomad.dispatcher.blobs import DirectoryBlobs
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.server import Server
 from modal_nomad.dispatcher.settings import Settings
@@ -34,7 +34,7 @@ LIMIT = 20.0
 class ScriptedEngine(LocalEngine):
     """The local engine, but a container that it starts is nobody's until a test dials in for it."""
 
-    def __init__(self, home: Path, blobs: BlobStore) -> None:
+    def __init__(self, home: Path, blobs: DirectoryBlobs) -> None:
         super().__init__(home, blobs)
         self.asked: dict[str, deque[str]] = {}
         self.news = threading.Condition()
@@ -133,7 +133,7 @@ class Served:
             self.store = SqliteStore(self.home / "store.db")
             await self.store.open()
             stack.push_async_callback(self.store.close)
-            blobs = BlobStore(self.home / "blobs")
+            blobs = DirectoryBlobs(self.home / "blobs")
             self.engine = ScriptedEngine(self.home, blobs)
             await self.engine.start()
             stack.push_async_callback(self.engine.close)

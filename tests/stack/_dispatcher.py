@@ -43,15 +43,17 @@ def dispatcher(
     env: Mapping[str, str] = {},
     render: Mapping[str, str] = {},
     vault: Mapping[str, str] = {},
+    s3: Mapping[str, Any] = {},
     **settings: Any,
 ) -> Iterator[str]:
-    """Yield the URL of a dispatcher on ``nomad``, the settings of its table of that name; so ``vault``."""
+    """Yield the URL of a dispatcher on ``nomad``, the settings of its table of that name; so the others."""
     (port,) = free_ports(1)
     url = settings.pop("listen", "http://127.0.0.1:{port}").format(port=port)
     config = {"listen": url, "home": str(directory / "home"), "engine": "nomad", **settings}
     lines = [f"{name} = {json.dumps(value)}" for name, value in config.items()]
     lines += ["[nomad]", *(f"{name} = {json.dumps(value)}" for name, value in nomad.items())]
     lines += ["[vault]", *(f"{name} = {json.dumps(value)}" for name, value in vault.items())]
+    lines += ["[s3]", *(f"{name} = {json.dumps(value)}" for name, value in s3.items())]
     lines += ["[render]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in {"python": sys.executable, **render}.items()]
     file, out = directory / "dispatcher.toml", directory / "dispatcher.log"

@@ -33,3 +33,24 @@ def test_the_printed_example_is_the_defaults(tmp_path: Path) -> None:
 def test_half_of_tls_is_refused(given: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="belong together"):
         Settings(**given)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"buckets": "x"}, "no setting 'buckets'"),
+        ({"bucket": 1}, "bucket must be a str"),
+        ({"bucket": "x", "redirect": "yes"}, "redirect must be a bool"),
+        ({"bucket": "x", "access_key_id": "a"}, "belong together"),
+        ({"endpoint": "http://127.0.0.1:1"}, "names no bucket"),
+        ({"bucket": "x", "endpoint": "127.0.0.1:1"}, "give a URL"),
+    ],
+)
+def test_a_bucket_that_cannot_be_meant_is_refused(given: dict[str, object], words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        Settings(s3=given)
+
+
+def test_the_keys_of_a_bucket_are_never_shown() -> None:
+    keys = {"bucket": "x", "access_key_id": "a", "secret_access_key": "do-not-show"}
+    assert "do-not-show" not in repr(Settings(s3=keys))

@@ -13,6 +13,7 @@ import typer.main
 
 from modal_nomad import config
 from modal_nomad.cli._root import app
+from modal_nomad.dispatcher.blobs.s3_settings import S3Settings
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.hashicorp.nomad import NomadSettings
 from modal_nomad.hashicorp.vault import VaultSettings
@@ -86,8 +87,9 @@ def test_defaults_are_the_codes(default: str) -> None:
 
 def test_the_dispatchers_settings_are_said() -> None:
     for cls, besides in (
-        (Settings, {"embedded", "nomad", "render", "vault"}),
+        (Settings, {"embedded", "nomad", "render", "s3", "vault"}),
         (VaultSettings, {"timeout"}),
+        (S3Settings, set()),
         (NomadSettings, set()),
         (RenderSettings, {"server_url", "runtime_sha", "app_suffix", "deployer", "environment"}),
     ):

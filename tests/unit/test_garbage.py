@@ -18,7 +18,7 @@ from hypothesis import given, settings
 
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher.apps import AppRegistry
-from modal_nomad.dispatcher.blobs import BlobStore
+from modal_nomad.dispatcher.blobs import DirectoryBlobs
 from modal_nomad.dispatcher.call_engine import CallEngine
 from modal_nomad.dispatcher.garbage import Garbage, blob_names
 from modal_nomad.dispatcher.loghub import LogHub
@@ -36,7 +36,7 @@ class World:
     def __init__(self, home: Path) -> None:
         self.now = 1e9
         self.store = SqliteStore(home / "store.db", clock=lambda: self.now)
-        self.blobs = BlobStore(home / "blobs", clock=lambda: self.now)
+        self.blobs = DirectoryBlobs(home / "blobs", clock=lambda: self.now)
         self.apps = AppRegistry(self.store, clock=lambda: self.now)
         self.calls = CallEngine()
         self.hub = LogHub()

@@ -72,8 +72,11 @@ class Blobs:
         path.rename(self.directory / sha)
         return sha
 
-    def path(self, sha: str) -> pathlib.Path:
-        return self.directory / sha
+    async def get(self, sha: str) -> bytes:
+        try:
+            return (self.directory / sha).read_bytes()
+        except FileNotFoundError:
+            raise KeyError(sha) from None
 
 
 @pytest.fixture

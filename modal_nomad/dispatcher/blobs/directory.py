@@ -1,15 +1,10 @@
-"""Content-addressed blobs in a directory: payloads above 2 MiB, code bundles, runtimes, pickles.
-
-A blob's name is the SHA-256 of its bytes, so writing one twice is harmless and a reader never sees a
-half: a blob appears under its name complete and synced, or not at all.
-"""
+"""Blobs in a directory of the dispatcher's machine."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
 import os
-import re
 import tempfile
 import threading
 import time
@@ -17,24 +12,28 @@ from collections.abc import AsyncIterable, Callable, Collection, Iterable, Itera
 from pathlib import Path
 from typing import BinaryIO
 
-_SHA = re.compile(r"[0-9a-f]{64}")
+from aiohttp import web
+
+from modal_nomad.dispatcher.blobs.base import (
+    BlobStore,
+    checked_content,
+    checked_hash,
+    checked_name,
+    checked_size,
+    not_here,
+)
+
 _FLUSH = 1 << 20
 _TEMPORARY = "incoming"
 
 
-class BlobError(Exception):
-    """A blob was refused; the text says why."""
+class DirectoryBlobs(BlobStore):
+    """A directory of blobs. The coroutines do their file work on threads.
 
-
-class BlobMissing(BlobError, KeyError):
-    """No such blob is here."""
-
-    def __str__(self) -> str:
-        return str(self.args[0])
-
-
-class BlobStore:
-    """A directory of blobs. The coroutines do their file work on threads."""
+    Args:
+        directory: made when it is not there.
+        clock: the time in seconds.
+    """
 
     def __init__(self, directory: str | os.PathLike[str], *, clock: Callable[[], float] = time.time) -> None:
         self.directory = Path(directory)
@@ -44,39 +43,26 @@ class BlobStore:
 
     def path(self, sha: str) -> Path:
         """Return where a blob stands, or would. Raises BlobError for what is no SHA-256 in hex."""
-        if not _SHA.fullmatch(sha):
-            raise BlobError(f"{sha[:80]!r} is no blob name: 64 lower-case hex digits are expected")
-        return self.directory / sha[:2] / sha[2:4] / sha
-
-    async def exists(self, sha: str) -> bool:
-        """Say whether a blob is here."""
-        return await asyncio.to_thread(self.path(sha).is_file)
+        return self.directory / checked_name(sha)[:2] / sha[2:4] / sha
 
     async def missing(self, hashes: Iterable[str]) -> list[str]:
-        """Return which of these blobs are not here, in order, and keep the others from collection.
-
-        A client that is told it need not upload a blob relies on it: its age starts anew.
-        """
         paths = [(sha, self.path(sha)) for sha in dict.fromkeys(hashes)]
         return await asyncio.to_thread(lambda: [sha for sha, path in paths if not self._touch(path)])
 
     async def put(self, data: bytes, sha: str | None = None) -> str:
-        """Keep bytes and return their SHA-256; BlobError when it is not the one announced."""
         return await asyncio.to_thread(self._put, data, sha)
 
     async def put_stream(
         self, chunks: AsyncIterable[bytes], sha: str | None = None, *, max_size: int | None = None
     ) -> str:
-        """Keep what a stream yields, like ``put``. Nothing remains of one that breaks off."""
         if sha is not None:
-            self.path(sha)
+            checked_name(sha)
         target = await asyncio.to_thread(self._temporary)
         try:
             digest, size, pending = hashlib.sha256(), 0, bytearray()
             async for chunk in chunks:
                 size += len(chunk)
-                if max_size is not None and size > max_size:
-                    raise BlobError(f"the blob is larger than the {max_size} bytes allowed here")
+                checked_size(size, max_size)
                 pending += chunk
                 if len(pending) >= _FLUSH:
                     await asyncio.to_thread(_append, target, digest.update, bytes(pending))
@@ -88,15 +74,19 @@ class BlobStore:
             await asyncio.shield(asyncio.to_thread(_discard, target))
 
     async def get(self, sha: str) -> bytes:
-        """Return a blob's bytes. Raises BlobMissing."""
         path = self.path(sha)
         try:
             return await asyncio.to_thread(path.read_bytes)
         except FileNotFoundError:
-            raise BlobMissing(f"blob {sha} is not here: upload it first") from None
+            raise not_here(sha) from None
+
+    async def serve(self, sha: str, request: web.Request, content_type: str) -> web.StreamResponse:
+        path = self.path(sha)
+        if not await asyncio.to_thread(path.is_file):
+            raise not_here(sha)
+        return web.FileResponse(path, headers={"Content-Type": content_type})
 
     async def delete(self, hashes: Iterable[str]) -> None:
-        """Remove blobs; those not here are no error."""
         paths = [self.path(sha) for sha in hashes]
 
         def unlink() -> None:
@@ -106,23 +96,10 @@ class BlobStore:
         await asyncio.to_thread(unlink)
 
     async def collect(self, keep: Collection[str], *, older_than: float) -> list[str]:
-        """Remove the blobs that are not in ``keep`` and were last put or asked for too long ago.
-
-        Args:
-            keep: names still in use.
-            older_than: seconds; it covers blobs uploaded for something not yet published.
-
-        Returns:
-            The removed names.
-        """
         return await asyncio.to_thread(self._collect, frozenset(keep), self._clock() - older_than)
 
     def _put(self, data: bytes, sha: str | None) -> str:
-        found = hashlib.sha256(data).hexdigest()
-        if sha is not None and self.path(sha) and found != sha:
-            raise BlobError(
-                f"the content of blob {sha} hashes to {found}: it was damaged on its way, send it again"
-            )
+        found = checked_content(data, sha)
         if self._touch(self.path(found)):
             return found
         target = self._temporary()
@@ -140,11 +117,7 @@ class BlobStore:
         return open(name, "wb", opener=lambda *_: descriptor)
 
     def _keep(self, target: BinaryIO, found: str, announced: str | None) -> str:
-        if announced is not None and found != announced:
-            raise BlobError(
-                f"the content of blob {announced} hashes to {found}: it was damaged on its way, send it again"
-            )
-        path = self.path(found)
+        path = self.path(checked_hash(found, announced))
         if self._touch(path):
             return found
         target.flush()
