@@ -5,8 +5,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests.engine_contract._nomad_agent import nomad_agent, nomad_binary
+
+# What Hypothesis takes for slow tests is mostly a machine that has other work.
+settings.register_profile(
+    "tests", settings.default, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("tests")
 
 NO_NOMAD = "no `nomad` binary on PATH"
 

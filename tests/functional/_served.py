@@ -28,7 +28,7 @@ from modal_nomad.wire.spec import FunctionSpec
 from modal_nomad.wire.transport import SyncWebSocket
 
 T = TypeVar("T")
-LIMIT = 20.0
+LIMIT = 100.0
 
 
 class ScriptedEngine(LocalEngine):

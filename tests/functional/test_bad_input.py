@@ -21,6 +21,7 @@ from modal_nomad import exception
 from modal_nomad.client import Client
 from modal_nomad.wire import frames
 from modal_nomad.wire.transport import SyncWebSocket
+from tests._ports import free_ports
 
 APP = """
     import modal
@@ -175,16 +176,10 @@ def test_functions_that_do_not_exist(live: Live) -> None:
         modal.App.lookup("nobody")
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def test_a_bad_token_is_refused(
     own: Live, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    port = free_port()
+    (port,) = free_ports(1)
     serve(listen=f"http://127.0.0.1:{port}", auth="token")
     own.write("app.py", APP)
     one_line(own.cli("run", "app.py::main"), "token", "MODAL_TOKEN_ID", code=1)
@@ -264,7 +259,7 @@ _fuzz = settings(
     max_examples=60,
     deadline=None,
     database=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.engine_contract._nomad_agent import free_ports, wait_until
+from tests._ports import free_ports
+from tests.engine_contract._nomad_agent import wait_until
 
 ROOT = "root-of-tests"
 

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
+from tests._ports import free_ports
 from tests.conftest import NO_NOMAD
 from tests.engine_contract._nomad_agent import (
     agent_config,
     agent_process,
-    free_ports,
     nomad_binary,
     ready_nodes,
     wait_until,

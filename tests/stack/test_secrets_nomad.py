@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from tests._ports import free_ports
 from tests.engine_contract._nomad_agent import (
     agent_config,
     agent_process,
-    free_ports,
     nomad_binary,
     ready_nodes,
     wait_until,
