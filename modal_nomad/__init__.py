@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from .mount import Mount
     from .queue import Queue
     from .retries import Retries
+    from .schedule import Cron, Period
     from .secret import Secret
     from .volume import Volume
 
@@ -39,6 +40,7 @@ __all__ = [
     "App",
     "Client",
     "Cls",
+    "Cron",
     "Dict",
     "Environment",
     "Error",
@@ -47,6 +49,7 @@ __all__ = [
     "FunctionCall",
     "Image",
     "Mount",
+    "Period",
     "Queue",
     "Retries",
     "Secret",
@@ -71,6 +74,7 @@ _PLACES = {
     "App": "app",
     "Client": "client",
     "Cls": "cls",
+    "Cron": "schedule",
     "Dict": "dict",
     "Environment": "environment",
     "Error": "exception",
@@ -79,6 +83,7 @@ _PLACES = {
     "FunctionCall": "functions",
     "Image": "image",
     "Mount": "mount",
+    "Period": "schedule",
     "Queue": "queue",
     "Retries": "retries",
     "Secret": "secret",
@@ -116,6 +121,7 @@ _SUBMODULES = frozenset(
         "queue",
         "retries",
         "runner",
+        "schedule",
         "secret",
         "types",
         "volume",

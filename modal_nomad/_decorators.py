@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 from ._entrypoint import called_without_parentheses
-from ._function_info import FunctionInfo, function_info
+from ._function_info import FunctionInfo, check_scheduled, function_info
 from ._options import ALIASES, FunctionOptions, apply_aliases, check_object_name, function_options
 from .exception import InvalidError
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .image import Image
     from .mount import Mount
     from .retries import Retries
+    from .schedule import Schedule
     from .secret import Secret
     from .volume import Volume
 
@@ -48,6 +49,7 @@ class Decorators:
         self,
         *args: Any,
         image: Image | None = None,
+        schedule: Schedule | None = None,
         env: Mapping[str, str | None] | None = None,
         secrets: Sequence[Secret] = (),
         serialized: bool = False,
@@ -80,6 +82,7 @@ class Decorators:
 
         Args:
             image: what its containers have; by default the App's Image, else ``Image.debian_slim()``.
+            schedule: when it is called by itself once it is deployed: a ``modal.Cron`` or ``modal.Period``.
             env: environment variables; they win over those of its Secrets.
             secrets: Secrets whose variables its containers have, after those of the App; of two that have
                 a variable, the later one's counts.
@@ -128,6 +131,7 @@ class Decorators:
             "@app.function",
             older_names,
             image=image,
+            schedule=schedule,
             env=env,
             secrets=secrets,
             serialized=serialized,
@@ -262,6 +266,8 @@ class Decorators:
         )
         if info.is_generator and options.retries is not None:
             raise InvalidError(f"Generator function {info.name} cannot have retries; leave out retries=")
+        if options.schedule is not None:
+            check_scheduled(info)
         check_object_name("Function", info.name)
         function: Function[P, R] = Function._local(cast("App", self), raw_f, options, info)
         old = self._functions.get(info.name)

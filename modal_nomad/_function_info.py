@@ -117,3 +117,20 @@ def _travels_itself(
         # that this process has, not those of a second import that would run the script again.
         sys.modules.setdefault(module, main)
     return serialized
+
+
+def check_scheduled(info: FunctionInfo) -> None:
+    """Check that a function can be called by itself. Raises InvalidError."""
+    try:
+        parameters = inspect.signature(info.raw_f).parameters.values()
+    except (TypeError, ValueError):
+        return
+    needed = [
+        p.name for p in parameters if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+    ]
+    if needed:
+        raise InvalidError(
+            f"{info.name} has a schedule, and nobody to give it {', '.join(needed)}: give each a default"
+        )
+    if info.is_generator:
+        raise InvalidError(f"{info.name} has a schedule and yields, and nobody reads that: return a value")

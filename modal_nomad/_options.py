@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 from ._other_options import other_options
 from .exception import DeprecationError, InvalidError
 from .retries import Retries
-from .wire.spec import GPUOption, RetrySpec
+from .wire.spec import GPUOption, RetrySpec, ScheduleSpec
 
 if TYPE_CHECKING:
     from .gpu import GPU
     from .image import Image
     from .mount import Mount
+    from .schedule import Schedule
     from .secret import Secret
     from .volume import Volume
 
@@ -104,6 +105,7 @@ class FunctionOptions:
     target_concurrent_inputs: int | None = None
     batch_max_size: int | None = None
     batch_wait_ms: int = 0
+    schedule: ScheduleSpec | None = None
 
 
 def _is_number(value: Any) -> bool:
@@ -233,6 +235,14 @@ def app_secrets(value: Any) -> tuple[Secret, ...]:
     return _secrets(value, "an App")
 
 
+def _schedule(value: Any) -> ScheduleSpec | None:
+    if value is None:
+        return None
+    from .schedule import schedule_spec
+
+    return schedule_spec(value)
+
+
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
         raise InvalidError(f"{name} is {value!r}; give True or False")
@@ -268,6 +278,7 @@ def function_options(
     volumes: Mapping[Any, Volume] | None = None,
     enable_memory_snapshot: bool = False,
     allow_concurrent_inputs: int | None = None,
+    schedule: Schedule | None = None,
 ) -> FunctionOptions:
     """Check the parameters of a Function, by their newer names.
 
@@ -320,6 +331,7 @@ def function_options(
         volumes=mounted_volumes(volumes),
         enable_memory_snapshot=_flag("enable_memory_snapshot", enable_memory_snapshot),
         max_concurrent_inputs=_old_concurrency(allow_concurrent_inputs),
+        schedule=_schedule(schedule),
     )
 
 

@@ -28,7 +28,6 @@ NOT_YET: Mapping[str, str] = {
     "network_file_systems": "read and write a shared directory of the nodes",
     "proxy": "name a region= whose nodes have that address",
     "restrict_modal_access": "every container may call Functions",
-    "schedule": "call the deployed Function from a periodic Nomad job",
 }
 
 

@@ -234,6 +234,7 @@ def function_specs(
                     for path, volume in _volumes_of(function).items()
                 ),
                 enable_memory_snapshot=options.enable_memory_snapshot,
+                schedule=options.schedule,
                 **_of_class(app, info.name),
             )
         )

@@ -30,8 +30,16 @@ def list_apps(environment: str = _ENVIRONMENT, as_json: bool = _JSON) -> None:
     """List apps that run, are deployed, or were stopped lately."""
     client = _client.connect()
     reply = _client.request(client, "app.list", {"environment": _client.environment(environment)})
-    columns = ("App ID", "Description", "State", "Tasks", "Created at", "Stopped at")
-    rows = [
+    columns: tuple[str, ...] = (
+        "App ID",
+        "Description",
+        "State",
+        "Tasks",
+        "Created at",
+        "Stopped at",
+        "Next run",
+    )
+    rows: list[tuple[str, ...]] = [
         (
             entry["app_id"],
             entry.get("name") or entry.get("description") or "",
@@ -39,9 +47,12 @@ def list_apps(environment: str = _ENVIRONMENT, as_json: bool = _JSON) -> None:
             str(entry.get("tasks", 0)),
             _moment(entry.get("created_at")),
             _moment(entry.get("stopped_at")),
+            _moment(entry.get("next_run")),
         )
         for entry in reply["apps"]
     ]
+    if not as_json and not any(row[-1] for row in rows):
+        columns, rows = columns[:-1], [row[:-1] for row in rows]
     print_table(columns, rows, as_json)
 
 

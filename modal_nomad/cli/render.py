@@ -36,7 +36,8 @@ def render(
     from modal_nomad import runner
     from modal_nomad.cli._errors import UsageError
     from modal_nomad.cli.deploy import load_app
-    from modal_nomad.render import RenderSettings
+    from modal_nomad.render import RenderSettings, schedule_job
+    from modal_nomad.wire.spec import ScheduleSpec
 
     chosen = load_app(reference, is_module)
     if not (name or chosen.name):
@@ -60,7 +61,13 @@ def render(
         name=name or chosen.name,
         environment=runner.environment_of(environment or None),
     )
-    jobs = [function["job"] for function in publication.args["functions"]]
+    jobs = []
+    for function in publication.args["functions"]:
+        jobs.append(function["job"])
+        schedule = function["spec"]["schedule"]
+        periodic = schedule_job(function["job"], ScheduleSpec.from_dict(schedule)) if schedule else None
+        if periodic is not None:
+            jobs.append(periodic)
     if hcl:
         from modal_nomad.cli._hcl import to_hcl
 

@@ -37,6 +37,7 @@ class FunctionState:
     __slots__ = (
         "app_id",
         "autoscaler",
+        "deployed",
         "environment",
         "function_id",
         "job_id",
@@ -50,8 +51,9 @@ class FunctionState:
         "version",
     )
 
-    def __init__(self, record: FunctionRecord) -> None:
+    def __init__(self, record: FunctionRecord, *, deployed: bool = False) -> None:
         self.function_id = record.function_id
+        self.deployed = deployed
         self.app_id = record.app_id
         self.name = record.name
         # A class is one Function, named Class.*; people know it as Class.

@@ -15,6 +15,7 @@ from modal_nomad.dispatcher._variants import Variants
 from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT, AppRegistry
 from modal_nomad.dispatcher.auth import Identity
 from modal_nomad.dispatcher.loghub import LogHub
+from modal_nomad.dispatcher.schedules import Schedules
 from modal_nomad.dispatcher.scope import check
 from modal_nomad.dispatcher.secrets import Secrets
 from modal_nomad.dispatcher.sessions import ClientSession
@@ -38,6 +39,7 @@ class LiveApps:
         functions: the live Functions, by id; they are added and removed here.
         variants: what callers made from them.
         secrets: what their containers are given.
+        schedules: those that the clock calls.
         hub: is told of stopped Apps.
         client_grace: seconds that an ephemeral App outlives its lost client.
         handle: gives the call engine an event.
@@ -51,6 +53,7 @@ class LiveApps:
         functions: dict[str, FunctionState],
         variants: Variants,
         secrets: Secrets,
+        schedules: Schedules,
         hub: LogHub,
         client_grace: float,
         handle: Callable[[ev.Event], None],
@@ -61,6 +64,7 @@ class LiveApps:
         self.functions = functions
         self.variants = variants
         self.secrets = secrets
+        self.schedules = schedules
         self.hub = hub
         self.handle = handle
         self.background = background
@@ -72,12 +76,14 @@ class LiveApps:
         """Resume the Apps that the store has; gives the number of their Functions."""
         resumed = 0
         for app, functions in await self.apps.active():
-            await asyncio.gather(*(self._resume(f) for f in functions))
+            deployed = app.state == "deployed"
+            await asyncio.gather(*(self._resume(f, deployed) for f in functions))
             if app.state == "ephemeral":
                 seconds = self._client_grace + _RECONNECT_SECONDS
                 self._graces.begin(app.app_id, seconds, self._expire, app.app_id)
             resumed += len(functions)
         await self.variants.resume()
+        await self.schedules.resume()
         return resumed
 
     def close(self) -> None:
@@ -98,11 +104,15 @@ class LiveApps:
         # Before anything is recorded: an engine that refuses leaves the App as it was.
         await asyncio.gather(*(self.engine.submit(job, token=token) for job in jobs))
         published = await self.apps.publish(args, deployed_by=session.identity.name)
-        for record in published.functions:
-            self._add_function(record)
+        app = published.app
+        deployed = app.state == "deployed"
+        before = {f.function_id: self.functions.get(f.function_id) for f in published.functions}
+        states = [self._add_function(record, deployed) for record in published.functions]
         for record in published.removed:
             await self._remove_function(record.function_id, "its app was deployed without it", token)
-        app = published.app
+        if deployed:
+            for state, record in zip(states, published.functions, strict=True):
+                await self.schedules.follow(state, record.job, before[state.function_id], token)
         if app.state == "ephemeral":
             self.own(app.app_id, session)
         self.background(self.collect_secrets())
@@ -170,23 +180,29 @@ class LiveApps:
         if app_id not in self._owners:
             self.background(self.stop(app_id))
 
-    async def _resume(self, record: FunctionRecord) -> None:
+    async def _resume(self, record: FunctionRecord, deployed: bool) -> None:
+        state = self._add_function(record, deployed)
         try:
             await self.engine.submit(record.job)
+            periodic = self.schedules.job_of(record.job, state.spec.schedule) if deployed else None
+            if periodic is not None:
+                await self.engine.submit(periodic)
         except EngineError as error:
             logger.warning("function %s of an earlier app cannot be resumed: %s", record.name, error)
-        self._add_function(record)
 
-    def _add_function(self, record: FunctionRecord) -> None:
-        state = FunctionState(record)
+    def _add_function(self, record: FunctionRecord, deployed: bool) -> FunctionState:
+        state = FunctionState(record, deployed=deployed)
         self.functions[record.function_id] = state
         self.handle(ev.FunctionAdded(record.function_id, state.policy()))
         self.variants.follow(record.function_id)
+        return state
 
     async def _remove_function(self, function_id: str, reason: str, token: str | None) -> None:
         state = self.functions.pop(function_id, None)
         if state is None:
             return
+        if state.deployed:
+            await self.schedules.forget(state, token)
         await self.variants.remove(function_id, reason, token)
         self.handle(ev.FunctionRemoved(function_id, reason))
         try:

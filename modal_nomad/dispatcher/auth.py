@@ -69,6 +69,8 @@ class Authenticator:
         workers: local containers' tokens.
         identify: asks Nomad who holds an ACL token (returns a name) or workload identity (returns
             ``container:<id>``); raises AuthError. None where the engine is local.
+        launched: asks Nomad which launch of a periodic job holds a workload identity: its job's id and
+            namespace; raises AuthError.
     """
 
     def __init__(
@@ -77,12 +79,14 @@ class Authenticator:
         store: Store,
         workers: WorkerTokens,
         identify: Callable[[str], Awaitable[str]] | None = None,
+        launched: Callable[[str], Awaitable[tuple[str, str]]] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._mode = mode
         self._store = store
         self._workers = workers
         self._identify = identify
+        self._launched = launched
         self._clock = clock
         self._cache: dict[str, tuple[float, Identity]] = {}
 
@@ -96,6 +100,12 @@ class Authenticator:
             self._cache.clear()
         self._cache[token] = (self._clock() + _CACHE_SECONDS, identity)
         return identity
+
+    async def check_launch(self, token: str) -> tuple[str, str]:
+        """Return id and namespace of the launched job that holds a workload identity. Raises AuthError."""
+        if self._launched is None:
+            raise AuthError("this dispatcher has no Nomad, whose periodic jobs could ask it for anything")
+        return await self._launched(token)
 
     async def _check(self, token: str) -> Identity:
         container = self._workers.check(token) if token.startswith("ta-") else None

@@ -31,6 +31,7 @@ from modal_nomad.dispatcher.objects.answers import Answers
 from modal_nomad.dispatcher.objects.environments import Environments
 from modal_nomad.dispatcher.objects.queues import Queues
 from modal_nomad.dispatcher.objects.registry import ObjectRegistry
+from modal_nomad.dispatcher.schedules import Schedules
 from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
@@ -57,6 +58,7 @@ class Dispatcher:
         live_apps: those of them whose Functions may be called.
         functions: the Functions that may be called, by id.
         variants: those of them that callers made from others.
+        schedules: those that the clock calls.
         containers: what was started for them.
         calls: the call engine.
         durable: spawned calls, which outlive their callers.
@@ -108,18 +110,20 @@ class Dispatcher:
         )
         self.apps = AppRegistry(store, tasks=self.containers.of_app)
         self.variants = Variants(store, engine, self.functions, self.handle, self.calls.pool, self.background)
+        self.durable = DurableCalls(store, self.calls, settings.result_days, self.handle)
+        self.schedules = Schedules(store, engine, self.functions, self.durable, self.submit_durable)
         self.live_apps = LiveApps(
             engine,
             self.apps,
             self.functions,
             self.variants,
             self.secrets,
+            self.schedules,
             self.hub,
             settings.client_grace,
             self.handle,
             self.background,
         )
-        self.durable = DurableCalls(store, self.calls, settings.result_days, self.handle)
         self.items = DurableItems(store, self.durable, self.handle, self.background)
         self.reader = CallReader(store, self.durable)
         self.garbage = Garbage(
@@ -161,6 +165,8 @@ class Dispatcher:
         for call_id in await self.durable.resume():
             await self.items.resume(call_id)
         await self.objects.resume()
+        # After the calls in progress: a run may not be made while the one before it is among them.
+        self.background(self.schedules.run())
         self.background(self._collect_secrets())
         self.background(self.durable.expire())
         self.background(self._expire_objects())
@@ -274,7 +280,10 @@ class Dispatcher:
                 "c": [r[1] for r in part],
                 "n": [r[2] for r in part],
             }
-            if any(r[4] for r in part):
+            spawned = self.durable.ids
+            if spawned and any(r[1] in spawned for r in part):
+                header["f"] = [r[4] | frames.FLAG_SPAWNED * (r[1] in spawned) for r in part]
+            elif any(r[4] for r in part):
                 header["f"] = [r[4] for r in part]
             if session.of_class:
                 header["m"] = [self.calls.method(r[1]) for r in part]

@@ -26,7 +26,7 @@ from modal_nomad.dispatcher._requests import (
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.exception import InvalidError, NotFoundError
-from modal_nomad.wire.spec import FunctionSpec
+from modal_nomad.wire.spec import FunctionSpec, ScheduleSpec
 
 
 @method("blob.missing")
@@ -51,17 +51,22 @@ async def _plan(server: Dispatcher, session: ClientSession, args: Mapping[str, A
     ):
         raise InvalidError("the request needs functions, each with its job")
     token = session.identity.token
-    plans = await asyncio.gather(*(server.engine.plan(x["job"], token=token) for x in entries))
+    jobs = []
+    for entry in entries:
+        spec = (entry.get("spec") or {}).get("schedule")
+        periodic = server.schedules.job_of(entry["job"], ScheduleSpec.from_dict(spec) if spec else None)
+        jobs += [entry["job"], *([periodic] if periodic is not None else [])]
+    plans = await asyncio.gather(*(server.engine.plan(job, token=token) for job in jobs))
     return {
         "plans": [
             {
-                "job_id": entry["job"].get("ID", ""),
+                "job_id": job.get("ID", ""),
                 "changes": plan.changes,
                 "diff": plan.diff,
                 "warnings": plan.warnings,
                 "failures": dict(plan.failures),
             }
-            for entry, plan in zip(entries, plans, strict=True)
+            for job, plan in zip(jobs, plans, strict=True)
         ]
     }, []
 
@@ -79,7 +84,10 @@ async def _resolve(server: Dispatcher, session: ClientSession, args: Mapping[str
 
 @method("app.list")
 async def _list(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    return await server.apps.list(optional(args, "environment")), []
+    found = await server.apps.list(optional(args, "environment"))
+    for app in found["apps"]:
+        app["next_run"] = server.schedules.next_of_app(app["app_id"])
+    return found, []
 
 
 @method("app.history")

@@ -121,7 +121,8 @@ async def _build(
     workers = WorkerTokens(home)
     dispatcher = Dispatcher(settings, store, blobs, engine, workers, sha)
     identify = getattr(engine, "identify", None)
-    authenticator = Authenticator(settings.auth, store, workers, identify)
+    launched = getattr(engine, "launched", None)
+    authenticator = Authenticator(settings.auth, store, workers, identify, launched)
     await dispatcher.start()
     stack.push_async_callback(dispatcher.close)
     if settings.engine == "local":

@@ -19,6 +19,7 @@ from modal_nomad.dispatcher._requests import Request, find
 from modal_nomad.dispatcher.auth import Authenticator, Identity
 from modal_nomad.dispatcher.blobs import BlobError, BlobMissing, BlobStoreError
 from modal_nomad.dispatcher.core import Dispatcher
+from modal_nomad.dispatcher.http_schedules import add_routes as add_schedule_routes
 from modal_nomad.dispatcher.http_volumes import add_routes as add_volume_routes
 from modal_nomad.dispatcher.metrics import DispatcherCollector
 from modal_nomad.dispatcher.secrets import SecretStoreError
@@ -73,6 +74,7 @@ class Server:
         app.router.add_put("/v1/blobs/{sha}", self._put_blob)
         app.router.add_get("/v1/blobs/{sha}", self._get_blob)
         add_volume_routes(app, self.dispatcher, self._identify)
+        add_schedule_routes(app, self.dispatcher.schedules, self.authenticator)
         app.router.add_get("/artifacts/{sha}.zip", self._artifact)
         app.on_shutdown.append(self._shutdown)
         return app

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jwt
@@ -61,23 +61,40 @@ class NomadIdentities:
             raise AuthError(f"the token cannot be checked now: {error}") from error
         return str(known.get("Name") or known.get("AccessorID") or "nomad")
 
+    async def launched(self, token: str) -> tuple[str, str]:
+        """Return id and namespace of the launched periodic job that holds a workload identity.
+
+        Raises:
+            AuthError: Nomad does not vouch for the token.
+        """
+        allocation = await self._allocation(await self._claims(token))
+        return str(allocation.get("JobID", "")), str(allocation.get("Namespace", ""))
+
     async def _container(self, token: str) -> str:
-        try:
-            key = await self._key(str(jwt.get_unverified_header(token).get("kid")))
-            claims = jwt.decode(token, key, algorithms=["RS256", "EdDSA"], audience=AUDIENCE)
-            # The claims name the parent job; which child it is, only the allocation tells.
-            allocation_id = str(claims.get("nomad_allocation_id", ""))
-            known = self._placed(allocation_id)
-            if known is not None:
-                return f"container:{known}"
-            allocation = await self._client.allocation(allocation_id)
-        except (jwt.PyJWTError, NomadError) as error:
-            raise AuthError(f"the workload identity is not valid: {error}") from error
-        job_id = str(allocation.get("JobID", ""))
+        claims = await self._claims(token)
+        # The claims name the parent job; which child it is, only the allocation tells.
+        known = self._placed(str(claims.get("nomad_allocation_id", "")))
+        if known is not None:
+            return f"container:{known}"
+        job_id = str((await self._allocation(claims)).get("JobID", ""))
         container = container_of(job_id)
         if container is None:
             raise AuthError(f"job {job_id!r} is no container of this dispatcher")
         return f"container:{container}"
+
+    async def _claims(self, token: str) -> dict[str, Any]:
+        try:
+            key = await self._key(str(jwt.get_unverified_header(token).get("kid")))
+            claims: dict[str, Any] = jwt.decode(token, key, algorithms=["RS256", "EdDSA"], audience=AUDIENCE)
+        except (jwt.PyJWTError, NomadError) as error:
+            raise AuthError(f"the workload identity is not valid: {error}") from error
+        return claims
+
+    async def _allocation(self, claims: Mapping[str, Any]) -> Mapping[str, Any]:
+        try:
+            return await self._client.allocation(str(claims.get("nomad_allocation_id", "")))
+        except NomadError as error:
+            raise AuthError(f"the workload identity is not valid: {error}") from error
 
     async def _key(self, kid: str) -> Any:
         age = self._clock() - self._read_at

@@ -132,6 +132,8 @@ class Engine(abc.ABC):
     """Where allocations run. ``token`` is the caller's Nomad ACL token where the engine has such."""
 
     name: str
+    has_periodic_jobs = False
+    """Whether ``submit`` takes periodic jobs and launches them."""
 
     @abc.abstractmethod
     async def start(self) -> None:

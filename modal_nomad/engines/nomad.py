@@ -94,6 +94,7 @@ class NomadEngine(Engine):
     """
 
     name = "nomad"
+    has_periodic_jobs = True
 
     def __init__(
         self,
@@ -106,7 +107,8 @@ class NomadEngine(Engine):
     ) -> None:
         self.client = NomadClient(settings)
         self._placed: dict[str, str] = {}
-        self.identify = NomadIdentities(self.client, self._placed.get).identify
+        identities = NomadIdentities(self.client, self._placed.get)
+        self.identify, self.launched = identities.identify, identities.launched
         self._namespace = namespace
         self._core_mhz = core_mhz
         self._capacity = NomadCapacity(self.client, node_pool, datacenters)

@@ -10,6 +10,7 @@ MAX_FRAME_BYTES = 16 << 20
 INLINE_LIMIT = 2 << 20
 """Bytes of the largest payload that travels inside a frame."""
 FLAG_BLOB = 1
+FLAG_SPAWNED = 2
 """The payload is not the value but the 64 hex digits of the blob that holds it."""
 
 SUCCESS, FAILURE, INIT_FAILURE, TERMINATED, TIMEOUT, INTERNAL = range(6)

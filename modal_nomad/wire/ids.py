@@ -31,6 +31,11 @@ def id_from(prefix: str, digest: bytes) -> str:
     return f"{prefix}-{digest[:ID_LENGTH].translate(_TO_ALPHABET).decode()}"
 
 
+def timed_id(prefix: str, second: int, digest: bytes) -> str:
+    """Return the id that belongs to a second since 1970 and a digest of at least 16 bytes."""
+    return f"{prefix}-{_stamp(second)}{digest[:_CHANCE_DIGITS].translate(_TO_ALPHABET).decode()}"
+
+
 @lru_cache(maxsize=2)
 def _stamp(second: int) -> str:
     chars = []

@@ -176,6 +176,32 @@ class SecretRef:
 
 
 @dataclass(frozen=True)
+class ScheduleSpec:
+    """When a deployed Function is called by itself: a crontab line, or a period of all its parts together.
+
+    Attributes:
+        cron: the five fields; empty for a period.
+        timezone: whose clock a crontab line means.
+        months: calendar months of a period.
+        days: its days.
+        seconds: its seconds.
+        prohibit_overlap: a run is left out while the one before it has not ended.
+    """
+
+    cron: str = ""
+    timezone: str = "UTC"
+    months: int = 0
+    days: int = 0
+    seconds: float = 0.0
+    prohibit_overlap: bool = False
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "ScheduleSpec":
+        """Read the JSON object of a schedule; unknown fields are ignored."""
+        return cls(**_known(cls, data))
+
+
+@dataclass(frozen=True)
 class FunctionSpec:
     """All that the dispatcher, an engine and a container need to know of one Function.
 
@@ -219,6 +245,7 @@ class FunctionSpec:
         volumes: the Volumes that its containers see.
         enable_memory_snapshot: its ``@enter(snap=True)`` hooks run before the others.
         secrets: where its Secrets are; of two that have a variable, the later one's counts.
+        schedule: when it is called by itself once it is deployed, or None.
     """
 
     app: str
@@ -260,6 +287,7 @@ class FunctionSpec:
     volumes: Tuple[VolumeMount, ...] = ()
     enable_memory_snapshot: bool = False
     secrets: Tuple[SecretRef, ...] = ()
+    schedule: Optional[ScheduleSpec] = None
 
     @property
     def slots(self) -> int:
@@ -289,6 +317,8 @@ class FunctionSpec:
             known["image"] = ImageSpec.from_dict(known["image"])
         if known.get("retries"):
             known["retries"] = RetrySpec(**_known(RetrySpec, known["retries"]))
+        if known.get("schedule"):
+            known["schedule"] = ScheduleSpec.from_dict(known["schedule"])
         methods = known.get("methods") or {}
         known["methods"] = {k: MethodSpec(**_known(MethodSpec, v)) for k, v in methods.items()}
         known["parameters"] = tuple(

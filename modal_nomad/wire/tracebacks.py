@@ -22,7 +22,7 @@ def pack(tb: Optional[TracebackType]) -> List[Dict[str, Any]]:
     frames: List[Dict[str, Any]] = []
     while tb is not None:
         code = tb.tb_frame.f_code
-        if not _is_runtime(code.co_filename):
+        if not is_runtime(code.co_filename):
             start, end, left, right = _position(code, tb.tb_lasti)
             known = start == tb.tb_lineno and end is not None
             frames.append(
@@ -57,7 +57,7 @@ def unpack(frames: List[Dict[str, Any]]) -> Optional[TracebackType]:
     return tb
 
 
-def _is_runtime(filename: str) -> bool:
+def is_runtime(filename: str) -> bool:
     """Say whether it is this package's part that only carries calls: no user wants to read about it."""
     path = filename.replace("\\", "/")
     return "modal_nomad/worker/" in path or path.endswith("modal_nomad/_bridge.py")

@@ -129,7 +129,7 @@ class BatchPool(LoopPool):
         members = []
         for lease, _, _, flags, data, _ in works:
             try:
-                if flags:
+                if flags & frames.FLAG_BLOB:
                     data = await self._loop.run_in_executor(None, self.values.fetch, data)
                 args, kwargs = loads(data)
                 members.append((lease, self._signature(works[0]).bind(*args, **kwargs)))

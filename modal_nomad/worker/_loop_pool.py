@@ -259,7 +259,7 @@ class LoopPool:
         lease, _, _, flags, data, _ = work
         current_work.set(work)
         try:
-            if flags:
+            if flags & frames.FLAG_BLOB:
                 data = await self._loop.run_in_executor(None, self.values.fetch, data)
             args, kwargs = loads(data)
             data = dumps(await self._call_user(work, running, args, kwargs))

@@ -4,8 +4,10 @@ import struct
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any, Callable, Deque, List, Optional, Tuple
 
+from .._execution_context import current_work
 from ..wire import frames, serialization
 from ._session import Session
 
@@ -117,8 +119,26 @@ class Values:
         return (lease, status, frames.FLAG_BLOB, name.encode())
 
     def failure(self, lease: Any, error: BaseException) -> Output:
-        """Return the output of an exception."""
+        """Return the output of an exception; that of a spawned call is in the container's log, too."""
+        work: Any = current_work.get()
+        if work is not None and work[0] == lease and work[3] & frames.FLAG_SPAWNED:
+            # Perhaps nobody ever asks for the result, least of all for a scheduled one.
+            _show(error)
         return self.output(lease, frames.FAILURE, pack(error))
+
+
+def _show(error: BaseException) -> None:
+    import sys
+    import traceback
+
+    from ..wire import tracebacks
+
+    # A redirected or broken stderr is the user's; it must not cost the output.
+    with suppress(Exception):
+        tb = error.__traceback__
+        while tb is not None and tracebacks.is_runtime(tb.tb_frame.f_code.co_filename):
+            tb = tb.tb_next
+        sys.stderr.write("".join(traceback.format_exception(type(error), error, tb)))
 
 
 def pack(error: BaseException) -> bytes:

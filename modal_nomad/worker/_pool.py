@@ -261,7 +261,7 @@ class Lane:
         function = pool.function
         set_current = current_work.set
         none = dumps(None)
-        limit = frames.INLINE_LIMIT
+        limit, blob = frames.INLINE_LIMIT, frames.FLAG_BLOB
         size = 0
         work: Any
         oldest = now = monotonic()
@@ -288,7 +288,7 @@ class Lane:
             self.lease = lease
             set_current(work)
             try:
-                if flags:
+                if flags & blob:
                     data = values.fetch(data)
                 args, kwargs = loads(data)
                 result = function(*args, **kwargs)

@@ -85,6 +85,10 @@ def start():
         return 1
     # The user's modules come in only once the image's interpreter runs: they may be anything.
     _arrange_path(with_code=False)
+    if "--launch" in sys.argv:
+        from modal_nomad.worker.launch import main as launch
+
+        return launch()
     try:
         _enter_image()
     except Exception as exc:

@@ -43,7 +43,7 @@ def _app() -> tuple[modal.App, Any]:
 def test_the_parameters_are_those_of_function() -> None:
     function = inspect.signature(modal.App.function).parameters
     cls = inspect.signature(modal.App.cls).parameters
-    assert set(function) - set(cls) == {"name", "is_generator"} and set(cls) <= set(function)
+    assert set(function) - set(cls) == {"name", "is_generator", "schedule"} and set(cls) <= set(function)
 
 
 def test_a_class_is_registered_with_its_one_function() -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from modal_nomad.dispatcher.store.objects import ObjectStore
+from modal_nomad.dispatcher.store.schedules import ScheduleStore
 from modal_nomad.dispatcher.store.volumes import VolumeStore
 
 
@@ -175,7 +176,7 @@ class TokenRecord:
     created_at: float = 0.0
 
 
-class Store(ObjectStore, VolumeStore):
+class Store(ObjectStore, VolumeStore, ScheduleStore):
     """Durable state. All methods raise StoreError when the medium fails them."""
 
     @abc.abstractmethod

@@ -248,6 +248,16 @@ CREATE TABLE volume_commits (
 
 _ATTEMPTS = "ALTER TABLE inputs ADD COLUMN attempts INTEGER NOT NULL DEFAULT 0"
 
+_SCHEDULES = """
+CREATE TABLE schedules (
+    function_id TEXT PRIMARY KEY,
+    spec TEXT NOT NULL,
+    anchor REAL NOT NULL,
+    next_at REAL NOT NULL,
+    last_call TEXT NOT NULL
+);
+"""
+
 STEPS: tuple[str, ...] = (
     _INITIAL,
     _AUTOSCALER,
@@ -258,5 +268,6 @@ STEPS: tuple[str, ...] = (
     _OBJECTS,
     _VOLUMES,
     _ATTEMPTS,
+    _SCHEDULES,
 )
 VERSION = len(STEPS)

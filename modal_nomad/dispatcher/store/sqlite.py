@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from modal_nomad.dispatcher.store import _graph, migrations
 from modal_nomad.dispatcher.store._references import referenced_blobs
 from modal_nomad.dispatcher.store._sqlite_objects import SqliteObjects
+from modal_nomad.dispatcher.store._sqlite_schedules import SqliteSchedules
 from modal_nomad.dispatcher.store._sqlite_volumes import SqliteVolumes
 from modal_nomad.dispatcher.store._writer import GroupWriter
 from modal_nomad.dispatcher.store.base import (
@@ -46,7 +47,7 @@ _VARIANT = "function_id, parent_id, app_id, params, spec, job, autoscaler"
 _CALL = "call_id, function_id, kind, created_at, num_inputs, expires_at, method"
 
 
-class SqliteStore(SqliteObjects, SqliteVolumes, Store):
+class SqliteStore(SqliteObjects, SqliteVolumes, SqliteSchedules, Store):
     """A store in one file, for one dispatcher.
 
     Args:
