@@ -10,6 +10,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -279,8 +280,9 @@ def test_the_embedded_dispatcher_takes_the_grace_from_the_configuration(
     )
     with own.start(str(script)) as client:
         client.communicate(timeout=100)
-    # Well below the ten seconds that it has without a word.
-    until(lambda: own.status()["apps"] == 0, 8, "the end of the client's app")
+    environ = Path(f"/proc/{own.status()['pid']}/environ").read_bytes().split(b"\0")
+    assert b"MODAL_CLIENT_GRACE=0.2" in environ
+    until(lambda: own.status()["apps"] == 0, what="the end of the client's app")
 
 
 def test_interrupting_the_client_ends_its_app_quietly(own: Live) -> None:

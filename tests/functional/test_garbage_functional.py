@@ -37,9 +37,11 @@ def test_code_of_old_deploys_and_dropped_values_are_removed(own: Live, serve: Ca
     runtime = set(blobs())
     own.python(own.write("app.py", APP.format(word="first")))
     call = modal.Function.from_name("swept", "f").spawn(large)
+    # Before it is of no use any more.
+    values = {sha for sha, size in blobs().items() if size > len(large)}
     assert call.get(timeout=100) == ("first", len(large))
     old_bundles = bundles()
-    of_the_first = old_bundles | {sha for sha, size in blobs().items() if size > len(large)}
+    of_the_first = old_bundles | values
     assert len(of_the_first) == 2
 
     own.python(own.write("app.py", APP.format(word="second")))

@@ -49,6 +49,6 @@ def test_a_spawn_that_is_not_on_the_disk_is_refused(monkeypatch: pytest.MonkeyPa
         assert "e" not in spawn(101)
         lease = worker.take("run")[0]["x"][0]
         worker.send({"t": "done", "x": [lease], "d": 0.1}, [b"kept"])
-        assert client.request("call.get", {"call_id": call, "timeout": 20})["v"]["done"]
+        assert client.request("call.get", {"call_id": call, "timeout": 100})["v"]["done"]
         client.socket.close()
         worker.socket.close()

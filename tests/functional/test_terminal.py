@@ -24,7 +24,8 @@ APP = """
     @app.function()
     def work(x):
         print("working on", x)
-        time.sleep(0.15)
+        # Longer than what is too short to be shown.
+        time.sleep(0.35)
         return x
 
     @app.local_entrypoint()

@@ -58,7 +58,7 @@ def test_a_dispatcher_killed_amid_commits_tears_none(own: Live) -> None:
 
 
 def test_chunks_stay_while_a_volume_names_them(own: Live, serve: Callable[..., Any]) -> None:
-    serve(garbage_age=2.0, garbage_interval=0.3)
+    serve(garbage_age=5.0, garbage_interval=0.3)
 
     def blobs() -> set[str]:
         return {path.name for path in (own.home / "state" / "blobs").glob("??/??/*")}
