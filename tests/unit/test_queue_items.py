@@ -130,3 +130,32 @@ async def test_a_large_put_is_several_in_order() -> None:
     assert await _queue_items.put(played.client, WHERE, [b"x"] * 5001, 0.0) is True
     assert [count for _, _, count in played.asked] == [5000, 1]
     assert await _queue_items.put(Played().client, WHERE, [], None) is True
+
+
+@pytest.mark.parametrize("wait", [None, 600.0])
+async def test_the_end_of_a_wait_is_told_before_anything_that_is_asked_later(wait: float | None) -> None:
+    loop = asyncio.get_running_loop()
+    sent: list[str] = []
+    begun, all_sent = asyncio.Event(), asyncio.Event()
+
+    class Wire:
+        closed = False
+
+        def request(self, method: str, *_: Any) -> asyncio.Future[Any]:
+            sent.append(method)
+            begun.set()
+            if len(sent) == 3:
+                all_sent.set()
+            return loop.create_future()
+
+    client = Client(None, "")
+    client._connection = cast(Any, Wire())
+    waiting = asyncio.ensure_future(_queue_items.take(client, WHERE, 1, wait))
+    await begun.wait()
+    # As another thread would: one call of the loop each.
+    loop.call_soon(waiting.cancel)
+    loop.call_soon(lambda: tasks.append(asyncio.ensure_future(client._request("queue.put", {}))))
+    tasks: list[asyncio.Future[Any]] = []
+    await all_sent.wait()
+    assert sent == ["queue.get", "queue.release", "queue.put"]
+    tasks[0].cancel()
