@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from .functions import Function, FunctionCall, gather
     from .image import Image
     from .mount import Mount
+    from .network_file_system import NetworkFileSystem
     from .queue import Queue
     from .retries import Retries
     from .schedule import Cron, Period
@@ -49,6 +50,7 @@ __all__ = [
     "FunctionCall",
     "Image",
     "Mount",
+    "NetworkFileSystem",
     "Period",
     "Queue",
     "Retries",
@@ -83,6 +85,7 @@ _PLACES = {
     "FunctionCall": "functions",
     "Image": "image",
     "Mount": "mount",
+    "NetworkFileSystem": "network_file_system",
     "Period": "schedule",
     "Queue": "queue",
     "Retries": "retries",
@@ -117,6 +120,7 @@ _SUBMODULES = frozenset(
         "gpu",
         "image",
         "mount",
+        "network_file_system",
         "object",
         "queue",
         "retries",

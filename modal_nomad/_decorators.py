@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .gpu import GPU
     from .image import Image
     from .mount import Mount
+    from .network_file_system import NetworkFileSystem
     from .retries import Retries
     from .schedule import Schedule
     from .secret import Secret
@@ -42,6 +43,7 @@ class Decorators:
 
     _name: str | None
     _include_source: bool | None
+    _volumes: Mapping[str, Volume]
     _functions: dict[str, Function[..., Any]]
     _classes: dict[str, Cls]
 
@@ -74,6 +76,7 @@ class Decorators:
         include_source: bool | None = None,
         mounts: Sequence[Mount] = (),
         volumes: Mapping[Any, Volume] | None = None,
+        network_file_systems: Mapping[Any, NetworkFileSystem] | None = None,
         enable_memory_snapshot: bool = False,
         allow_concurrent_inputs: int | None = None,
         **older_names: Any,
@@ -111,6 +114,7 @@ class Decorators:
             include_source: whether the code around the function is sent along; True by default.
             mounts: deprecated: add the files to the image.
             volumes: Volumes by the absolute paths at which its containers see them, besides the App's.
+            network_file_systems: NetworkFileSystems by the absolute paths at which its containers see them.
             enable_memory_snapshot: keep what a container has loaded for those that start later.
             allow_concurrent_inputs: deprecated: use ``@modal.concurrent(max_inputs=...)``.
             **older_names: older names of these, which warn; parameters of Modal that have no effect here;
@@ -156,6 +160,7 @@ class Decorators:
             include_source=include_source,
             mounts=mounts,
             volumes=volumes,
+            network_file_systems=network_file_systems,
             enable_memory_snapshot=enable_memory_snapshot,
             allow_concurrent_inputs=allow_concurrent_inputs,
         )
@@ -187,6 +192,7 @@ class Decorators:
         include_source: bool | None = None,
         mounts: Sequence[Mount] = (),
         volumes: Mapping[Any, Volume] | None = None,
+        network_file_systems: Mapping[Any, NetworkFileSystem] | None = None,
         enable_memory_snapshot: bool = False,
         allow_concurrent_inputs: int | None = None,
         **older_names: Any,
@@ -240,6 +246,7 @@ class Decorators:
             include_source=include_source,
             mounts=mounts,
             volumes=volumes,
+            network_file_systems=network_file_systems,
             enable_memory_snapshot=enable_memory_snapshot,
             allow_concurrent_inputs=allow_concurrent_inputs,
         )
@@ -249,7 +256,12 @@ class Decorators:
         newer = {name: given.pop(name) for name in set(ALIASES.values())}
         if given["include_source"] is None:
             given["include_source"] = self._include_source
-        return function_options(**given, **apply_aliases(where, newer, older_names))
+        options = function_options(**given, **apply_aliases(where, newer, older_names))
+        if options.network_file_systems:
+            from ._volume_mounts import check_apart
+
+            check_apart({**self._volumes, **options.volumes}, options.network_file_systems)
+        return options
 
     def _add_function(self, raw_f: Callable[P, R], options: FunctionOptions) -> Function[P, R]:
         from ._partial_function import function_of

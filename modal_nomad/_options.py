@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .gpu import GPU
     from .image import Image
     from .mount import Mount
+    from .network_file_system import NetworkFileSystem
     from .schedule import Schedule
     from .secret import Secret
     from .volume import Volume
@@ -100,6 +101,7 @@ class FunctionOptions:
     secrets: tuple[Secret, ...] = ()
     mounts: tuple[Mount, ...] = ()
     volumes: Mapping[str, Volume] = field(default_factory=dict)
+    network_file_systems: Mapping[str, NetworkFileSystem] = field(default_factory=dict)
     enable_memory_snapshot: bool = False
     max_concurrent_inputs: int = 1
     target_concurrent_inputs: int | None = None
@@ -211,6 +213,15 @@ def mounted_volumes(value: Any) -> dict[str, Volume]:
     return check_volumes(value)
 
 
+def _network_file_systems(value: Any) -> dict[str, NetworkFileSystem]:
+    if value is None or value == {}:
+        # A container that has none pays for none.
+        return {}
+    from ._volume_mounts import check_network_file_systems
+
+    return check_network_file_systems(value)
+
+
 def mounts_of(where: str, value: Any) -> tuple[Mount, ...]:
     """Return what was given as ``mounts=``. Raises InvalidError."""
     if value is None or value == () or value == []:
@@ -276,6 +287,7 @@ def function_options(
     secrets: Sequence[Secret] = (),
     mounts: Sequence[Mount] = (),
     volumes: Mapping[Any, Volume] | None = None,
+    network_file_systems: Mapping[Any, NetworkFileSystem] | None = None,
     enable_memory_snapshot: bool = False,
     allow_concurrent_inputs: int | None = None,
     schedule: Schedule | None = None,
@@ -329,6 +341,7 @@ def function_options(
         secrets=_secrets(secrets),
         mounts=mounts_of("a Function", mounts),
         volumes=mounted_volumes(volumes),
+        network_file_systems=_network_file_systems(network_file_systems),
         enable_memory_snapshot=_flag("enable_memory_snapshot", enable_memory_snapshot),
         max_concurrent_inputs=_old_concurrency(allow_concurrent_inputs),
         schedule=_schedule(schedule),

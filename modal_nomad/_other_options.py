@@ -25,7 +25,6 @@ NOT_YET: Mapping[str, str] = {
     "_experimental_scheduler_placement": "name a region= or cloud= instead",
     "block_network": "start such code on a node without a route out",
     "i6pn": "containers reach each other by their nodes' addresses",
-    "network_file_systems": "read and write a shared directory of the nodes",
     "proxy": "name a region= whose nodes have that address",
     "restrict_modal_access": "every container may call Functions",
 }

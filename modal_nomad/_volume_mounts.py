@@ -1,4 +1,4 @@
-"""``volumes={path: Volume}``: which paths a Volume may be shown at."""
+"""``volumes=`` and ``network_file_systems=``: which paths they may be shown at."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .exception import InvalidError
 
 if TYPE_CHECKING:
+    from .network_file_system import NetworkFileSystem
     from .volume import Volume
 
 _FORBIDDEN = ("/", "/root", "/tmp")
@@ -35,6 +36,34 @@ def check_volumes(value: Any) -> dict[str, Volume]:
     return check_once(found)
 
 
+def check_apart(volumes: Mapping[str, Volume], shared: Mapping[str, NetworkFileSystem]) -> None:
+    """Raise InvalidError for a path at which a Volume and a NetworkFileSystem are to be shown."""
+    for path in volumes.keys() & shared.keys():
+        raise InvalidError(f"a Volume and a NetworkFileSystem are both to be shown at {path}; keep one")
+
+
+def check_network_file_systems(value: Any) -> dict[str, NetworkFileSystem]:
+    """Return NetworkFileSystems by the canonical paths that they are shown at.
+
+    Raises:
+        InvalidError: naming the path.
+    """
+    from .network_file_system import NetworkFileSystem
+
+    if not isinstance(value, Mapping):
+        raise InvalidError(
+            f"network_file_systems is {value!r}; give a dict of paths and modal.NetworkFileSystem"
+        )
+    found: dict[str, NetworkFileSystem] = {}
+    for given, nfs in value.items():
+        if not isinstance(nfs, NetworkFileSystem):
+            raise InvalidError(
+                f"network_file_systems has {nfs!r} at {given!s}; give a modal.NetworkFileSystem"
+            )
+        found[_canonical(given, "NetworkFileSystem", "network_file_systems")] = nfs
+    return found
+
+
 def check_once(volumes: dict[str, Volume]) -> dict[str, Volume]:
     """Return Volumes by their paths. Raises InvalidError for one that is shown at two paths."""
     places: dict[Any, str] = {}
@@ -46,12 +75,12 @@ def check_once(volumes: dict[str, Volume]) -> dict[str, Volume]:
     return volumes
 
 
-def _canonical(given: Any) -> str:
+def _canonical(given: Any, label: str = "Volume", where: str = "volumes") -> str:
     if not isinstance(given, (str, PurePosixPath)):
-        raise InvalidError(f"volumes has the path {given!r}; give a string such as '/data'")
+        raise InvalidError(f"{where} has the path {given!r}; give a string such as '/data'")
     path = PurePosixPath(given).as_posix()
     if not path.startswith("/") or path.startswith("//") or posixpath.normpath(path) != path or "\0" in path:
-        raise InvalidError(f"a Volume is to be shown at {str(given)!r}; give a canonical, absolute path")
+        raise InvalidError(f"a {label} is to be shown at {str(given)!r}; give a canonical, absolute path")
     if path in _FORBIDDEN:
-        raise InvalidError(f"a Volume cannot be shown at {path}; give a path below it, such as /data")
+        raise InvalidError(f"a {label} cannot be shown at {path}; give a path below it, such as /data")
     return path

@@ -273,7 +273,7 @@ class App(Decorators):
         try:
             client = client or await runner._default_client()
             environment = runner.environment_of(environment_name)
-            await runner.hydrate_volumes(self, client, environment)
+            await runner.hydrate_storage(self, client, environment)
             publication = runner.prepare(
                 self,
                 client.server.render,

@@ -126,6 +126,12 @@ class Object(Resolvable):
             self._client = client
         await self._target()
 
+    async def _hydrate_in(self, client: Client, environment_name: str | None) -> None:
+        """Find it for a Function of an environment, which counts where the object names none."""
+        if self._object_id is None and self._environment is None:
+            self._environment = environment_name
+        await self._hydrate(client)
+
     async def _described(self) -> Mapping[str, Any]:
         client, object_id = await self._target()
         if self._info is None:

@@ -19,7 +19,7 @@ from ._options import FunctionOptions, check_object_name
 from .config import config
 from .exception import InvalidError
 from .image import DEFINITION_VARIABLE, Image
-from .wire.spec import FunctionSpec, ImageSpec, SecretRef, VolumeMount
+from .wire.spec import FunctionSpec, ImageSpec, NfsMount, SecretRef, VolumeMount
 
 if TYPE_CHECKING:
     from .app import App
@@ -101,6 +101,13 @@ def prepare(
         extras["environment"] = environment
     settings = RenderSettings.from_dict({**render, **extras})
     specs, contents = function_specs(app, _app_name(app, name), secrets)
+    if any(spec.network_file_systems for spec in specs) and not (
+        settings.nfs_directory or settings.nfs_volume
+    ):
+        raise InvalidError(
+            "this cluster has no shared directory for NetworkFileSystems: name one under [nfs] in the"
+            " dispatcher's settings, or use a modal.Volume"
+        )
     args = {
         "state": state,
         "name": name,
@@ -233,6 +240,9 @@ def function_specs(
                     VolumeMount(path, volume._object_id or "", volume._read_only)
                     for path, volume in _volumes_of(function).items()
                 ),
+                network_file_systems=tuple(
+                    NfsMount(path, nfs._object_id or "") for path, nfs in options.network_file_systems.items()
+                ),
                 enable_memory_snapshot=options.enable_memory_snapshot,
                 schedule=options.schedule,
                 **_of_class(app, info.name),
@@ -250,11 +260,13 @@ def _with_mounts(image: ImageSpec, mounts: Sequence[Mount]) -> tuple[ImageSpec, 
     return replace(image, files=files), contents
 
 
-async def hydrate_volumes(app: App, client: Client, environment: str | None) -> None:
-    """Find the Volumes of an App's Functions on the server; those without an environment in the App's own."""
+async def hydrate_storage(app: App, client: Client, environment: str | None) -> None:
+    """Find what an App's Functions have mounted on the server; what names no environment in the App's own."""
     for function in app.registered_functions.values():
         for volume in _volumes_of(function).values():
             await volume._hydrate_in(client, environment)
+        for nfs in _options(function).network_file_systems.values():
+            await nfs._hydrate_in(client, environment)
 
 
 def _volumes_of(function: Function[..., Any]) -> Mapping[str, Volume]:
@@ -336,7 +348,7 @@ async def deploy_app(
     name = _deploy_name(app, name)
     client = client or await _default_client()
     environment = environment_of(environment_name)
-    await hydrate_volumes(app, client, environment)
+    await hydrate_storage(app, client, environment)
     publication = prepare(
         app,
         client.server.render,

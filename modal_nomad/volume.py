@@ -227,12 +227,6 @@ class Volume(Object):
         made._read_only = True
         return made
 
-    async def _hydrate_in(self, client: Client, environment_name: str | None) -> None:
-        """Find it for a Function of an environment, which counts where the Volume names none."""
-        if self._object_id is None and self._environment is None:
-            self._environment = environment_name
-        await self._hydrate(client)
-
     # --- in a container that has it mounted -------------------------------------------------------
 
     @blocking

@@ -21,6 +21,11 @@ def moment(seconds: float) -> str:
     return datetime.datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d %H:%M:%S%z")
 
 
+def printable(path: str) -> str:
+    """Return a name that a terminal and JSON can take: what is no UTF-8 in it is shown by its bytes."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def print_objects(kind: str, environment: str, as_json: bool) -> None:
     """Print the named objects of a kind, newest first."""
     request = {"kind": kind, "environment": _client.environment(environment)}

@@ -23,6 +23,7 @@ COMMANDS = {
     "dict": "dict",
     "queue": "queue",
     "volume": "volume",
+    "nfs": "nfs",
     "environment": "environment",
     "local": "local",
     "dispatcher": "dispatcher",

@@ -55,7 +55,10 @@ def ls(
 ) -> None:
     """List a directory of a Volume."""
     found = _named(name, environment).listdir(path)
-    rows = [(_printable(x.path), x.type.name.lower(), _objects.moment(x.mtime), str(x.size)) for x in found]
+    rows = [
+        (_objects.printable(x.path), x.type.name.lower(), _objects.moment(x.mtime), str(x.size))
+        for x in found
+    ]
     print_table(("Filename", "Type", "Modified", "Size"), rows, as_json)
 
 
@@ -172,11 +175,6 @@ def _named(name: str, environment: str) -> Volume:
     return Volume.from_name(name, environment_name=environment or None)
 
 
-def _printable(path: str) -> str:
-    """Return a name that a terminal and JSON can take: what is no UTF-8 in it is shown by its bytes."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def _download(volume: Volume, entry: FileEntry, place: Path, force: bool) -> None:
     if not force and os.path.lexists(place):
         raise CommandError(f"{place} exists already: remove it, or say --force")
@@ -197,7 +195,7 @@ def _link(volume: Volume, entry: FileEntry, place: Path) -> None:
     target = os.fsdecode(volume._read_link(entry.path))
     inside = posixpath.normpath(posixpath.join(posixpath.dirname(entry.path), target))
     if posixpath.isabs(target) or inside.split("/")[0] == "..":
-        typer.echo(f"{_printable(entry.path)} is a link out of the Volume: left out", err=True)
+        typer.echo(f"{_objects.printable(entry.path)} is a link out of the Volume: left out", err=True)
         return
     place.unlink(missing_ok=True)
     place.symlink_to(target)

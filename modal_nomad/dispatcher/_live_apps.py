@@ -15,6 +15,7 @@ from modal_nomad.dispatcher._variants import Variants
 from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT, AppRegistry
 from modal_nomad.dispatcher.auth import Identity
 from modal_nomad.dispatcher.loghub import LogHub
+from modal_nomad.dispatcher.objects.registry import ObjectRegistry
 from modal_nomad.dispatcher.schedules import Schedules
 from modal_nomad.dispatcher.scope import check
 from modal_nomad.dispatcher.secrets import Secrets
@@ -40,6 +41,7 @@ class LiveApps:
         variants: what callers made from them.
         secrets: what their containers are given.
         schedules: those that the clock calls.
+        objects: the registry of what they have mounted.
         hub: is told of stopped Apps.
         client_grace: seconds that an ephemeral App outlives its lost client.
         handle: gives the call engine an event.
@@ -54,6 +56,7 @@ class LiveApps:
         variants: Variants,
         secrets: Secrets,
         schedules: Schedules,
+        objects: ObjectRegistry,
         hub: LogHub,
         client_grace: float,
         handle: Callable[[ev.Event], None],
@@ -65,6 +68,7 @@ class LiveApps:
         self.variants = variants
         self.secrets = secrets
         self.schedules = schedules
+        self.objects = objects
         self.hub = hub
         self.handle = handle
         self.background = background
@@ -99,7 +103,7 @@ class LiveApps:
         check_publication(args)
         token = session.identity.token
         specs = [FunctionSpec.from_dict(entry["spec"]) for entry in args.get("functions") or ()]
-        await self.check_secrets(specs, args.get("environment") or DEFAULT_ENVIRONMENT, session.identity)
+        await self.check_use(specs, args.get("environment") or DEFAULT_ENVIRONMENT, session.identity)
         jobs = [entry["job"] for entry in args.get("functions") or ()]
         # Before anything is recorded: an engine that refuses leaves the App as it was.
         await asyncio.gather(*(self.engine.submit(job, token=token) for job in jobs))
@@ -128,19 +132,21 @@ class LiveApps:
             if f.spec.get("enable_memory_snapshot")
         ]
 
-    async def check_secrets(
-        self, specs: Sequence[FunctionSpec], environment: str, identity: Identity
-    ) -> None:
-        """Check that containers may have, and will find, their Secrets.
+    async def check_use(self, specs: Sequence[FunctionSpec], environment: str, identity: Identity) -> None:
+        """Check that containers may have, and will find, their Secrets and what they have mounted.
 
         Raises:
             NotFoundError: one is not there.
-            InvalidError: one lacks a required variable.
+            InvalidError: a Secret lacks a required variable.
             AuthError: it is of an environment that the caller's token is not for.
         """
         for spec in specs:
             for ref in spec.secrets:
                 check(identity, ref.environment or environment)
+            for volume in spec.volumes:
+                check(identity, (await self.objects.find(volume.volume_id, "volume")).environment)
+            for nfs in spec.network_file_systems:
+                check(identity, (await self.objects.find(nfs.nfs_id, "nfs")).environment)
         await self.secrets.check(specs, environment)
 
     async def collect_secrets(self) -> None:

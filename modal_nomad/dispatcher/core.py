@@ -27,6 +27,7 @@ from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.call_engine import CallEngine
 from modal_nomad.dispatcher.garbage import Garbage
 from modal_nomad.dispatcher.loghub import LogHub
+from modal_nomad.dispatcher.nfs import NetworkFileSystems
 from modal_nomad.dispatcher.objects.answers import Answers
 from modal_nomad.dispatcher.objects.environments import Environments
 from modal_nomad.dispatcher.objects.queues import Queues
@@ -70,6 +71,7 @@ class Dispatcher:
         garbage: removes what nothing refers to.
         objects: the registry of named objects.
         volumes: the trees of Volumes.
+        nfs: the directories of NetworkFileSystems.
         environments: what they and Apps are in.
         answers: requests that are carried out once.
         secrets: the Secrets.
@@ -108,6 +110,7 @@ class Dispatcher:
         self.containers = Containers(
             engine, self.functions, self.hub, settings, workers, self.secrets, self.handle, self.background
         )
+        self.objects = ObjectRegistry(store, settings.client_grace, self.background)
         self.apps = AppRegistry(store, tasks=self.containers.of_app)
         self.variants = Variants(store, engine, self.functions, self.handle, self.calls.pool, self.background)
         self.durable = DurableCalls(store, self.calls, settings.result_days, self.handle)
@@ -119,6 +122,7 @@ class Dispatcher:
             self.variants,
             self.secrets,
             self.schedules,
+            self.objects,
             self.hub,
             settings.client_grace,
             self.handle,
@@ -138,8 +142,8 @@ class Dispatcher:
             runtime_sha,
         )
         self.graph = CallGraph(store, self.calls, self.functions, self.durable.ids, self.background)
-        self.objects = ObjectRegistry(store, settings.client_grace, self.background)
         self.volumes = Volumes(store, blobs, self.objects)
+        self.nfs = NetworkFileSystems(settings, self.objects)
         self.environments = Environments(store, self.objects, self.live_apps, self.secrets.store)
         self.answers = Answers(store)
         self.queues = Queues(store, self.background, lambda owner: owner in self.clients)
@@ -158,6 +162,7 @@ class Dispatcher:
     async def start(self) -> None:
         """Resume what the store has and begin watching the engine."""
         await self.secrets.open()
+        await self.nfs.open()
         self.background(self.secrets.run())
         self.background(self.containers.watch())
         self.background(self._follow_capacity())

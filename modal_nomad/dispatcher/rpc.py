@@ -157,7 +157,7 @@ async def _function_bind(server: Dispatcher, request: Request) -> Answer:
     if parent is not None and isinstance(options.get("spec"), dict):
         check_publication({"functions": [{"spec": options["spec"], "job": {}}]})
         spec = FunctionSpec.from_dict(options["spec"])
-        await server.live_apps.check_secrets([spec], parent.environment, request.session.identity)
+        await server.live_apps.check_use([spec], parent.environment, request.session.identity)
     return {"function_id": await server.variants.bind(parent_id, params, options, token)}, []
 
 

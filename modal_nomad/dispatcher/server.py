@@ -19,6 +19,7 @@ from modal_nomad.dispatcher._requests import Request, find
 from modal_nomad.dispatcher.auth import Authenticator, Identity
 from modal_nomad.dispatcher.blobs import BlobError, BlobMissing, BlobStoreError
 from modal_nomad.dispatcher.core import Dispatcher
+from modal_nomad.dispatcher.http_nfs import add_routes as add_nfs_routes
 from modal_nomad.dispatcher.http_schedules import add_routes as add_schedule_routes
 from modal_nomad.dispatcher.http_volumes import add_routes as add_volume_routes
 from modal_nomad.dispatcher.metrics import DispatcherCollector
@@ -75,6 +76,7 @@ class Server:
         app.router.add_get("/v1/blobs/{sha}", self._get_blob)
         add_volume_routes(app, self.dispatcher, self._identify)
         add_schedule_routes(app, self.dispatcher.schedules, self.authenticator)
+        add_nfs_routes(app, self.dispatcher, self._identify)
         app.router.add_get("/artifacts/{sha}.zip", self._artifact)
         app.on_shutdown.append(self._shutdown)
         return app

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 AUTH_MODES = ("none", "token", "nomad")
 ENGINES = ("local", "nomad")
+NFS_NAMES = frozenset({"directory", "node_directory", "volume", "volume_type"})
 VAULT_NAMES = frozenset({"address", "token", "token_file", "namespace", "ca_file", "mount", "prefix", "role"})
 
 EXAMPLE = """\
@@ -110,6 +111,18 @@ ca_file = ""
 # where they cannot reach it they ask the dispatcher after all.
 redirect = false
 
+[nfs]
+# The directory that all nodes share, for NetworkFileSystems: an NFS mount, say. Where this dispatcher has it
+# mounted; empty means a directory of its home with engine = "local", else none: then containers may use
+# them, and nobody reads or writes their files from outside.
+directory = ""
+# Where the nodes have it mounted; empty means the same path.
+node_directory = ""
+# Or a Nomad volume that has it, which allocations of the exec driver get mounted, and its type: "host" or
+# "csi" (which must allow multi-node-multi-writer).
+volume = ""
+volume_type = "host"
+
 [render]
 # How Functions become jobs; see modal_nomad.render.RenderSettings for all of them.
 driver = "raw_exec"
@@ -143,6 +156,7 @@ class Settings:
     nomad: Mapping[str, Any] = field(default_factory=dict)
     vault: Mapping[str, Any] = field(default_factory=dict, repr=False)
     s3: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    nfs: Mapping[str, Any] = field(default_factory=dict)
     render: Mapping[str, Any] = field(default_factory=dict)
     embedded: bool = False
 
@@ -173,14 +187,18 @@ class Settings:
             raise SettingsError(
                 f"[render] has no setting {unknown[0]!r}; known are {', '.join(sorted(known))}"
             )
-        if unknown := sorted(set(self.vault) - VAULT_NAMES):
-            raise SettingsError(
-                f"[vault] has no setting {unknown[0]!r}; known are {', '.join(sorted(VAULT_NAMES))}"
-            )
-        if wrong := sorted(name for name, value in self.vault.items() if not isinstance(value, str)):
-            raise SettingsError(f"[vault]: {wrong[0]} must be a string")
+        for table, values, names in (("vault", self.vault, VAULT_NAMES), ("nfs", self.nfs, NFS_NAMES)):
+            if unknown := sorted(set(values) - names):
+                raise SettingsError(
+                    f"[{table}] has no setting {unknown[0]!r}; known are {', '.join(sorted(names))}"
+                )
+            if wrong := sorted(name for name, value in values.items() if not isinstance(value, str)):
+                raise SettingsError(f"[{table}]: {wrong[0]} must be a string")
+        for name in ("directory", "node_directory"):
+            if not self.nfs.get(name, "/").startswith("/") and self.nfs[name]:
+                raise SettingsError(f"[nfs]: {name} is {self.nfs[name]!r}; give an absolute path")
         try:
-            RenderSettings.from_dict({"server_url": self.address, "runtime_sha": "", **self.render})
+            self.render_dict("")
         except (TypeError, ValueError) as error:
             raise SettingsError(f"[render]: {error}") from None
 
@@ -209,7 +227,23 @@ class Settings:
             vault["vault_role"] = self.vault.get("role", "")
             vault["vault_namespace"] = self.vault.get("namespace", "")
         ours = {"server_url": self.address, "runtime_sha": runtime_sha}
-        return RenderSettings.from_dict({**vault, **self.render, **ours}).to_dict()
+        return RenderSettings.from_dict({**vault, **self._nfs_render(), **self.render, **ours}).to_dict()
+
+    def _nfs_render(self) -> dict[str, Any]:
+        place = self.nfs.get("node_directory") or (str(self.nfs_place) if self.nfs_place is not None else "")
+        if self.engine == "nomad" and self.nfs.get("volume"):
+            return {
+                "nfs_volume": self.nfs["volume"],
+                "nfs_volume_type": self.nfs.get("volume_type") or "host",
+            }
+        return {"nfs_directory": place}
+
+    @property
+    def nfs_place(self) -> Path | None:
+        """Where this process has the directory of all NetworkFileSystems, or None where it has not."""
+        if self.nfs.get("directory"):
+            return Path(self.nfs["directory"])
+        return Path(self.home) / "nfs" if self.engine == "local" else None
 
     @property
     def vault_prefix(self) -> str:

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 from modal_nomad.render.names import job_id
+from modal_nomad.render.nfs import nfs_directory, nfs_volumes
 from modal_nomad.render.resources import disk_and_logs, task_resources
 from modal_nomad.render.secrets import SECRETS_FILE, reads_vault, vault_blocks
 from modal_nomad.render.settings import RenderSettings
@@ -28,6 +29,7 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         settings: what the cluster decides.
     """
     disk, logs = disk_and_logs(spec, settings)
+    volumes, volume_mounts = nfs_volumes(spec, settings)
     name = job_id(
         spec.app,
         # A class is one Function, named Class.*, and its job is called by the class.
@@ -52,6 +54,7 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         "KillSignal": "SIGTERM",
         "KillTimeout": int(settings.kill_timeout * _SECOND),
         **vault_blocks(spec, settings),
+        **({"VolumeMounts": volume_mounts} if volume_mounts else {}),
     }
     group = {
         "Name": TASK_NAME,
@@ -62,6 +65,7 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         "RestartPolicy": {"Attempts": 0, "Mode": "fail"},
         "ReschedulePolicy": {"Attempts": 0, "Unlimited": False},
         "Disconnect": {"Replace": False},
+        **({"Volumes": volumes} if volumes else {}),
     }
     return {
         "ID": name,
@@ -114,6 +118,8 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
         ours["MODAL_CODE_DIR"] = "${NOMAD_TASK_DIR}/code"
     if reads_vault(spec, settings):
         ours["MODAL_SECRETS_FILE"] = f"${{NOMAD_SECRETS_DIR}}/{SECRETS_FILE}"
+    if shared := nfs_directory(spec, settings):
+        ours["MODAL_NFS_DIR"] = shared
     if spec.image.layers or spec.image.python:
         ours["MODAL_IMAGE"] = _image(spec)
     return {**spec.image.env, **spec.env, **ours}

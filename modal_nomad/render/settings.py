@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 DRIVERS = ("raw_exec", "exec")
+VOLUME_TYPES = ("host", "csi")
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,9 @@ class RenderSettings:
         vault_prefix: the folder in it, above the environments' folders.
         vault_role: the JWT role that allocations log in to Vault with; empty for Nomad's default one.
         vault_namespace: Vault's namespace; empty for Nomad's default one.
+        nfs_directory: where nodes have the shared directory of NetworkFileSystems; empty for none.
+        nfs_volume: the Nomad volume that has it instead.
+        nfs_volume_type: ``host`` or ``csi``.
     """
 
     server_url: str
@@ -61,10 +65,20 @@ class RenderSettings:
     vault_prefix: str = "modal"
     vault_role: str = ""
     vault_namespace: str = ""
+    nfs_directory: str = ""
+    nfs_volume: str = ""
+    nfs_volume_type: str = "host"
 
     def __post_init__(self) -> None:
         if self.driver not in DRIVERS:
             raise ValueError(f"driver {self.driver!r} is not supported: use one of {', '.join(DRIVERS)}")
+        if self.nfs_volume_type not in VOLUME_TYPES:
+            raise ValueError(f"volume_type {self.nfs_volume_type!r} is none of {', '.join(VOLUME_TYPES)}")
+        if self.nfs_volume and self.driver == "raw_exec":
+            raise ValueError(
+                "the driver raw_exec mounts no volumes: for NetworkFileSystems give node_directory under"
+                " [nfs], or use the driver exec"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of these settings."""

@@ -155,6 +155,14 @@ class VolumeMount:
 
 
 @dataclass(frozen=True)
+class NfsMount:
+    """A NetworkFileSystem that a container sees: at which absolute path, and its id."""
+
+    path: str
+    nfs_id: str
+
+
+@dataclass(frozen=True)
 class SecretRef:
     """Where a container finds the variables of a Secret. Their values stand in no specification.
 
@@ -243,6 +251,7 @@ class FunctionSpec:
         own_init: it has an ``__init__`` of its own, which takes any arguments.
         needs_parameters: it cannot be constructed without any.
         volumes: the Volumes that its containers see.
+        network_file_systems: the NetworkFileSystems that they see.
         enable_memory_snapshot: its ``@enter(snap=True)`` hooks run before the others.
         secrets: where its Secrets are; of two that have a variable, the later one's counts.
         schedule: when it is called by itself once it is deployed, or None.
@@ -285,6 +294,7 @@ class FunctionSpec:
     own_init: bool = False
     needs_parameters: bool = False
     volumes: Tuple[VolumeMount, ...] = ()
+    network_file_systems: Tuple[NfsMount, ...] = ()
     enable_memory_snapshot: bool = False
     secrets: Tuple[SecretRef, ...] = ()
     schedule: Optional[ScheduleSpec] = None
@@ -330,6 +340,9 @@ class FunctionSpec:
             for x in known.get("secrets") or ()
         )
         known["volumes"] = tuple(VolumeMount(**_known(VolumeMount, x)) for x in known.get("volumes") or ())
+        known["network_file_systems"] = tuple(
+            NfsMount(**_known(NfsMount, x)) for x in known.get("network_file_systems") or ()
+        )
         for name in ("cpu", "memory", "region"):
             if name in known:
                 known[name] = tuple(known[name])

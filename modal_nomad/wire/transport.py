@@ -5,6 +5,7 @@ import os
 import socket
 import threading
 from collections import deque
+from contextlib import suppress
 from typing import Any, Callable, Deque, Mapping, Optional, Tuple, Union
 
 from . import websocket
@@ -188,6 +189,37 @@ class SyncWebSocket:
                 self._sock.settimeout(None)
 
 
+class Answer:
+    """An HTTP answer whose body is still to be read; a context manager that ends the connection."""
+
+    def __init__(self, connection: Any, response: Any) -> None:
+        self._connection = connection
+        self._response = response
+        self.status = int(response.status)
+
+    def read(self, size: Optional[int] = None) -> bytes:
+        """Return up to ``size`` bytes of the body, nothing at its end. Raises OSError when it breaks off."""
+        from http.client import HTTPException
+
+        try:
+            data: bytes = self._response.read(size) if size is not None else self._response.read()
+        except HTTPException as error:
+            raise ConnectionError(f"the dispatcher broke off a transfer: {error!r}") from error
+        if not data and size and self._response.length:
+            raise ConnectionError("the dispatcher broke off a transfer: the end is missing")
+        return data
+
+    def close(self) -> None:
+        """End the connection."""
+        self._connection.close()
+
+    def __enter__(self) -> "Answer":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        self.close()
+
+
 class BlobClient:
     """Puts and gets content-addressed blobs over HTTP; one connection a call, safe in any thread.
 
@@ -238,6 +270,11 @@ class BlobClient:
         self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}
     ) -> Tuple[int, bytes]:
         """Make one HTTP request to the dispatcher and return its status and body. Raises OSError."""
+        with self.open(method, path, body, headers) as answer:
+            return answer.status, answer.read()
+
+    def open(self, method: str, path: str, body: Any = None, headers: Mapping[str, str] = {}) -> Answer:
+        """Make one HTTP request to the dispatcher and return its answer unread. Raises OSError."""
         # It brings all of email and ssl: most containers never move a blob.
         from http.client import HTTPConnection, HTTPException
 
@@ -246,13 +283,16 @@ class BlobClient:
         token = self._token() if callable(self._token) else self._token
         authorized = {"Authorization": f"Bearer {token}"} if token else {}
         try:
-            connection.request(method, path, body, {**authorized, **headers})
-            answer = connection.getresponse()
-            return answer.status, answer.read()
+            # Who refuses a long body early answers, and takes no more of it.
+            with suppress(BrokenPipeError, ConnectionResetError):
+                connection.request(method, path, body, {**authorized, **headers})
+            return Answer(connection, connection.getresponse())
         except HTTPException as error:
-            raise ConnectionError(f"the dispatcher broke off a blob transfer: {error!r}") from error
-        finally:
             connection.close()
+            raise ConnectionError(f"the dispatcher broke off a blob transfer: {error!r}") from error
+        except BaseException:
+            connection.close()
+            raise
 
     def _request(self, method: str, sha: str, body: Optional[bytes] = None) -> bytes:
         return _good(*self.exchange(method, f"/v1/blobs/{sha}", body), method, sha)

@@ -10,14 +10,14 @@ from ..wire.spec import FunctionSpec
 FetchBlob = Callable[[str], bytes]
 
 
-def place_files(spec: FunctionSpec, fetch: FetchBlob, volumes: Any = None) -> None:
-    """Put the image's files, the working directory and Volumes in place.
+def place_files(spec: FunctionSpec, fetch: FetchBlob, *shown: Any) -> None:
+    """Put the image's files, the working directory, Volumes and NetworkFileSystems in place.
 
     To be called while the process has one thread.
     """
     files, workdir = spec.image.files, spec.image.workdir
     absent = [workdir] if workdir and not os.path.isdir(workdir) else []
-    binds = volumes.binds() if volumes is not None else []
+    binds = [bind for each in shown for bind in each.binds()]
     if not files and not absent and not binds:
         return
     from .files import import_roots, place
@@ -28,8 +28,8 @@ def place_files(spec: FunctionSpec, fetch: FetchBlob, volumes: Any = None) -> No
         # A user who may not have a view of his own may still make a directory, or a link.
         if files:
             raise
-        if volumes is not None:
-            volumes.link(error)
+        for each in shown:
+            each.link(error)
     sys.path.extend(root for root in import_roots(files) if root not in sys.path)
 
 

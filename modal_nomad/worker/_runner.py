@@ -77,7 +77,7 @@ class Runner:
 
                 self._volumes = Volumes(spec.volumes, self._settings)
             if self._snapshot is None:
-                place_files(spec, self._values.fetch_name, self._volumes)
+                place_files(spec, self._values.fetch_name, *self._shown(spec))
         except Exception as error:
             self._init_failed(error)
             self._session.close()
@@ -129,6 +129,16 @@ class Runner:
         except BaseException as error:
             self._init_failed(error)
             return None
+
+    def _shown(self, spec: FunctionSpec) -> List[Any]:
+        """Return what has directories to show: Volumes first, since a NetworkFileSystem may stand in one."""
+        shown = [self._volumes] if self._volumes is not None else []
+        if spec.network_file_systems:
+            from ._nfs import NetworkFileSystems
+
+            folder = os.environ.get("MODAL_NFS_DIR", "")
+            shown.append(NetworkFileSystems(spec.network_file_systems, folder))
+        return shown
 
     def _keeps(self, spec: FunctionSpec) -> bool:
         # The view of the file system comes with a snapshot, and a Volume's tree is one container's own.

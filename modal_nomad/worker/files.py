@@ -33,7 +33,14 @@ def import_roots(files: Sequence[MountedFile]) -> List[str]:
 def default_keep(environ: Optional[Mapping[str, str]] = None) -> List[str]:
     """Return what must stay the node's own even under an overlaid directory: our code and sockets."""
     environ = os.environ if environ is None else environ
-    names = ("MODAL_CODE_DIR", "MODAL_RUNTIME_DIR", "NOMAD_ALLOC_DIR", "NOMAD_TASK_DIR", "NOMAD_SECRETS_DIR")
+    names = (
+        "MODAL_CODE_DIR",
+        "MODAL_NFS_DIR",
+        "MODAL_RUNTIME_DIR",
+        "NOMAD_ALLOC_DIR",
+        "NOMAD_TASK_DIR",
+        "NOMAD_SECRETS_DIR",
+    )
     keep = [environ[name] for name in names if environ.get(name)]
     address = environ.get("MODAL_SERVER_URL", "")
     if address.startswith("unix://"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from typing import Any
@@ -98,6 +99,15 @@ def test_a_token_of_one_gets_a_permission_error_in_the_other(
     queue = modal.Queue.from_name("q", environment_name="prod", create_if_missing=True, client=anyone)
     queue.put("secret")
     theirs.hydrate()
+    named = {"environment_name": "prod", "create_if_missing": True, "client": anyone}
+    volume = modal.Volume.from_name("v", **named).hydrate()
+    nfs = modal.NetworkFileSystem.from_name("n", **named)
+    nfs.write_file("a", io.BytesIO(b"1"))
+    reached = modal.NetworkFileSystem.from_id(nfs.object_id, scoped)
+    shows_files, shows_volume = modal.App("shows-files"), modal.App("shows-volume")
+    shows_files.function(serialized=True, name="f", network_file_systems={"/a": reached})(lambda: 1)
+    of_theirs = modal.Volume.from_id(volume.object_id, scoped)
+    shows_volume.function(serialized=True, name="f", volumes={"/a": of_theirs})(lambda: 1)
     ours = modal.Dict.from_name("d", environment_name="dev", create_if_missing=True, client=scoped)
     ours["b"] = 2
     assert ours["b"] == 2
@@ -109,6 +119,12 @@ def test_a_token_of_one_gets_a_permission_error_in_the_other(
         lambda: modal.Dict.objects.delete("d", environment_name="prod", client=scoped),
         lambda: modal.Queue.from_id(queue.object_id, scoped).get(block=False),
         lambda: modal.Queue.from_id(queue.object_id, scoped).put("x"),
+        lambda: b"".join(reached.read_file("a")),
+        lambda: reached.listdir("/"),
+        lambda: reached.write_file("a", io.BytesIO(b"2")),
+        lambda: reached.remove_file("a"),
+        lambda: shows_files.deploy(environment_name="dev", client=scoped),
+        lambda: shows_volume.deploy(environment_name="dev", client=scoped),
         lambda: modal.Environment.from_name("prod").hydrate(scoped),
         lambda: modal.Environment.objects.create("more", client=scoped),
         lambda: modal.Environment.objects.delete("dev", client=scoped),
@@ -116,4 +132,4 @@ def test_a_token_of_one_gets_a_permission_error_in_the_other(
         with pytest.raises(exception.AuthError, match="for the environments dev"):
             refused()
     assert [x.name for x in modal.Environment.objects.list(client=scoped)] == ["dev"]
-    assert queue.get() == "secret" and theirs["a"] == 1
+    assert queue.get() == "secret" and theirs["a"] == 1 and b"".join(nfs.read_file("a")) == b"1"

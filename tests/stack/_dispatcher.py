@@ -45,6 +45,7 @@ def dispatcher(
     render: Mapping[str, str] = {},
     vault: Mapping[str, str] = {},
     s3: Mapping[str, Any] = {},
+    nfs: Mapping[str, str] = {},
     **settings: Any,
 ) -> Iterator[str]:
     """Yield the URL of a dispatcher on ``nomad``, the settings of its table of that name; so the others."""
@@ -55,6 +56,7 @@ def dispatcher(
     lines += ["[nomad]", *(f"{name} = {json.dumps(value)}" for name, value in nomad.items())]
     lines += ["[vault]", *(f"{name} = {json.dumps(value)}" for name, value in vault.items())]
     lines += ["[s3]", *(f"{name} = {json.dumps(value)}" for name, value in s3.items())]
+    lines += ["[nfs]", *(f"{name} = {json.dumps(value)}" for name, value in nfs.items())]
     lines += ["[render]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in {"python": sys.executable, **render}.items()]
     file, out = directory / "dispatcher.toml", directory / "dispatcher.log"

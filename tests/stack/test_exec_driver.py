@@ -39,7 +39,31 @@ def _chroot() -> dict[str, str]:
     return {path: path for path in wanted if os.path.exists(path)}
 
 
+SHARED = """
+import io
+import os
+import modal
+
+nfs = modal.NetworkFileSystem.from_name("shared", create_if_missing=True)
+other = modal.NetworkFileSystem.from_name("other", create_if_missing=True)
+app = modal.App("shares")
+
+@app.function(network_file_systems={"/data/shared": nfs})
+def write(name: str) -> list:
+    with open("/data/shared/" + name, "w") as file:
+        file.write("from a container")
+    return [sorted(os.listdir("/data/shared")), os.listdir("/modal-nfs")]
+
+@app.local_entrypoint()
+def main():
+    other.hydrate()
+    nfs.write_file("seed", io.BytesIO(b"from outside"))
+    print([write.remote("made"), b"".join(nfs.read_file("made"))])
+"""
+
+
 def test_a_rendered_job_runs_isolated(tmp_path: Path) -> None:
+    (tmp_path / "shared").mkdir()
     binary = nomad_binary()
     if binary is None:
         pytest.skip(NO_NOMAD)
@@ -49,14 +73,27 @@ def test_a_rendered_job_runs_isolated(tmp_path: Path) -> None:
         "fingerprint.denylist": "env_aws,env_gce,env_azure,env_digitalocean",
         "driver.allowlist": "raw_exec,exec",
     }
-    with nomad_agent(binary, client={"options": options, "chroot_env": _chroot()}) as nomad:
+    client = {
+        "options": options,
+        "chroot_env": _chroot(),
+        "host_volume": [{"files": {"path": str(tmp_path / "shared"), "read_only": False}}],
+    }
+    with nomad_agent(binary, client=client) as nomad:
         (node,) = get(nomad, "/v1/nodes")
         if not node["Drivers"].get("exec", {}).get("Healthy"):
             pytest.skip(f"no exec driver here: {node['Drivers'].get('exec')}")
         render = {"driver": "exec", "python": PYTHON}
-        with dispatcher(tmp_path, {"address": nomad}, auth="none", render=render) as url:
+        nfs = {"directory": str(tmp_path / "shared"), "volume": "files"}
+        with dispatcher(tmp_path, {"address": nomad}, auth="none", render=render, nfs=nfs) as url:
             done = modal_nomad(tmp_path, url, "run", "app.py", file=FILE)
+            shares = modal_nomad(tmp_path, url, "run", "app.py", file=SHARED)
     assert done.returncode == 0, done.stdout + done.stderr
     x, pid, user, sees_root = ast.literal_eval(done.stdout.strip().splitlines()[-1])
     assert (x, sees_root) == (7, False)
     assert pid < 20 and user != 0
+    assert shares.returncode == 0, shares.stdout + shares.stderr
+    # What a container was not given it does not see, though its allocation has the whole volume.
+    assert ast.literal_eval(shares.stdout.strip().splitlines()[-1]) == [
+        [["made", "seed"], []],
+        b"from a container",
+    ]

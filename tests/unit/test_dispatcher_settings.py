@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -54,3 +55,34 @@ def test_a_bucket_that_cannot_be_meant_is_refused(given: dict[str, object], word
 def test_the_keys_of_a_bucket_are_never_shown() -> None:
     keys = {"bucket": "x", "access_key_id": "a", "secret_access_key": "do-not-show"}
     assert "do-not-show" not in repr(Settings(s3=keys))
+
+
+@pytest.mark.parametrize(
+    ("given", "place", "nodes"),
+    [
+        ({"engine": "local", "home": "/h"}, "/h/nfs", "/h/nfs"),
+        ({"engine": "local", "nfs": {"directory": "/n"}}, "/n", "/n"),
+        ({"nfs": {}}, None, ""),
+        ({"nfs": {"directory": "/n"}}, "/n", "/n"),
+        ({"nfs": {"directory": "/n", "node_directory": "/m"}}, "/n", "/m"),
+        ({"nfs": {"node_directory": "/m"}}, None, "/m"),
+    ],
+)
+def test_where_network_file_systems_are(given: dict[str, Any], place: str | None, nodes: str) -> None:
+    settings = Settings(**given)
+    assert settings.nfs_place == (None if place is None else Path(place))
+    assert settings.render_dict("")["nfs_directory"] == nodes
+
+
+@pytest.mark.parametrize(
+    ("nfs", "text"),
+    [
+        ({"dir": "/n"}, r"\[nfs\] has no setting 'dir'"),
+        ({"directory": 1}, r"\[nfs\]: directory must be a string"),
+        ({"directory": "n"}, "give an absolute path"),
+        ({"volume": "files"}, "raw_exec mounts no volumes"),
+    ],
+)
+def test_what_cannot_be_under_nfs(nfs: dict[str, Any], text: str) -> None:
+    with pytest.raises(SettingsError, match=text):
+        Settings(nfs=nfs)

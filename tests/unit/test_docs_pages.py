@@ -63,6 +63,7 @@ def test_every_setting_and_variable_is_said() -> None:
         "MODAL_KILL_TIMEOUT",
         "MODAL_WORKER_TOKEN",
         "MODAL_WORKER_TOKEN_FILE",
+        "MODAL_NFS_DIR",
         "MODAL_RUNTIME_DIR",
         "MODAL_SECRETS_FILE",
         "MODAL_SECRET_LEASES",
@@ -87,7 +88,7 @@ def test_defaults_are_the_codes(default: str) -> None:
 
 def test_the_dispatchers_settings_are_said() -> None:
     for cls, besides in (
-        (Settings, {"embedded", "nomad", "render", "s3", "vault"}),
+        (Settings, {"embedded", "nfs", "nomad", "render", "s3", "vault"}),
         (VaultSettings, {"timeout"}),
         (S3Settings, set()),
         (NomadSettings, set()),

@@ -22,6 +22,7 @@ EXPECTED = [
     "FunctionCall",
     "Image",
     "Mount",
+    "NetworkFileSystem",
     "Period",
     "Queue",
     "Retries",

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ from hypothesis import strategies as st
 
 from modal_nomad.render import RenderSettings, render_function
 from modal_nomad.render.names import job_id
-from modal_nomad.wire.spec import FunctionSpec, GPUOption, ImageLayer, ImageSpec, MethodSpec, ParameterSpec
+from modal_nomad.wire.spec import (
+    FunctionSpec,
+    GPUOption,
+    ImageLayer,
+    ImageSpec,
+    MethodSpec,
+    NfsMount,
+    ParameterSpec,
+)
 
 GOLDEN = Path(__file__).parent / "golden"
 SETTINGS = RenderSettings(server_url="http://10.0.0.1:8520", runtime_sha="a" * 64, deployer="ann")
@@ -163,6 +172,24 @@ def test_job_ids_are_unique_and_safe(pairs: list[tuple[str, str]]) -> None:
     assert all(set(i) <= set("abcdefghijklmnopqrstuvwxyz0123456789-.") for i in ids)
 
 
+@pytest.mark.parametrize("kind", ["host", "csi"])
+def test_the_directory_of_network_file_systems(kind: str) -> None:
+    spec = FunctionSpec(app="a", name="f", network_file_systems=(NfsMount("/data", "sv-1"),))
+    on_nodes = replace(SETTINGS, nfs_directory="/mnt/modal")
+    group = render_function(spec, on_nodes)["TaskGroups"][0]
+    assert group["Tasks"][0]["Env"]["MODAL_NFS_DIR"] == "/mnt/modal" and "Volumes" not in group
+    in_a_volume = replace(on_nodes, driver="exec", nfs_volume="files", nfs_volume_type=kind)
+    group = render_function(spec, in_a_volume)["TaskGroups"][0]
+    (task,) = group["Tasks"]
+    (volume,) = group["Volumes"].values()
+    assert (volume["Type"], volume["Source"], volume["ReadOnly"]) == (kind, "files", False)
+    assert volume.get("AccessMode") == ("multi-node-multi-writer" if kind == "csi" else None)
+    assert task["Env"]["MODAL_NFS_DIR"] == task["VolumeMounts"][0]["Destination"] == "/modal-nfs"
+    # A Function that uses none gets none.
+    group = render_function(FunctionSpec(app="a", name="f"), in_a_volume)["TaskGroups"][0]
+    assert "Volumes" not in group and "MODAL_NFS_DIR" not in group["Tasks"][0]["Env"]
+
+
 def test_environments_that_share_a_namespace_do_not_share_jobs() -> None:
     ids = {job_id("a", "f", environment=e, namespace="default") for e in ("main", "dev", "stage")}
     assert len(ids) == 3
@@ -175,3 +202,7 @@ def test_settings_round_trip_and_refuse_unknown_drivers() -> None:
     assert RenderSettings.from_dict(data) == settings
     with pytest.raises(ValueError, match="raw_exec"):
         RenderSettings(server_url="", runtime_sha="", driver="qemu")
+    with pytest.raises(ValueError, match="raw_exec mounts no volumes"):
+        RenderSettings(server_url="", runtime_sha="", nfs_volume="files")
+    with pytest.raises(ValueError, match="none of host, csi"):
+        RenderSettings(server_url="", runtime_sha="", nfs_volume_type="block")

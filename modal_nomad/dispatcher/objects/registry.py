@@ -73,7 +73,12 @@ class ObjectRegistry:
         self._clock = clock
         self._known: dict[str, ObjectRecord] = {}
         self._graces = Graces()
+        self._on_create: dict[str, list[Callable[[ObjectRecord], Awaitable[None]]]] = {}
         self._on_delete: dict[str, list[Callable[[ObjectRecord], Awaitable[None]]]] = {}
+
+    def on_create(self, kind: str, action: Callable[[ObjectRecord], Awaitable[None]]) -> None:
+        """Have an action run for each new object of a kind; where it fails there is no such object."""
+        self._on_create.setdefault(kind, []).append(action)
 
     def on_delete(self, kind: str, action: Callable[[ObjectRecord], Awaitable[None]]) -> None:
         """Have an action run before each object of a kind is forgotten, with all its rows."""
@@ -143,6 +148,7 @@ class ObjectRegistry:
             "",
             detail or {},
         )
+        await self._check_clash(kind, name, place)
         record = await self._store.add_object(made)
         created = record.object_id == made.object_id
         if not created and not allow_existing:
@@ -150,6 +156,8 @@ class ObjectRegistry:
                 f"{label} {name!r} exists in environment {place!r} already:"
                 " choose another name, or delete that one first"
             )
+        if created:
+            await self._begin(record)
         self._known[record.object_id] = record
         return record, created
 
@@ -160,6 +168,7 @@ class ObjectRegistry:
         place = check_environment(environment)
         record = await self._store.object_named(kind, name, place)
         if record is None:
+            await self._check_clash(kind, name, place)
             raise NotFoundError(
                 f"{label} {name!r} not found in environment {place!r}: create it with"
                 f" `modal-nomad {kind} create {name}`, or look into another environment"
@@ -175,6 +184,7 @@ class ObjectRegistry:
         record = await self._store.add_object(
             ObjectRecord(new_id(kind_of(kind).prefix), kind, None, place, self._clock(), created_by, owner)
         )
+        await self._begin(record)
         self._known[record.object_id] = record
         return record
 
@@ -228,6 +238,22 @@ class ObjectRegistry:
     def forget_all(self) -> None:
         """Look records up anew: their environment has changed."""
         self._known.clear()
+
+    async def _begin(self, record: ObjectRecord) -> None:
+        try:
+            for action in self._on_create.get(record.kind, ()):
+                await action(record)
+        except BaseException:
+            await self._store.remove_object(record.object_id)
+            raise
+
+    async def _check_clash(self, kind: str, name: str, environment: str) -> None:
+        # Of the two kinds of file storage, which programs take for one another, a name is one.
+        if kind == "nfs" and await self._store.object_named("volume", name, environment) is not None:
+            raise InvalidError(
+                f"{name!r} already exists as a Volume in environment {environment!r}: use Volume.from_name,"
+                " or another name"
+            )
 
     async def _remove(self, record: ObjectRecord) -> None:
         for action in self._on_delete.get(record.kind, ()):
