@@ -97,7 +97,7 @@ class Live:
     def _finish(self, process: subprocess.Popen[str]) -> subprocess.CompletedProcess[str]:
         with process:
             try:
-                out, err = process.communicate(timeout=100)
+                out, err = process.communicate(timeout=200)
             except subprocess.TimeoutExpired:
                 process.kill()
                 out, err = process.communicate()

@@ -170,7 +170,7 @@ def test_retries_before_a_restart_count_after_it(own: Live) -> None:
     own.kill()
     # Two failed before the restart, which ended the third; two retries are left.
     with pytest.raises(ValueError, match="run 6"):
-        call.get(timeout=60)
+        call.get(timeout=100)
     assert runs.stat().st_size == 6
 
 

@@ -224,7 +224,7 @@ def test_what_a_fork_cannot_carry_is_said_and_containers_start_anew(live: Live) 
     for old in snapshots(live):
         old.unlink()
     with live.start(str(script), str(live.folder), str(live.home / "snapshots")) as process:
-        out, err = process.communicate(timeout=120)
+        out, err = process.communicate(timeout=250)
     said = " ".join((out + err).split())
     for kind, words in {
         "thread": "thread 'poller' runs",

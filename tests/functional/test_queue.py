@@ -255,7 +255,7 @@ def test_each_item_comes_once_while_the_dispatcher_is_killed_again_and_again(own
             q.put(number)
 
     def consume() -> None:
-        while (item := q.get(timeout=90)) is not None:
+        while (item := q.get(timeout=200)) is not None:
             got.append(item)
 
     producers = [threading.Thread(target=produce, args=(start,)) for start in range(2)]
@@ -299,7 +299,7 @@ def test_ctrl_c_ends_a_get_which_takes_nothing(live: Live) -> None:
             os.kill(program.pid, signal.SIGINT)
             assert program.wait(100) != 0
         q.put("left")
-        assert q.get(timeout=10) == "left"
+        assert q.get(timeout=100) == "left"
 
 
 def test_a_deleted_queue_wakes_who_waits(live: Live) -> None:

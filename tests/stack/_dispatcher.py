@@ -85,7 +85,7 @@ def modal_nomad(
         env={**clean, "MODAL_CONFIG_PATH": "/nonexistent", "MODAL_SERVER_URL": url, **env},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=250,
     )
 
 

@@ -174,6 +174,6 @@ async def test_an_unknown_allocation_is_not_found(engine: NomadEngine) -> None:
 def test_nomad_accepts_the_dispatchers_job(nomad_address: str, more: list[str]) -> None:
     command = ["nomad", "job", "validate", f"-address={nomad_address}", "-var=package=modal-nomad", *more]
     done = subprocess.run(
-        [*command, str(ROOT / "jobspecs/dispatcher.nomad.hcl")], capture_output=True, text=True, timeout=60
+        [*command, str(ROOT / "jobspecs/dispatcher.nomad.hcl")], capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -68,7 +68,7 @@ def test_all_blobs_are_in_the_bucket(
             env={**clean, "MODAL_SERVER_URL": url, "MODAL_CONFIG_PATH": "/nonexistent"},
             capture_output=True,
             text=True,
-            timeout=110,
+            timeout=250,
         )
     log = (tmp_path / "dispatcher.log").read_text()
     assert done.stdout == "done\n", done.stderr + log
