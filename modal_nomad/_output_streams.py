@@ -43,7 +43,7 @@ class ProgramStream:
     """``sys.stdout`` or ``sys.stderr`` as the program sees it: everything but writing is the real one's.
 
     It holds an open line back until ``flush`` or the line's end, so that the pieces of one ``print`` stay
-    together.
+    together; not where the user asked for unbuffered output, to a pipe or a file.
     """
 
     def __init__(self, stream: TextIO, beside: Beside, lock: threading.RLock) -> None:
@@ -53,6 +53,7 @@ class ProgramStream:
         self._held = ""
         self._pid = os.getpid()
         self._aside = False
+        self._at_once = bool(getattr(stream, "write_through", False)) and not stream.isatty()
 
     def __getattr__(self, name: str) -> Any:
         # Whoever asks for the buffer or the descriptor writes by itself: after what is held.
@@ -70,7 +71,7 @@ class ProgramStream:
             if newline:
                 self._held = rest
                 self._beside.from_program(self._stream, whole + newline)
-            if len(self._held) > _HELD_CHARACTERS:
+            if self._at_once or len(self._held) > _HELD_CHARACTERS:
                 self.release()
         return len(text)
 

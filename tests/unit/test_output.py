@@ -83,6 +83,18 @@ def test_no_line_comes_between_the_pieces_of_the_programs_own(monkeypatch: pytes
     assert out.getvalue() == "f | between\ngot 3 times\nasked? \nf | after a prompt\nanswered later"
 
 
+def test_an_unbuffered_stream_stays_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = io.BytesIO()
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(raw, write_through=True))
+    with _output.enable_output():
+        print(".", end="")
+        assert raw.getvalue() == b"."
+        manager = _output.current()
+        assert manager is not None
+        manager.on_event(*log(b"beside\n"))
+    assert raw.getvalue() == b".\nf | beside\n"
+
+
 def test_created_progress_and_reasons() -> None:
     manager, out, _ = make()
     manager.created("function", "f")
