@@ -102,6 +102,9 @@ class LiveApps:
         """
         check_publication(args)
         token = session.identity.token
+        for entry in args.get("functions") or ():
+            # Kept with the Function, whatever its author wrote there: its containers are held to it.
+            entry["spec"]["scope"] = list(session.identity.environments)
         specs = [FunctionSpec.from_dict(entry["spec"]) for entry in args.get("functions") or ()]
         await self.check_use(specs, args.get("environment") or DEFAULT_ENVIRONMENT, session.identity)
         jobs = [entry["job"] for entry in args.get("functions") or ()]

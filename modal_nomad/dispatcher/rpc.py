@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from modal_nomad.dispatcher import scope
 from modal_nomad.dispatcher._autoscaling import current_stats, update_autoscaler
 from modal_nomad.dispatcher._containers import FunctionState
 from modal_nomad.dispatcher._durable_calls import GENERATOR
@@ -156,6 +157,8 @@ async def _function_bind(server: Dispatcher, request: Request) -> Answer:
     parent = server.functions.get(parent_id)
     if parent is not None and isinstance(options.get("spec"), dict):
         check_publication({"functions": [{"spec": options["spec"], "job": {}}]})
+        allowed = scope.narrowed(parent.spec.scope, request.session.identity.environments)
+        options["spec"] = {**options["spec"], "scope": list(allowed)}
         spec = FunctionSpec.from_dict(options["spec"])
         await server.live_apps.check_use([spec], parent.environment, request.session.identity)
     return {"function_id": await server.variants.bind(parent_id, params, options, token)}, []

@@ -1,11 +1,13 @@
-"""What a token that is scoped to environments may touch; tokens without a scope, and containers, see all.
+"""What a token that is scoped to environments may touch; one without a scope sees all.
 
-A call's and an App's environment never change, so each is looked up where a request names one.
+Code in a container may touch what the token that deployed it may. A call's and an App's environment never
+change, so each is looked up where a request names one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT
@@ -32,6 +34,22 @@ def check(identity: Identity, environment: str) -> None:
             f"this token is for the environments {allowed}, not for {environment!r}:"
             " give --env, or set MODAL_ENVIRONMENT"
         )
+
+
+def narrowed(one: Sequence[str], other: Sequence[str]) -> tuple[str, ...]:
+    """Return what two scopes both allow; an empty one allows all."""
+    if not one or not other:
+        return tuple(one or other)
+    # Both allow the environment that they meet in, so this is never empty.
+    return tuple(x for x in one if x in other)
+
+
+def of_caller(server: Dispatcher, identity: Identity) -> Identity | None:
+    """Return an identity with its scope; None for a container that this dispatcher does not know by now."""
+    if not identity.container:
+        return identity
+    info = server.containers.infos.get(identity.container)
+    return None if info is None else replace(identity, environments=info.function.spec.scope)
 
 
 def check_function(server: Dispatcher, identity: Identity, function_id: str) -> None:

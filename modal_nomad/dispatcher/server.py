@@ -74,9 +74,9 @@ class Server:
         app.router.add_get("/v1/connect", self._connect)
         app.router.add_put("/v1/blobs/{sha}", self._put_blob)
         app.router.add_get("/v1/blobs/{sha}", self._get_blob)
-        add_volume_routes(app, self.dispatcher, self._identify)
+        add_volume_routes(app, self.dispatcher, self._identify_scoped)
         add_schedule_routes(app, self.dispatcher.schedules, self.authenticator)
-        add_nfs_routes(app, self.dispatcher, self._identify)
+        add_nfs_routes(app, self.dispatcher, self._identify_scoped)
         app.router.add_get("/artifacts/{sha}.zip", self._artifact)
         app.on_shutdown.append(self._shutdown)
         return app
@@ -105,6 +105,13 @@ class Server:
         except AuthError as error:
             logger.info("%s was refused: %s", request.remote or "a local peer", error)
             raise web.HTTPUnauthorized(text=str(error)) from None
+
+    async def _identify_scoped(self, request: web.Request) -> Identity:
+        identity = scope.of_caller(self.dispatcher, await self._identify(request))
+        if identity is None:
+            # One of an earlier process of this dispatcher says hello again in a moment, and asks again.
+            raise web.HTTPServiceUnavailable(text="the dispatcher does not know this container by now")
+        return identity
 
     async def _put_blob(self, request: web.Request) -> web.Response:
         await self._identify(request)
@@ -164,7 +171,12 @@ class Server:
         if refusal is not None:
             return _refuse(peer, refusal)
         if hello["role"] == "client":
-            return self._serve_client(peer, identity, hello)
+            caller = scope.of_caller(self.dispatcher, identity)
+            if caller is None:
+                # As its worker is not here again yet; it dials in anew.
+                peer.abort()
+                return lambda: None
+            return self._serve_client(peer, caller, hello)
         return self._serve_worker(peer, identity, hello)
 
     # --- clients

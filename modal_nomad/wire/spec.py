@@ -254,6 +254,8 @@ class FunctionSpec:
         network_file_systems: the NetworkFileSystems that they see.
         enable_memory_snapshot: its ``@enter(snap=True)`` hooks run before the others.
         secrets: where its Secrets are; of two that have a variable, the later one's counts.
+        scope: the only environments that its code may touch, none for all; the dispatcher says so, by who
+            deployed it.
         schedule: when it is called by itself once it is deployed, or None.
     """
 
@@ -297,6 +299,7 @@ class FunctionSpec:
     network_file_systems: Tuple[NfsMount, ...] = ()
     enable_memory_snapshot: bool = False
     secrets: Tuple[SecretRef, ...] = ()
+    scope: Tuple[str, ...] = ()
     schedule: Optional[ScheduleSpec] = None
 
     @property
@@ -343,7 +346,7 @@ class FunctionSpec:
         known["network_file_systems"] = tuple(
             NfsMount(**_known(NfsMount, x)) for x in known.get("network_file_systems") or ()
         )
-        for name in ("cpu", "memory", "region"):
+        for name in ("cpu", "memory", "region", "scope"):
             if name in known:
                 known[name] = tuple(known[name])
         return cls(**known)

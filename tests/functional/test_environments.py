@@ -80,6 +80,33 @@ def test_names_survive_a_restart_and_a_rename(own: Live) -> None:
         own.request("object.rename", object_id=q.object_id, new_name="q")
 
 
+def held_app() -> modal.App:
+    """An App whose code reaches for what is in another environment."""
+    app = modal.App("held")
+
+    @app.function(serialized=True)
+    def reach(object_id: str, volume_id: str) -> list[str]:
+        import modal_nomad
+
+        attempts = {
+            "by name": lambda: modal_nomad.Dict.from_name("d", environment_name="prod")["a"],
+            "by id": lambda: modal_nomad.Dict.from_id(object_id)["a"],
+            "files": lambda: modal_nomad.Volume.from_id(volume_id).listdir("/"),
+            "own": lambda: modal_nomad.Dict.from_name("held", create_if_missing=True).put("a", 1),
+        }
+        reached = []
+        for name, attempt in attempts.items():
+            try:
+                attempt()
+                reached.append(name)
+            except modal_nomad.exception.AuthError as error:
+                if "for the environments dev" not in str(error):
+                    reached.append(str(error))
+        return reached
+
+    return app
+
+
 def test_a_token_of_one_gets_a_permission_error_in_the_other(
     own: Live, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,4 +159,15 @@ def test_a_token_of_one_gets_a_permission_error_in_the_other(
         with pytest.raises(exception.AuthError, match="for the environments dev"):
             refused()
     assert [x.name for x in modal.Environment.objects.list(client=scoped)] == ["dev"]
+    # Code is held to what the token may that deployed it, and to that of who gave it other options.
+    held_app().deploy(environment_name="dev", client=scoped)
+    held_app().deploy(name="free", environment_name="dev", client=anyone)
+    ids = (theirs.object_id, volume.object_id)
+
+    def reach(app: str, client: modal.Client) -> modal.Function[..., Any]:
+        return modal.Function.from_name(app, "reach", environment_name="dev").hydrate(client)
+
+    assert reach("held", anyone).remote(*ids) == ["own"]
+    assert reach("free", scoped).remote(*ids) == ["by name", "by id", "files", "own"]
+    assert reach("free", scoped).with_options(memory=300).remote(*ids) == ["own"]
     assert queue.get() == "secret" and theirs["a"] == 1 and b"".join(nfs.read_file("a")) == b"1"
