@@ -195,4 +195,4 @@ def test_an_ephemeral_dict_goes_with_its_program(own: Live) -> None:
             return True
         return False
 
-    until(gone, 40, "the end of the Dict")
+    until(gone, what="the end of the Dict")

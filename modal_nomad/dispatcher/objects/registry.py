@@ -6,6 +6,7 @@ deletions with ``on_delete``.
 
 from __future__ import annotations
 
+import asyncio
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -72,6 +73,9 @@ class ObjectRegistry:
         self._background = background
         self._clock = clock
         self._known: dict[str, ObjectRecord] = {}
+        # How often something changed: what was read before is not to be known after.
+        self._changes = 0
+        self._leaving: dict[str, asyncio.Task[None]] = {}
         self._graces = Graces()
         self._on_create: dict[str, list[Callable[[ObjectRecord], Awaitable[None]]]] = {}
         self._on_delete: dict[str, list[Callable[[ObjectRecord], Awaitable[None]]]] = {}
@@ -149,6 +153,7 @@ class ObjectRegistry:
             detail or {},
         )
         await self._check_clash(kind, name, place)
+        seen = self._changes
         record = await self._store.add_object(made)
         created = record.object_id == made.object_id
         if not created and not allow_existing:
@@ -158,7 +163,7 @@ class ObjectRegistry:
             )
         if created:
             await self._begin(record)
-        self._known[record.object_id] = record
+        self._know(record, seen)
         return record, created
 
     async def named(self, kind: str, name: str, environment: str | None) -> ObjectRecord:
@@ -166,6 +171,7 @@ class ObjectRegistry:
         label = kind_of(kind).label
         check_name(label, name)
         place = check_environment(environment)
+        seen = self._changes
         record = await self._store.object_named(kind, name, place)
         if record is None:
             await self._check_clash(kind, name, place)
@@ -173,7 +179,7 @@ class ObjectRegistry:
                 f"{label} {name!r} not found in environment {place!r}: create it with"
                 f" `modal-nomad {kind} create {name}`, or look into another environment"
             )
-        self._known[record.object_id] = record
+        self._know(record, seen)
         return record
 
     async def ephemeral(
@@ -191,12 +197,15 @@ class ObjectRegistry:
     async def find(self, object_id: str, kind: str | None = None) -> ObjectRecord:
         """Return an object by id. Raises NotFoundError."""
         record = self._known.get(object_id)
-        if record is None:
+        while record is None and object_id not in self._leaving:
+            seen = self._changes
             record = await self._store.object(object_id)
+            if record is None or self._know(record, seen):
+                break
+            record = None
         if record is None or (kind is not None and record.kind != kind):
             label = KINDS[kind].label if kind is not None else "object"
             raise NotFoundError(f"{label} {object_id} is not here: it was deleted, or its program ended")
-        self._known[object_id] = record
         return record
 
     async def list(
@@ -221,13 +230,13 @@ class ObjectRegistry:
             raise AlreadyExistsError(
                 f"{label} {name!r} exists in environment {record.environment!r} already: choose another name"
             )
-        self._known.pop(object_id, None)
+        self._forget(object_id)
         return await self.find(object_id)
 
     async def set_detail(self, object_id: str, detail: Mapping[str, Any]) -> None:
         """Replace what an object's kind keeps with it."""
         await self._store.set_object_detail(object_id, detail)
-        self._known.pop(object_id, None)
+        self._forget(object_id)
 
     async def delete(self, object_id: str) -> None:
         """Delete an object with its contents; one that is gone is no error."""
@@ -238,6 +247,7 @@ class ObjectRegistry:
     def forget_all(self) -> None:
         """Look records up anew: their environment has changed."""
         self._known.clear()
+        self._changes += 1
 
     async def _begin(self, record: ObjectRecord) -> None:
         try:
@@ -255,11 +265,32 @@ class ObjectRegistry:
                 " or another name"
             )
 
+    def _know(self, record: ObjectRecord, seen: int) -> bool:
+        """Remember a record, unless it may have changed, or begun to go, since it was read."""
+        if self._changes != seen or record.object_id in self._leaving:
+            return False
+        self._known[record.object_id] = record
+        return True
+
+    def _forget(self, object_id: str) -> None:
+        self._known.pop(object_id, None)
+        self._changes += 1
+
     async def _remove(self, record: ObjectRecord) -> None:
+        """Delete an object; nobody finds it from now on."""
+        object_id = record.object_id
+        removing = self._leaving.get(object_id)
+        if removing is None:
+            self._forget(object_id)
+            removing = self._leaving[object_id] = asyncio.ensure_future(self._take_away(record))
+            removing.add_done_callback(lambda _: self._leaving.pop(object_id))
+        await asyncio.shield(removing)
+
+    async def _take_away(self, record: ObjectRecord) -> None:
         for action in self._on_delete.get(record.kind, ()):
             await action(record)
-        self._known.pop(record.object_id, None)
         await self._store.remove_object(record.object_id)
+        self._changes += 1
 
 
 def check_name(label: str, name: Any) -> None:
