@@ -65,6 +65,7 @@ class _Live:
         self.waiting: dict[str, asyncio.Future[qe.Command]] = {}
         self.timer: asyncio.TimerHandle | None = None
         self.timer_at = 0.0
+        self.gone = False
 
 
 class Queues:
@@ -260,12 +261,13 @@ class Queues:
         if task is None:
             return
         live = await task
+        live.gone = True
         if live.timer is not None:
             live.timer.cancel()
         self._payloads.drop(live.engine.clear(None, self.now()))
         for future in list(live.waiting.values()):
             if not future.done():
-                future.set_exception(NotFoundError(f"Queue {record.object_id} was deleted"))
+                future.set_exception(_deleted(record.object_id))
 
     # --- below ------------------------------------------------------------------------------------
 
@@ -274,11 +276,15 @@ class Queues:
         if task is None:
             task = self._live[object_id] = asyncio.ensure_future(self._load(object_id))
         try:
-            return await asyncio.shield(task)
+            live = await asyncio.shield(task)
         except Exception:
             if self._live.get(object_id) is task:
                 del self._live[object_id]
             raise
+        if live.gone:
+            # While it was read: nobody would ever be woken.
+            raise _deleted(object_id)
+        return live
 
     async def _load(self, object_id: str) -> _Live:
         items = await self._store.queue_items(object_id)
@@ -332,6 +338,10 @@ class Queues:
             found.update(await self._store.queue_payloads(live.object_id, absent))
         present = [(number, payload) for number, payload in found.items() if payload is not None]
         return {**value, "items": [x[0] for x in present]}, [x[1] for x in present]
+
+
+def _deleted(object_id: str) -> NotFoundError:
+    return NotFoundError(f"Queue {object_id} was deleted")
 
 
 def _deadline(wait: float | None, now: float) -> float:
