@@ -124,11 +124,20 @@ class Schedules:
             return
         now = self._clock()
         last = known.last_call if known is not None else ""
-        await self._write(ScheduleRecord(function_id, spec, now, next_run(spec, now, now), last))
+        await self._write(ScheduleRecord(function_id, spec, now, next_run(spec, now, now), last), known)
 
-    async def _write(self, record: ScheduleRecord) -> None:
-        await self._store.put_schedule(record)
+    async def _write(self, record: ScheduleRecord, before: ScheduleRecord | None) -> None:
+        # At once, so that what is written next follows from it, whoever writes it.
         self._records[record.function_id] = record
+        try:
+            await self._store.put_schedule(record)
+        except BaseException:
+            if self._records.get(record.function_id) is record:
+                if before is None:
+                    del self._records[record.function_id]
+                else:
+                    self._records[record.function_id] = before
+            raise
 
     async def _forget_record(self, function_id: str) -> None:
         if self._records.pop(function_id, None) is not None:
@@ -178,8 +187,11 @@ class Schedules:
                 continue
 
     async def _due(self, record: ScheduleRecord) -> None:
+        if self._records.get(record.function_id) is not record:
+            return
         state = self._functions.get(record.function_id)
-        if state is None or self._records.get(record.function_id) is not record:
+        if state is None:
+            await self._forget_record(record.function_id)
             return
         last = record.last_call
         if record.spec.prohibit_overlap and last in self._durable.ids:
@@ -193,7 +205,7 @@ class Schedules:
         following = dataclasses.replace(record, next_at=due, last_call=last)
         # Deployed anew meanwhile, its new schedule counts.
         if self._records.get(record.function_id) is record:
-            await self._write(following)
+            await self._write(following, record)
 
     # --- periodic jobs ----------------------------------------------------------------------------
 

@@ -285,6 +285,41 @@ async def test_a_stopped_function_is_called_no_more(rig: Rig) -> None:
     assert rig.calls == [] and await rig.store.schedules() == []
 
 
+@pytest.mark.parametrize("schedule", [None, modal.Period(days=2)])
+async def test_what_is_deployed_while_a_run_is_noted_counts(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, schedule: Schedule | None
+) -> None:
+    await rig.deploy(modal.Period(hours=1))
+    reached, go = asyncio.Event(), asyncio.Event()
+    put = rig.store.put_schedule
+
+    async def slowly(record: Any) -> None:
+        # Written in this order; whoever asked hears of it later.
+        await put(record)
+        reached.set()
+        await go.wait()
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rig.store, "put_schedule", slowly)
+        running = asyncio.ensure_future(rig.pass_time(3600))
+        await reached.wait()
+    await rig.deploy(schedule)
+    go.set()
+    await running
+    assert len(rig.calls) == 1
+    expected = None if schedule is None else rig.now + 2 * DAY
+    assert rig.schedules.next_of_app("ap-1") == expected
+    assert len(rig.schedules._records) == (schedule is not None)
+    assert [x.next_at for x in await rig.store.schedules()] == ([] if expected is None else [expected])
+
+
+async def test_a_function_that_is_gone_holds_nothing_up(rig: Rig) -> None:
+    await rig.deploy(modal.Period(minutes=1))
+    del rig.functions["fu-1"]
+    await rig.pass_time(600)
+    assert rig.calls == [] and rig.schedules._records == {} and await rig.store.schedules() == []
+
+
 async def test_the_timer_makes_what_is_due(rig: Rig) -> None:
     await rig.deploy(modal.Period(hours=1))
     rig.now += 3600
