@@ -1,12 +1,22 @@
-"""A real Nomad for every folder of tests; one line at the end says how many tests went without it."""
+"""A real Nomad and PostgreSQL for every folder of tests; a line at the end says how many went without."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests._postgresql import (
+    NO_POSTGRESQL,
+    PREPARED,
+    Postgresql,
+    postgresql_files,
+    postgresql_programs,
+    postgresql_server,
+)
 from tests.engine_contract._nomad_agent import nomad_agent, nomad_binary
 
 # What Hypothesis takes for slow tests is mostly a machine that has other work.
@@ -19,9 +29,10 @@ NO_NOMAD = "no `nomad` binary on PATH"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    skipped = [r for r in terminalreporter.stats.get("skipped", ()) if NO_NOMAD in str(r.longrepr)]
-    if skipped:
-        terminalreporter.write_line(f"SKIPPED: {len(skipped)} tests on a real Nomad: {NO_NOMAD}")
+    for server, reason in (("Nomad", NO_NOMAD), ("PostgreSQL", NO_POSTGRESQL)):
+        skipped = [r for r in terminalreporter.stats.get("skipped", ()) if reason in str(r.longrepr)]
+        if skipped:
+            terminalreporter.write_line(f"SKIPPED: {len(skipped)} tests on a real {server}: {reason}")
 
 
 @pytest.fixture(scope="session")
@@ -32,3 +43,40 @@ def nomad_address() -> Iterator[str]:
         pytest.skip(NO_NOMAD)
     with nomad_agent(binary) as address:
         yield address
+
+
+@pytest.fixture(scope="session")
+def _postgresql_start(
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Callable[[], AbstractContextManager[Postgresql]]:
+    programs = postgresql_programs()
+    if programs is None:
+        pytest.skip(NO_POSTGRESQL)
+    shared = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        shared = shared.parent
+    files = postgresql_files(programs, shared)
+    return lambda: postgresql_server(programs, files)
+
+
+@pytest.fixture(scope="session")
+def postgresql(_postgresql_start: Callable[[], AbstractContextManager[Postgresql]]) -> Iterator[Postgresql]:
+    """A server that runs for this session, and that tests leave running; skips where there is none."""
+    with _postgresql_start() as server:
+        server.prepare()
+        yield server
+
+
+@pytest.fixture
+def postgresql_database(postgresql: Postgresql) -> str:
+    """The address of a database of this test's own, with the schema in it and nothing else."""
+    return postgresql.database(PREPARED)
+
+
+@pytest.fixture
+def own_postgresql(
+    _postgresql_start: Callable[[], AbstractContextManager[Postgresql]],
+) -> Iterator[Postgresql]:
+    """A server of this test's own, which it may kill."""
+    with _postgresql_start() as server:
+        yield server

@@ -107,16 +107,17 @@ def revoke(
 def _with_store(config: Path | None, home: Path | None, work: Callable[[Store], Awaitable[T]]) -> T:
     from modal_nomad.dispatcher.settings import Settings, SettingsError
     from modal_nomad.dispatcher.store.base import StoreError
-    from modal_nomad.dispatcher.store.sqlite import SqliteStore
+    from modal_nomad.dispatcher.store.choice import choose_store
 
     if (config is None) == (home is None):
         raise UsageError("say which dispatcher is meant: --config FILE or --home DIR.")
     try:
-        folder = home if home is not None else Path(Settings.load(_file(config)).home)
+        settings = Settings.load(_file(config)) if home is None else Settings.for_home(home)
+        folder = Path(settings.home)
 
         async def run() -> T:
             # The dispatcher may run: it reads each token from the store when it is used.
-            store = SqliteStore(folder / "store.db", beside=True)
+            store = choose_store(settings.store, folder, beside=True)
             await store.open()
             try:
                 return await work(store)

@@ -25,8 +25,9 @@ from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.secrets import SecretStoreError
 from modal_nomad.dispatcher.server import Server
 from modal_nomad.dispatcher.settings import EXAMPLE, Settings, SettingsError
-from modal_nomad.dispatcher.store.base import StoreError
-from modal_nomad.dispatcher.store.sqlite import SqliteStore
+from modal_nomad.dispatcher.standby import wait_for_turn
+from modal_nomad.dispatcher.store.base import Store, StoreError
+from modal_nomad.dispatcher.store.choice import choose_store
 from modal_nomad.engines.base import Engine, EngineError
 from modal_nomad.wire.address import parse_address
 
@@ -90,26 +91,50 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
             raise SettingsError(
                 f"another dispatcher runs on {home}; stop it, or give this one a home of its own"
             ) from None
+        loop, stop, superseded = asyncio.get_running_loop(), asyncio.Event(), asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stop.set)
+        ready = _Ready(ready_fd)
+
+        def lost() -> None:
+            loop.call_soon_threadsafe(superseded.set)
+            loop.call_soon_threadsafe(stop.set)
+
         async with contextlib.AsyncExitStack() as stack:
-            dispatcher = await _build(settings, home, stack)
-            await _listen(dispatcher[1], settings, stack)
+            store = choose_store(settings.store, home, superseded=lost)
+            stack.push_async_callback(store.close)
+
+            async def listen(application: web.Application, scope: contextlib.AsyncExitStack) -> None:
+                await _listen(application, settings, scope)
+                ready()
+
+            if not await wait_for_turn(store, listen, stop):
+                return
+            _, server = await _build(settings, home, stack, store)
+            await listen(server.application(), stack)
             logger.info("listening on %s", settings.listen)
-            if ready_fd is not None:
-                os.write(ready_fd, b"1")
-                os.close(ready_fd)
-            stop = asyncio.Event()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                asyncio.get_running_loop().add_signal_handler(number, stop.set)
             await stop.wait()
             logger.info("stopping")
+        if superseded.is_set():
+            raise StoreError("another dispatcher took over the store: start this one again as its standby")
+
+
+class _Ready:
+    """Tells whoever started this process that it listens, once."""
+
+    def __init__(self, number: int | None) -> None:
+        self._number = number
+
+    def __call__(self) -> None:
+        if self._number is not None:
+            os.write(self._number, b"1")
+            os.close(self._number)
+            self._number = None
 
 
 async def _build(
-    settings: Settings, home: Path, stack: contextlib.AsyncExitStack
+    settings: Settings, home: Path, stack: contextlib.AsyncExitStack, store: Store
 ) -> tuple[Dispatcher, Server]:
-    store = SqliteStore(home / "store.db")
-    await store.open()
-    stack.push_async_callback(store.close)
     blobs = _blobs(settings, home)
     await blobs.start()
     stack.push_async_callback(blobs.close)
@@ -169,8 +194,8 @@ def _engine(settings: Settings, home: Path, blobs: BlobStore) -> Engine:
     return NomadEngine(dataclasses.replace(NomadSettings.from_env(), **given), **placed)
 
 
-async def _listen(server: Server, settings: Settings, stack: contextlib.AsyncExitStack) -> None:
-    runner = web.AppRunner(server.application(), access_log=None, handle_signals=False, shutdown_timeout=2.0)
+async def _listen(application: web.Application, settings: Settings, stack: contextlib.AsyncExitStack) -> None:
+    runner = web.AppRunner(application, access_log=None, handle_signals=False, shutdown_timeout=2.0)
     await runner.setup()
     stack.push_async_callback(runner.cleanup)
     try:

@@ -43,6 +43,10 @@ advertise = ""
 # Where state lives: store.db, blobs/, logs/.
 home = "/var/lib/modal-nomad"
 
+# Where rows live: empty for store.db in `home`, or "postgresql://user@host:5432/database", for dispatchers
+# that share it: one is at work, the others stand by. The password may be in PGPASSWORD or PGPASSFILE.
+store = ""
+
 # "nomad" runs containers as Nomad jobs, "local" as processes of this machine.
 engine = "nomad"
 
@@ -146,6 +150,7 @@ class Settings:
     tls_key: str = ""
     advertise: str = ""
     home: str = "/var/lib/modal-nomad"
+    store: str = field(default="", repr=False)
     engine: str = "nomad"
     auth: str = "nomad"
     client_grace: float = 10.0
@@ -175,6 +180,11 @@ class Settings:
             raise SettingsError("client_grace must not be negative and result_days must be above 0")
         if self.garbage_age <= 0 or self.garbage_interval <= 0:
             raise SettingsError("garbage_age and garbage_interval must be above 0")
+        if self.store and not self.store.startswith(("postgresql://", "postgres://")):
+            raise SettingsError(
+                "store is no address of PostgreSQL: give postgresql://user@host:port/database, or leave it "
+                "empty for SQLite"
+            )
         for name in ("listen", "advertise"):
             try:
                 parse_address(getattr(self, name) or self.listen)

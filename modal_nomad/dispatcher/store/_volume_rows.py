@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import sqlite3
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
+from modal_nomad.dispatcher.store._sql import Connection
 from modal_nomad.dispatcher.store.volumes import ChangePage, Committed, VolumeConflict
 from modal_nomad.wire.volumes.entries import (
     DIRECTORY,
@@ -16,6 +17,7 @@ from modal_nomad.wire.volumes.entries import (
     to_bytes,
 )
 
+T = TypeVar("T")
 _COLUMNS = "path, kind, size, mtime, mode, chunks, data"
 _TOP = Entry("", DIRECTORY, mode=0o755)
 REMEMBER_SECONDS = 7 * 86400.0
@@ -23,6 +25,8 @@ REMEMBER_SECONDS = 7 * 86400.0
 _FORGET_EVERY = 64
 _LAST = b"\xff" * 4096
 """Comes after every path."""
+_GROUPS = (1, 16, 256)
+"""How many paths are looked up by one statement; few sizes make few statements."""
 
 
 def entry_of(row: Sequence[Any]) -> Entry:
@@ -32,37 +36,39 @@ def entry_of(row: Sequence[Any]) -> Entry:
     return Entry(from_bytes(row[0]), row[1], row[2], row[3], row[4], names, row[6])
 
 
-def version_of(db: sqlite3.Connection, object_id: str) -> tuple[int, int]:
+def version_of(db: Connection, object_id: str) -> tuple[int, int]:
     """Return a Volume's version, and the one before which removals are forgotten."""
     row = db.execute("SELECT version, floor FROM volumes WHERE object_id = ?", (object_id,)).fetchone()
     return (row[0], row[1]) if row else (0, 0)
 
 
-def find(db: sqlite3.Connection, object_id: str, path: str) -> Entry | None:
+def find(db: Connection, object_id: str, path: str) -> Entry | None:
     """Return what stands at a path."""
     if not path:
         return _TOP
     row = db.execute(
-        f"SELECT {_COLUMNS} FROM volume_files WHERE object_id = ? AND path = ? AND kind != 0",
+        f"SELECT {_COLUMNS} FROM volume_files WHERE object_id = ?1 AND {db.dialect.same('path', '?2')}"
+        " AND kind != 0",
         (object_id, to_bytes(path)),
     ).fetchone()
     return entry_of(row) if row else None
 
 
-def below(db: sqlite3.Connection, object_id: str, path: str) -> list[Entry]:
+def below(db: Connection, object_id: str, path: str) -> list[Entry]:
     """Return everything below a directory, by path."""
     # "0" is the character after "/".
     low, high = (to_bytes(path + "/"), to_bytes(path + "0")) if path else (b"", _LAST)
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM volume_files"
-        " WHERE object_id = ? AND path >= ? AND path < ? AND kind != 0 ORDER BY path",
+        f"SELECT {_COLUMNS} FROM volume_files WHERE object_id = ?1 AND kind != 0"
+        f" AND {db.dialect.beyond(['path'], '>=', ['?2'])} AND {db.dialect.beyond(['path'], '<', ['?3'])}"
+        f" ORDER BY {db.dialect.order('path')}",
         (object_id, low, high),
     )
     return [entry_of(row) for row in rows]
 
 
 class Change:
-    """One commit in the making.
+    """One commit in the making: rows are looked up and written many at a time.
 
     Args:
         db: inside a transaction.
@@ -70,7 +76,7 @@ class Change:
         now: seconds since 1970.
     """
 
-    def __init__(self, db: sqlite3.Connection, object_id: str, now: float) -> None:
+    def __init__(self, db: Connection, object_id: str, now: float) -> None:
         self._db = db
         self._object_id = object_id
         self._now = int(now * 1e9)
@@ -80,10 +86,72 @@ class Change:
         self._directories = {""}
         self._displaced: set[str] = set()
         self._touched = False
+        self._known: dict[str, Entry | None] = {"": _TOP}
+        self._unwritten: dict[str, Entry] = {}
+
+    def find(self, path: str) -> Entry | None:
+        """Return what stands at a path by now."""
+        if path not in self._known:
+            self._known[path] = find(self._db, self._object_id, path)
+        return self._known[path]
+
+    def expect(self, entries: Iterable[Entry]) -> None:
+        """Look up what stands where entries are to be put or removed."""
+        wanted: set[str] = set()
+        for entry in entries:
+            wanted.add(entry.path)
+            parent = entry.parent
+            while parent and parent not in self._directories and parent not in wanted:
+                wanted.add(parent)
+                parent = parent.rpartition("/")[0]
+        self.flush()
+        self._known = {"": _TOP}
+        paths = [to_bytes(path) for path in wanted if path]
+        for group in _groups(paths):
+            # Filled up to one of few sizes: so there are few statements.
+            group += [group[-1]] * (next(x for x in _GROUPS if x >= len(group)) - len(group))
+            condition = self._db.dialect.one_of("path", [f"?{i}" for i in range(2, len(group) + 2)])
+            rows = self._db.execute(
+                f"SELECT {_COLUMNS} FROM volume_files WHERE object_id = ?1 AND {condition} AND kind != 0",
+                (self._object_id, *group),
+            )
+            for row in rows:
+                entry = entry_of(row)
+                self._known[entry.path] = entry
+        for path in wanted:
+            self._known.setdefault(path, None)
+
+    def flush(self) -> None:
+        """Write what was put, for statements that look at many rows."""
+        if self._unwritten:
+            self._db.executemany(
+                "INSERT INTO volume_files"
+                " (object_id, path, parent, version, kind, size, mtime, mode, chunks, data)"
+                f" VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT ({self._db.dialect.target('object_id', 'path')})"
+                " DO UPDATE SET version = excluded.version, kind = excluded.kind, size = excluded.size,"
+                " mtime = excluded.mtime, mode = excluded.mode, chunks = excluded.chunks,"
+                " data = excluded.data",
+                [self._row(entry) for entry in self._unwritten.values()],
+            )
+            self._unwritten.clear()
+
+    def _row(self, entry: Entry) -> tuple[Any, ...]:
+        return (
+            self._object_id,
+            to_bytes(entry.path),
+            to_bytes(entry.parent),
+            self._before + 1,
+            entry.kind,
+            entry.size,
+            entry.mtime,
+            entry.mode,
+            bytes.fromhex("".join(entry.chunks)),
+            entry.data,
+        )
 
     def put(self, entry: Entry, rule: str = "last") -> None:
         """Write an entry and the directories that it stands in. Raises VolumeConflict."""
-        there = find(self._db, self._object_id, entry.path)
+        there = self.find(entry.path)
         if entry.kind == DIRECTORY:
             if there is not None and there.kind != DIRECTORY and rule != "last":
                 raise VolumeConflict("exists", f"{entry.path} is a file in the Volume, not a directory")
@@ -106,12 +174,14 @@ class Change:
 
     def remove(self, path: str) -> None:
         """Remove a path; a directory that still has something in it stays."""
-        there = find(self._db, self._object_id, path)
+        there = self.find(path)
         if there is None or not path:
             return
         if there.kind == DIRECTORY:
+            self.flush()
             child = self._db.execute(
-                "SELECT 1 FROM volume_files WHERE object_id = ? AND parent = ? AND kind != 0 LIMIT 1",
+                "SELECT 1 FROM volume_files WHERE object_id = ?1"
+                f" AND {self._db.dialect.same('parent', '?2')} AND kind != 0 LIMIT 1",
                 (self._object_id, to_bytes(path)),
             ).fetchone()
             if child is not None:
@@ -121,12 +191,18 @@ class Change:
     def remove_tree(self, path: str) -> None:
         """Remove a path with all below it."""
         self._remove_below(path)
-        there = find(self._db, self._object_id, path)
+        there = self.find(path)
         if there is not None and path:
             self._erase(there)
 
+    def below(self, path: str) -> list[Entry]:
+        """Return everything below a directory by now, by path."""
+        self.flush()
+        return below(self._db, self._object_id, path)
+
     def finish(self, commit_id: str) -> Committed:
         """Set the Volume's new version; returns what was done."""
+        self.flush()
         version = self._before + (1 if self._touched else 0)
         floor = self._floor
         if version % _FORGET_EVERY == 0 and self._touched:
@@ -150,7 +226,7 @@ class Change:
         if path in self._directories:
             return
         self._make_parents(path.rpartition("/")[0], rule)
-        there = find(self._db, self._object_id, path)
+        there = self.find(path)
         if there is None or there.kind != DIRECTORY:
             if there is not None and rule != "last":
                 raise VolumeConflict("exists", f"{path} is a file in the Volume, not a directory")
@@ -158,7 +234,7 @@ class Change:
         self._directories.add(path)
 
     def _remove_below(self, path: str) -> None:
-        for entry in below(self._db, self._object_id, path):
+        for entry in self.below(path):
             self._erase(entry)
 
     def _erase(self, there: Entry) -> None:
@@ -170,25 +246,10 @@ class Change:
         self._touched = True
         if there is not None and there.chunks:
             self._displaced.update(there.chunks)
-        self._db.execute(
-            "INSERT INTO volume_files"
-            " (object_id, path, parent, version, kind, size, mtime, mode, chunks, data)"
-            " VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (object_id, path) DO UPDATE SET"
-            " version = excluded.version, kind = excluded.kind, size = excluded.size,"
-            " mtime = excluded.mtime, mode = excluded.mode, chunks = excluded.chunks, data = excluded.data",
-            (
-                self._object_id,
-                to_bytes(entry.path),
-                to_bytes(entry.parent),
-                self._before + 1,
-                entry.kind,
-                entry.size,
-                entry.mtime,
-                entry.mode,
-                bytes.fromhex("".join(entry.chunks)),
-                entry.data,
-            ),
-        )
+        self._known[entry.path] = entry if entry.kind != REMOVED else None
+        self._unwritten[entry.path] = entry
+        if len(self._unwritten) >= _GROUPS[-1]:
+            self.flush()
 
     def _forget(self) -> int:
         old = self._now - int(REMEMBER_SECONDS * 1e9)
@@ -206,7 +267,7 @@ class Change:
 
 
 def commit(
-    db: sqlite3.Connection,
+    db: Connection,
     object_id: str,
     commit_id: str,
     entries: Iterable[Entry],
@@ -218,19 +279,31 @@ def commit(
     if done is not None:
         return done
     change = Change(db, object_id, now)
-    removed: list[str] = []
-    for entry in entries:
-        if entry.kind == REMOVED:
-            removed.append(entry.path)
-        else:
-            change.put(entry, rule)
+    removed: list[Entry] = []
+    for group in _groups(entries):
+        change.expect(x for x in group if x.kind != REMOVED)
+        for entry in group:
+            if entry.kind == REMOVED:
+                removed.append(entry)
+            else:
+                change.put(entry, rule)
     # What is deepest goes first: then a directory is empty unless somebody else put something there.
-    for path in sorted(removed, key=lambda x: x.count("/"), reverse=True):
-        change.remove(path)
+    removed.sort(key=lambda x: x.path.count("/"), reverse=True)
+    for group in _groups(removed):
+        change.expect(group)
+        for entry in group:
+            change.remove(entry.path)
     return change.finish(commit_id)
 
 
-def _done(db: sqlite3.Connection, object_id: str, commit_id: str) -> Committed | None:
+def _groups(things: Iterable[T]) -> Iterator[list[T]]:
+    """Cut into lists of what one statement takes."""
+    iterator = iter(things)
+    while group := list(itertools.islice(iterator, _GROUPS[-1])):
+        yield group
+
+
+def _done(db: Connection, object_id: str, commit_id: str) -> Committed | None:
     row = db.execute(
         "SELECT before, version FROM volume_commits WHERE object_id = ? AND commit_id = ?",
         (object_id, commit_id),
@@ -239,7 +312,7 @@ def _done(db: sqlite3.Connection, object_id: str, commit_id: str) -> Committed |
 
 
 def remove(
-    db: sqlite3.Connection, object_id: str, commit_id: str, path: str, recursive: bool, now: float
+    db: Connection, object_id: str, commit_id: str, path: str, recursive: bool, now: float
 ) -> Committed:
     """Remove a file, or a directory with all below. Raises VolumeConflict."""
     done = _done(db, object_id, commit_id)
@@ -256,7 +329,7 @@ def remove(
 
 
 def copy(
-    db: sqlite3.Connection,
+    db: Connection,
     object_id: str,
     commit_id: str,
     sources: Sequence[str],
@@ -269,12 +342,12 @@ def copy(
     if done is not None:
         return done
     change = Change(db, object_id, now)
-    there = find(db, object_id, target)
+    there = change.find(target)
     into = there is not None and there.kind == DIRECTORY
     if len(sources) > 1 and not into:
         raise VolumeConflict("missing", f"{target} is no directory in the Volume: several files go into one")
     for source in sources:
-        found = find(db, object_id, source)
+        found = change.find(source)
         if found is None:
             raise VolumeConflict("missing", f"there is no {source} in the Volume")
         name = source.rpartition("/")[2]
@@ -282,7 +355,7 @@ def copy(
         if found.kind != DIRECTORY:
             if place == source:
                 raise VolumeConflict("invalid", f"{source} and the place it is to be copied to are the same")
-            _check_place(db, object_id, place)
+            _check_place(change, place)
             change.put(found._replace(path=place), "over")
             continue
         if not recursive:
@@ -290,22 +363,22 @@ def copy(
         if f"{place}/".startswith(f"{source}/") or not source:
             raise VolumeConflict("invalid", f"{source or '/'} cannot be copied into itself")
         # Read before anything is written below the target.
-        inside = below(db, object_id, source)
+        inside = change.below(source)
         change.put(found._replace(path=place), "over")
         for entry in inside:
             change.put(entry._replace(path=place + entry.path[len(source) :]), "over")
     return change.finish(commit_id)
 
 
-def _check_place(db: sqlite3.Connection, object_id: str, place: str) -> None:
+def _check_place(change: Change, place: str) -> None:
     parent = place.rpartition("/")[0]
-    there = find(db, object_id, parent)
+    there = change.find(parent)
     if there is None or there.kind != DIRECTORY:
         raise VolumeConflict("missing", f"there is no directory {parent} in the Volume")
 
 
 def changes(
-    db: sqlite3.Connection,
+    db: Connection,
     object_id: str,
     since: int,
     after: tuple[int, str] | None,
@@ -320,9 +393,10 @@ def changes(
     size = 0
     last: tuple[int, str] | None = None
     cursor = db.execute(
-        f"SELECT version, {_COLUMNS} FROM volume_files WHERE object_id = ?"
-        " AND (version, path) > (?, ?) ORDER BY version, path",
-        (object_id, *start),
+        f"SELECT version, {_COLUMNS} FROM volume_files WHERE object_id = ?1"
+        f" AND {db.dialect.beyond(['version', 'path'], '>', ['?2', '?3'])}"
+        f" ORDER BY version, {db.dialect.order('path')} LIMIT ?4",
+        (object_id, *start, max_rows + 1),
     )
     for row in cursor:
         if len(entries) >= max_rows or size >= max_bytes:
@@ -333,30 +407,35 @@ def changes(
         size += len(entry.data) + 64 * len(entry.chunks) + len(entry.path) + 100
     else:
         last = None
-    cursor.close()
     return ChangePage(entries, version, last, whole)
 
 
 def listing(
-    db: sqlite3.Connection, object_id: str, path: str, recursive: bool, after: str | None, limit: int
+    db: Connection, object_id: str, path: str, recursive: bool, after: str | None, limit: int
 ) -> list[Entry]:
     """Return what is in a directory, by path, without contents."""
-    where, values = "parent = ?", [to_bytes(path)]
+    start = to_bytes(after) if after is not None else b""
     if recursive:
-        where, values = "path >= ? AND path < ?", [to_bytes(path + "/"), to_bytes(path + "0")]
-        if not path:
-            values = [b"", _LAST]
+        low, high = (to_bytes(path + "/"), to_bytes(path + "0")) if path else (b"", _LAST)
+        start = max(start, low)
+        where, value = db.dialect.beyond(["path"], "<", ["?4"]), high
+    else:
+        where, value = db.dialect.same("parent", "?4"), to_bytes(path)
     rows = db.execute(
-        f"SELECT path, kind, size, mtime, mode FROM volume_files WHERE object_id = ? AND {where}"
-        " AND kind != 0 AND path > ? ORDER BY path LIMIT ?",
-        (object_id, *values, to_bytes(after) if after is not None else b"", limit),
+        "SELECT path, kind, size, mtime, mode FROM volume_files WHERE object_id = ?1 AND kind != 0"
+        f" AND {db.dialect.beyond(['path'], '>', ['?2'])} AND {where}"
+        f" ORDER BY {db.dialect.order('path')} LIMIT ?3",
+        (object_id, start, limit, value),
     )
     return [Entry(from_bytes(row[0]), *row[1:]) for row in rows]
 
 
-def chunk_names(db: sqlite3.Connection) -> Iterator[str]:
-    """Yield the chunks that any Volume names."""
-    for (chunks,) in db.execute("SELECT chunks FROM volume_files WHERE kind = 1 AND length(chunks) > 0"):
+CHUNKS = "SELECT chunks FROM volume_files WHERE kind = 1 AND length(chunks) > 0"
+
+
+def chunk_names(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
+    """Yield the chunks that rows of ``CHUNKS`` name."""
+    for (chunks,) in rows:
         text = chunks.hex()
         for start in range(0, len(text), 64):
             if text[start : start + 64] != HOLE:

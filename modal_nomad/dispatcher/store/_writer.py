@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
+import abc
 import asyncio
 import queue
-import sqlite3
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from modal_nomad.dispatcher.store.base import StoreError
 
 T = TypeVar("T")
-Write = Callable[[sqlite3.Connection], Any]
-_Item = tuple[Write, "asyncio.Future[Any]", asyncio.AbstractEventLoop]
-_Result = tuple["asyncio.Future[Any]", Any, BaseException | None]
+C = TypeVar("C")
+Result = tuple[Any, "BaseException | None"]
+_Item = tuple[Any, "asyncio.Future[Any]", asyncio.AbstractEventLoop]
 
 MAX_GROUP = 4096
 """Writes per commit: bounds how long the first caller of a group waits for the last."""
 
 
-class GroupWriter:
-    """Runs writes on a thread of its own; each is answered after the commit that holds it."""
+class GroupWriter(abc.ABC, Generic[C]):
+    """Runs writes on a thread of its own; each is answered after the commit that holds it.
 
-    def __init__(
-        self, connection: sqlite3.Connection, describe: Callable[[sqlite3.Error], StoreError]
-    ) -> None:
-        self._connection = connection
-        self._describe = describe
+    Args:
+        idle_seconds: how often ``idle`` is called while nothing is written; None for never.
+    """
+
+    def __init__(self, idle_seconds: float | None = None) -> None:
+        self._idle_seconds = idle_seconds
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="modal-nomad-store", daemon=True)
         self._thread.start()
 
-    async def write(self, operation: Callable[[sqlite3.Connection], T]) -> T:
+    @abc.abstractmethod
+    def commit(self, operations: list[Callable[[C], Any]]) -> list[Result]:
+        """Run operations in one transaction and commit it; returns each one's value or failure.
+
+        A refused operation does not undo its neighbours'. Raises what fails them all.
+        """
+
+    def idle(self) -> None:
+        """Called on the thread while nothing is written."""
+        return
+
+    async def write(self, operation: Callable[[C], T]) -> T:
         """Run one operation and return its result when it is on the disk."""
         if self._closed:
             raise StoreError("the store is closed: open it before writing")
@@ -51,7 +63,11 @@ class GroupWriter:
 
     def _run(self) -> None:
         while True:
-            item = self._queue.get()
+            try:
+                item = self._queue.get(timeout=self._idle_seconds)
+            except queue.Empty:
+                self.idle()
+                continue
             group: list[_Item] = []
             while item is not None:
                 group.append(item)
@@ -67,48 +83,24 @@ class GroupWriter:
                 return
 
     def _commit(self, group: list[_Item]) -> None:
-        answers: list[tuple[_Item, Any, BaseException | None]] = []
+        results: list[Result]
         try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            for entry in group:
-                answers.append((entry, *self._one(entry[0])))
-            self._connection.execute("COMMIT")
+            results = self.commit([operation for operation, _, _ in group])
         except BaseException as exc:
-            if self._connection.in_transaction:
-                self._connection.execute("ROLLBACK")
-            error = self._describe(exc) if isinstance(exc, sqlite3.Error) else exc
-            answers = [(entry, None, error) for entry in group]
-        by_loop: dict[asyncio.AbstractEventLoop, list[_Result]] = {}
-        for (_, future, loop), value, failure in answers:
-            by_loop.setdefault(loop, []).append((future, value, failure))
-        for loop, results in by_loop.items():
+            results = [(None, exc)] * len(group)
+        by_loop: dict[asyncio.AbstractEventLoop, list[tuple[asyncio.Future[Any], Result]]] = {}
+        for (_, future, loop), result in zip(group, results, strict=True):
+            by_loop.setdefault(loop, []).append((future, result))
+        for loop, answers in by_loop.items():
             try:
-                loop.call_soon_threadsafe(_deliver, results)
+                loop.call_soon_threadsafe(_deliver, answers)
             except RuntimeError:
                 # That loop is closed: nobody waits there, and what was written stays written.
                 continue
 
-    def _one(self, operation: Write) -> tuple[Any, BaseException | None]:
-        # A savepoint each, so that one caller's refused write does not undo its neighbours'.
-        self._connection.execute("SAVEPOINT one")
-        try:
-            value = operation(self._connection)
-        except (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError) as exc:
-            self._connection.execute("ROLLBACK TO one")
-            self._connection.execute("RELEASE one")
-            return None, self._describe(exc)
-        except sqlite3.Error:
-            raise
-        except Exception as exc:
-            self._connection.execute("ROLLBACK TO one")
-            self._connection.execute("RELEASE one")
-            return None, exc
-        self._connection.execute("RELEASE one")
-        return value, None
 
-
-def _deliver(results: list[_Result]) -> None:
-    for future, value, failure in results:
+def _deliver(answers: list[tuple[asyncio.Future[Any], Result]]) -> None:
+    for future, (value, failure) in answers:
         if future.done():
             continue
         if failure is None:

@@ -21,6 +21,10 @@ class StoreError(Exception):
     """The store cannot be used; the text is one line that names the remedy."""
 
 
+class StoreBusy(StoreError):
+    """Another dispatcher has the store."""
+
+
 def hash_secret(secret: str) -> str:
     """Return what is stored of a token's secret.
 
@@ -177,7 +181,13 @@ class TokenRecord:
 
 
 class Store(ObjectStore, VolumeStore, ScheduleStore):
-    """Durable state. All methods raise StoreError when the medium fails them."""
+    """Durable state. All methods raise StoreError when the medium fails them.
+
+    Attributes:
+        shared: whether other dispatchers may wait for it.
+    """
+
+    shared: bool = False
 
     @abc.abstractmethod
     async def open(self) -> None:

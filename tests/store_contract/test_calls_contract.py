@@ -6,17 +6,12 @@ import asyncio
 import multiprocessing
 import os
 import signal
-import sqlite3
-from collections.abc import AsyncIterator
-from pathlib import Path
-
-import pytest
 
 from modal_nomad.dispatcher.store import (
     AppRecord,
     FunctionRecord,
     PendingCall,
-    SqliteStore,
+    Store,
     StoredInput,
     StoredOutput,
     StoreError,
@@ -24,35 +19,26 @@ from modal_nomad.dispatcher.store import (
     VariantRecord,
     VersionRecord,
     hash_secret,
-    migrations,
 )
-
-
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(tmp_path / "store.db", clock=lambda: 100.0)
-    await store.open()
-    yield store
-    await store.close()
+from modal_nomad.dispatcher.store.base import GraphCall, GraphInput
+from tests.store_contract.conftest import Stores, make
 
 
 def _inputs(*indexes: int) -> list[StoredInput]:
     return [StoredInput(i, b"in%d" % i) for i in indexes]
 
 
-async def _pending(store: SqliteStore) -> list[PendingCall]:
+async def _pending(store: Store) -> list[PendingCall]:
     return [page async for page in store.load_pending()]
 
 
-async def test_inputs_survive_reopening_and_answered_ones_do_not_return(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "store.db", clock=lambda: 5.0)
-    await store.open()
+async def test_inputs_survive_reopening_and_answered_ones_do_not_return(stores: Stores) -> None:
+    store = await stores.open(clock=lambda: 5.0)
     await store.add_inputs("fc-1", "fu-1", [*_inputs(0, 1), StoredInput(2, b"\x00", 1, 3)], num_inputs=3)
     await store.add_outputs("fc-1", [StoredOutput(1, 0, b"out", 1)])
     await store.close()
 
-    again = SqliteStore(tmp_path / "store.db")
-    await again.open()
+    again = await stores.open()
     (page,) = await _pending(again)
     assert (page.call.call_id, page.call.function_id, page.call.kind) == ("fc-1", "fu-1", "spawn")
     assert (page.call.num_inputs, page.call.created_at) == (3, 5.0)
@@ -61,24 +47,23 @@ async def test_inputs_survive_reopening_and_answered_ones_do_not_return(tmp_path
     await again.close()
 
 
-async def test_a_killed_process_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
+async def test_a_killed_process_loses_nothing_it_acknowledged(stores: Stores) -> None:
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
-    process = context.Process(target=_write_and_be_killed, args=(str(tmp_path / "store.db"), send))
+    process = context.Process(target=_write_and_be_killed, args=(stores.kind, stores.address, send))
     process.start()
     acknowledged = receive.recv()
     process.join()
     assert process.exitcode == -signal.SIGKILL
 
-    store = SqliteStore(tmp_path / "store.db")
-    await store.open()
+    store = await stores.open()
     assert [x.index for page in await _pending(store) for x in page.inputs] == acknowledged
     await store.close()
 
 
-def _write_and_be_killed(path: str, send: multiprocessing.connection.Connection) -> None:
+def _write_and_be_killed(kind: str, address: str, send: multiprocessing.connection.Connection) -> None:
     async def write() -> None:
-        store = SqliteStore(path)
+        store = make(kind, address)
         await store.open()
         await asyncio.gather(*(store.add_inputs("fc-1", "fu-1", _inputs(i)) for i in range(500)))
         send.send(list(range(500)))
@@ -87,7 +72,7 @@ def _write_and_be_killed(path: str, send: multiprocessing.connection.Connection)
     asyncio.run(write())
 
 
-async def test_resending_changes_nothing(store: SqliteStore) -> None:
+async def test_resending_changes_nothing(store: Store) -> None:
     await store.add_inputs("fc-1", "fu-1", _inputs(0, 1), num_inputs=2)
     await store.add_outputs("fc-1", [StoredOutput(0, 0, b"first")])
     assert list(await store.add_inputs("fc-1", "fu-1", _inputs(0, 1))) == [0]
@@ -97,7 +82,7 @@ async def test_resending_changes_nothing(store: SqliteStore) -> None:
     assert await store.outputs("fc-1") == [StoredOutput(0, 0, b"first")]
 
 
-async def test_outputs_by_index_losses_and_unknown_calls(store: SqliteStore) -> None:
+async def test_outputs_by_index_losses_and_unknown_calls(store: Store) -> None:
     await store.add_inputs("fc-1", "fu-1", _inputs(*range(5)))
     await store.set_tries("fc-1", {4: (2, 1)})
     await store.add_outputs("fc-1", [StoredOutput(i, 0, b"%d" % i) for i in (2, 0, 1)])
@@ -111,7 +96,7 @@ async def test_outputs_by_index_losses_and_unknown_calls(store: SqliteStore) -> 
     assert await store.call("fc-1") is None and await _pending(store) == []
 
 
-async def test_large_calls_are_loaded_in_pages(store: SqliteStore) -> None:
+async def test_large_calls_are_loaded_in_pages(store: Store) -> None:
     await store.add_inputs("fc-1", "fu-1", _inputs(*range(2500)))
     await store.add_inputs("fc-2", "fu-1", _inputs(0))
     pages = await _pending(store)
@@ -121,7 +106,7 @@ async def test_large_calls_are_loaded_in_pages(store: SqliteStore) -> None:
     assert [x.index for p in pages[:3] for x in p.inputs] == list(range(2500))
 
 
-async def test_items_of_generators(store: SqliteStore) -> None:
+async def test_items_of_generators(store: Store) -> None:
     await store.add_items("fc-1", 0, 0, [(b"lost", 0)])
     await store.add_inputs("fc-1", "fu-1", _inputs(0, 1), kind="generator")
     assert await store.items("fc-1", 0, 0, 10) == [] and await store.count_items("fc-1") == {}
@@ -143,7 +128,7 @@ async def test_items_of_generators(store: SqliteStore) -> None:
     assert await store.items("fc-1", 0, 0, 10) == []
 
 
-async def test_expiry(store: SqliteStore) -> None:
+async def test_expiry(store: Store) -> None:
     for call in ("fc-1", "fc-2"):
         await store.add_inputs(call, "fu-1", _inputs(0), expires_at=10.0)
         await store.add_outputs(call, [StoredOutput(0, 0, b"")])
@@ -158,7 +143,7 @@ async def test_expiry(store: SqliteStore) -> None:
     assert [p.call.call_id for p in await _pending(store)] == ["fc-3"]
 
 
-async def test_a_refused_write_does_not_undo_its_neighbours(store: SqliteStore) -> None:
+async def test_a_refused_write_does_not_undo_its_neighbours(store: Store) -> None:
     results = await asyncio.gather(
         store.add_inputs("fc-1", "fu-1", _inputs(0)),
         store.add_inputs("fc-2", "fu-1", [StoredInput(0, None)]),  # type: ignore[arg-type]
@@ -168,10 +153,10 @@ async def test_a_refused_write_does_not_undo_its_neighbours(store: SqliteStore) 
     )
     assert results[::3] == [(), ()]
     assert {p.call.call_id for p in await _pending(store)} >= {"fc-1", "fc-4"}
-    assert isinstance(results[2], OverflowError) and await store.call("fc-3") is None
+    assert isinstance(results[2], StoreError) and await store.call("fc-3") is None
 
 
-async def test_apps_functions_versions(store: SqliteStore) -> None:
+async def test_apps_functions_versions(store: Store) -> None:
     app = AppRecord("ap-1", "shop", "shop", "main", "deployed", 1, 1.0)
     functions = [FunctionRecord(f"fu-{n}", "ap-1", n, "main", 1, {"name": n}, {"ID": n}) for n in ("b", "a")]
     await store.publish(app, VersionRecord("ap-1", 1, 1.0, "0.1", "ann", "v1"), functions)
@@ -188,7 +173,7 @@ async def test_apps_functions_versions(store: SqliteStore) -> None:
     assert await store.functions() == [] and len(await store.functions("ap-1")) == 1
 
 
-async def test_autoscaler_settings_last_until_the_next_publication(store: SqliteStore) -> None:
+async def test_autoscaler_settings_last_until_the_next_publication(store: Store) -> None:
     app = AppRecord("ap-1", "shop", "shop", "main", "deployed", 1, 100.0)
     function = FunctionRecord("fu-1", "ap-1", "f", "main", 1, {"name": "f"}, {"ID": "f"})
     await store.publish(app, None, [function])
@@ -199,7 +184,7 @@ async def test_autoscaler_settings_last_until_the_next_publication(store: Sqlite
     assert await store.functions() == [function]
 
 
-async def test_tokens(store: SqliteStore) -> None:
+async def test_tokens(store: Store) -> None:
     token = TokenRecord("tk-1", hash_secret("s"), ("main",), "ci", 1.0)
     await store.add_token(token)
     assert await store.token("tk-1") == token and await store.tokens() == [token]
@@ -208,41 +193,34 @@ async def test_tokens(store: SqliteStore) -> None:
     assert hash_secret("s") != "s"
 
 
-@pytest.mark.parametrize("content", [b"not a database at all, but long enough for a header" * 99])
-async def test_a_damaged_file_is_one_clear_error(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "store.db").write_bytes(content)
-    with pytest.raises(StoreError, match=r"damaged .*: restore a backup"):
-        await SqliteStore(tmp_path / "store.db").open()
-    assert (tmp_path / "store.db").read_bytes() == content
-
-
-async def test_newer_foreign_and_busy_stores_are_refused(tmp_path: Path) -> None:
-    path = tmp_path / "store.db"
-    store = SqliteStore(path)
-    await store.open()
-    with pytest.raises(StoreError, match="in use by another dispatcher"):
-        await SqliteStore(path).open()
+async def test_variants_come_back_parents_first_with_their_settings(stores: Stores) -> None:
+    store = await stores.open()
+    options = VariantRecord("fu-b", "fu-1", "ap-1", None, {"name": "M.*"}, {"ID": "a-M--1"})
+    sized = VariantRecord("fu-a", "fu-b", "ap-1", b"\x00params")
+    await store.add_variant(options)
+    await store.add_variant(sized)
+    await store.add_variant(options)
+    await store.set_autoscaler("fu-a", {"min_containers": 2})
     await store.close()
-    await store.close()
-    with pytest.raises(StoreError, match="closed"):
-        await store.expire(0)
 
-    database = sqlite3.connect(path)
-    database.execute(f"PRAGMA user_version = {migrations.VERSION + 1}")
-    database.close()
-    with pytest.raises(StoreError, match=r"newer modal-nomad.*upgrade"):
-        await SqliteStore(path).open()
-
-    database = sqlite3.connect(tmp_path / "other.db")
-    database.execute("CREATE TABLE theirs (x)")
-    database.close()
-    with pytest.raises(StoreError, match="another program's database"):
-        await SqliteStore(tmp_path / "other.db").open()
+    again = await stores.open()
+    assert await again.variants() == [
+        options,
+        VariantRecord("fu-a", "fu-b", "ap-1", b"\x00params", autoscaler={"min_containers": 2}),
+    ]
+    await again.remove_variants(["fu-b", "fu-unknown"])
+    assert [v.function_id for v in await again.variants()] == ["fu-a"]
+    await again.close()
 
 
-async def test_closing_finishes_what_was_accepted(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "store.db")
-    await store.open()
+async def test_a_calls_method_is_kept(store: Store) -> None:
+    await store.add_inputs("fc-1", "fu-1", _inputs(0), method="predict")
+    (page,) = await _pending(store)
+    assert page.call.method == "predict"
+
+
+async def test_closing_finishes_what_was_accepted(stores: Stores) -> None:
+    store = await stores.open()
     writes = [asyncio.ensure_future(store.add_inputs("fc-1", "fu-1", _inputs(i))) for i in range(50)]
     await asyncio.sleep(0)
     await store.close()
@@ -253,52 +231,28 @@ async def test_closing_finishes_what_was_accepted(tmp_path: Path) -> None:
     await store.close()
 
 
-async def test_a_full_disk_refuses_every_write_of_a_commit_and_forgets_none_before(
-    store: SqliteStore,
-) -> None:
-    await store.add_inputs("fc-before", "fu-1", _inputs(0))
-    # What SQLite does at this bound is what it does on a full disk.
-    (pages,) = await store._write(lambda db: db.execute("PRAGMA page_count").fetchone())
-    await _bound(store, pages + 4)
-    large = [StoredInput(i, b"x" * 4000) for i in range(50)]
-    results = await asyncio.gather(
-        *(store.add_inputs(f"fc-{i}", "fu-1", large) for i in range(3)), return_exceptions=True
-    )
-    assert all(isinstance(x, StoreError) and "free some disk space" in str(x) for x in results), results
-    assert [page.call.call_id for page in await _pending(store)] == ["fc-before"]
-    await _bound(store, 1 << 30)
-    await store.add_inputs("fc-after", "fu-1", large)
-    assert [page.call.call_id for page in await _pending(store)] == ["fc-before", "fc-after"]
+async def test_graphs_are_read_from_the_top_and_forgotten_with_it(store: Store) -> None:
+    await store.add_inputs("fc-0", "fu-1", _inputs(0, 1))
+    calls = [GraphCall(f"fc-{n}", f"fc-{n - 1}", "in-1", "f", "m") for n in range(1, 5)]
+    await store.add_graph(calls[:2], [GraphInput("fc-1", 0, None, "")])
+    await store.add_graph(calls, [GraphInput("fc-1", 0, 0, "ta-1")])
+    await store.add_outputs("fc-0", [StoredOutput(1, 0, b"", task_id="ta-2")], expires_at=1.0)
+    found, inputs = await store.graph("fc-0", 100)
+    assert found == [GraphCall("fc-0", "", "", "", ""), *calls]
+    assert inputs == [
+        GraphInput("fc-0", 0, None, ""), GraphInput("fc-0", 1, 0, "ta-2"), GraphInput("fc-1", 0, 0, "ta-1")
+    ]  # fmt: skip
+    found, inputs = await store.graph("fc-0", 2)
+    assert [x.call_id for x in found] == ["fc-0", "fc-1"] and len(inputs) == 2
+    assert await store.graph("fc-none", 9) == ([], [])
+    await store.add_outputs("fc-0", [StoredOutput(0, 0, b"")])
+    assert await store.expire(2.0) == ["fc-0"]
+    assert await store.graph("fc-0", 100) == ([], [])
 
 
-async def _bound(store: SqliteStore, pages: int) -> None:
-    # Not by a write: those are inside a transaction already.
-    store._connections[0].execute(f"PRAGMA max_page_count = {pages}")
-
-
-async def test_variants_come_back_parents_first_with_their_settings(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "store.db")
-    await store.open()
-    options = VariantRecord("fu-b", "fu-1", "ap-1", None, {"name": "M.*"}, {"ID": "a-M--1"})
-    sized = VariantRecord("fu-a", "fu-b", "ap-1", b"\x00params")
-    await store.add_variant(options)
-    await store.add_variant(sized)
-    await store.add_variant(options)
-    await store.set_autoscaler("fu-a", {"min_containers": 2})
-    await store.close()
-
-    again = SqliteStore(tmp_path / "store.db")
-    await again.open()
-    assert await again.variants() == [
-        options,
-        VariantRecord("fu-a", "fu-b", "ap-1", b"\x00params", autoscaler={"min_containers": 2}),
-    ]
-    await again.remove_variants(["fu-b", "fu-unknown"])
-    assert [v.function_id for v in await again.variants()] == ["fu-a"]
-    await again.close()
-
-
-async def test_a_calls_method_is_kept(store: SqliteStore) -> None:
-    await store.add_inputs("fc-1", "fu-1", _inputs(0), method="predict")
-    (page,) = await _pending(store)
-    assert page.call.method == "predict"
+async def test_names_sort_as_bytes_do(store: Store) -> None:
+    names = ["B", "_", "a", "ä"]
+    app = AppRecord("ap-1", "shop", "", "main", "ephemeral", 1, 1.0)
+    functions = [FunctionRecord(f"fu-{n}", "ap-1", n, "main", 1, {}, {}) for n in names[::-1]]
+    await store.publish(app, None, functions)
+    assert [f.name for f in await store.functions("ap-1")] == names

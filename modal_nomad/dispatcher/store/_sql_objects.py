@@ -1,19 +1,18 @@
-"""Named objects in a SQLite store."""
+"""Named objects, in SQL."""
 
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from modal_nomad.dispatcher.store._sql import Connection, SqlPart
 from modal_nomad.dispatcher.store.objects import (
     Entry,
     EnvironmentRecord,
     Item,
     Kept,
     ObjectRecord,
-    ObjectStore,
     Ticket,
 )
 
@@ -24,17 +23,13 @@ CONTENTS = ("dict_entries", "queue_items", "volumes", "volume_files", "volume_co
 _OBJECT = "object_id, kind, name, environment, created_at, created_by, owner, detail"
 
 
-class SqliteObjects(ObjectStore):
-    """The part of a SQLite store that holds named objects."""
-
-    _write: Callable[[Callable[[sqlite3.Connection], Any]], Any]
-    _look: Callable[[Callable[[sqlite3.Connection], Any]], Any]
-    _clock: Callable[[], float]
+class SqlObjects(SqlPart):
+    """The part of a store that holds named objects."""
 
     # The registry
 
     async def add_object(self, record: ObjectRecord) -> ObjectRecord:
-        def write(db: sqlite3.Connection) -> ObjectRecord:
+        def write(db: Connection) -> ObjectRecord:
             if record.name is not None:
                 found = _named(db, record.kind, record.name, record.environment)
                 if found is not None:
@@ -54,15 +49,14 @@ class SqliteObjects(ObjectStore):
             )
             return record
 
-        return await self._written(write)
+        return await self._write(write)
 
     async def object(self, object_id: str) -> ObjectRecord | None:
         rows = await self._rows(f"SELECT {_OBJECT} FROM objects WHERE object_id = ?", (object_id,))
         return _object(rows[0]) if rows else None
 
     async def object_named(self, kind: str, name: str, environment: str) -> ObjectRecord | None:
-        found: ObjectRecord | None = await self._look(lambda db: _named(db, kind, name, environment))
-        return found
+        return await self._look(lambda db: _named(db, kind, name, environment))
 
     async def objects(
         self,
@@ -88,7 +82,7 @@ class SqliteObjects(ObjectStore):
         return [_object(row) for row in await self._rows(query, values)]
 
     async def set_object_name(self, object_id: str, name: str) -> bool:
-        def write(db: sqlite3.Connection) -> bool:
+        def write(db: Connection) -> bool:
             row = db.execute(
                 "SELECT kind, environment FROM objects WHERE object_id = ?", (object_id,)
             ).fetchone()
@@ -100,29 +94,24 @@ class SqliteObjects(ObjectStore):
             db.execute("UPDATE objects SET name = ? WHERE object_id = ?", (name, object_id))
             return True
 
-        return await self._written(write)
+        return await self._write(write)
 
     async def set_object_detail(self, object_id: str, detail: Mapping[str, Any]) -> None:
         text = json.dumps(dict(detail))
-        await self._written(
-            lambda db: (
-                db.execute("UPDATE objects SET detail = ? WHERE object_id = ?", (text, object_id)) and None
-            )
-        )
+        await self._execute("UPDATE objects SET detail = ? WHERE object_id = ?", (text, object_id))
 
     async def remove_object(self, object_id: str) -> None:
-        await self._written(lambda db: _remove(db, [object_id]))
+        await self._write(lambda db: _remove(db, [object_id]))
 
     async def kept_answer(self, ticket: Ticket) -> Kept | None:
-        found: Kept | None = await self._look(lambda db: _kept(db, ticket))
-        return found
+        return await self._look(lambda db: _kept(db, ticket))
 
     async def expire_objects(self, now: float, answers_before: float) -> None:
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: Connection) -> None:
             db.execute("DELETE FROM dict_entries WHERE expires_at <= ?", (now,))
             db.execute("DELETE FROM object_answers WHERE at < ?", (answers_before,))
 
-        await self._written(write)
+        await self._write(write)
 
     # Environments
 
@@ -137,7 +126,7 @@ class SqliteObjects(ObjectStore):
         return [EnvironmentRecord(*row) for row in rows]
 
     async def add_environment(self, record: EnvironmentRecord) -> bool:
-        def write(db: sqlite3.Connection) -> bool:
+        def write(db: Connection) -> bool:
             found = db.execute("SELECT 1 FROM environments WHERE name = ?", (record.name,)).fetchone()
             db.execute("DELETE FROM environments WHERE name = ?", (record.name,))
             db.execute(
@@ -146,10 +135,10 @@ class SqliteObjects(ObjectStore):
             )
             return found is None
 
-        return await self._written(write)
+        return await self._write(write)
 
     async def rename_environment(self, old: str, new: str) -> None:
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: Connection) -> None:
             db.execute("UPDATE environments SET name = ? WHERE name = ?", (new, old))
             for table in ("objects", "apps", "functions", "function_ids"):
                 db.execute(f"UPDATE {table} SET environment = ? WHERE environment = ?", (new, old))
@@ -159,15 +148,15 @@ class SqliteObjects(ObjectStore):
                     changed = json.dumps([new if x == old else x for x in names])
                     db.execute("UPDATE tokens SET environments = ? WHERE token_id = ?", (changed, token_id))
 
-        await self._written(write)
+        await self._write(write)
 
     async def remove_environment(self, name: str) -> None:
-        def write(db: sqlite3.Connection) -> None:
+        def write(db: Connection) -> None:
             rows = db.execute("SELECT object_id FROM objects WHERE environment = ?", (name,)).fetchall()
             _remove(db, [row[0] for row in rows])
             db.execute("DELETE FROM environments WHERE name = ?", (name,))
 
-        await self._written(write)
+        await self._write(write)
 
     # Dicts
 
@@ -181,11 +170,12 @@ class SqliteObjects(ObjectStore):
         *,
         only_missing: bool = False,
     ) -> Kept:
-        def write(db: sqlite3.Connection) -> Kept:
+        def write(db: Connection) -> Kept:
             written = 0
             for entry in entries:
                 row = db.execute(
-                    "SELECT position, expires_at FROM dict_entries WHERE object_id = ? AND key = ?",
+                    "SELECT position, expires_at FROM dict_entries"
+                    f" WHERE object_id = ?1 AND {db.dialect.same('key', '?2')}",
                     (object_id, entry.key),
                 ).fetchone()
                 if row is not None and only_missing and row[1] > now:
@@ -207,18 +197,21 @@ class SqliteObjects(ObjectStore):
         return await self._once(ticket, write)
 
     async def dict_get(self, object_id: str, key: bytes, now: float) -> Entry | None:
-        rows = await self._rows(
-            "SELECT key, payload, flags, position FROM dict_entries"
-            " WHERE object_id = ? AND key = ? AND expires_at > ?",
-            (object_id, key, now),
-        )
-        return Entry(*rows[0]) if rows else None
+        def look(db: Connection) -> Entry | None:
+            row = db.execute(
+                "SELECT key, payload, flags, position FROM dict_entries"
+                f" WHERE object_id = ?1 AND {db.dialect.same('key', '?2')} AND expires_at > ?3",
+                (object_id, key, now),
+            ).fetchone()
+            return Entry(*row) if row else None
+
+        return await self._look(look)
 
     async def dict_pop(self, object_id: str, key: bytes, now: float, ticket: Ticket) -> Kept:
-        def write(db: sqlite3.Connection) -> Kept:
+        def write(db: Connection) -> Kept:
             row = db.execute(
                 "SELECT position, payload, flags, expires_at FROM dict_entries"
-                " WHERE object_id = ? AND key = ?",
+                f" WHERE object_id = ?1 AND {db.dialect.same('key', '?2')}",
                 (object_id, key),
             ).fetchone()
             if row is None:
@@ -241,7 +234,7 @@ class SqliteObjects(ObjectStore):
         return [Entry(*row) for row in rows]
 
     async def dict_clear(self, object_id: str, ticket: Ticket) -> Kept:
-        def write(db: sqlite3.Connection) -> Kept:
+        def write(db: Connection) -> Kept:
             db.execute("DELETE FROM dict_entries WHERE object_id = ?", (object_id,))
             return Kept({})
 
@@ -258,23 +251,20 @@ class SqliteObjects(ObjectStore):
         return [Item(*row) for row in rows]
 
     async def queue_payloads(self, object_id: str, numbers: Iterable[int]) -> dict[int, bytes]:
-        wanted = list(numbers)
+        wanted = json.dumps(list(numbers))
 
-        def look(db: sqlite3.Connection) -> dict[int, bytes]:
-            found = {}
-            for number in wanted:
-                row = db.execute(
-                    "SELECT payload FROM queue_items WHERE number = ? AND object_id = ?", (number, object_id)
-                ).fetchone()
-                if row is not None:
-                    found[number] = row[0]
-            return found
+        def look(db: Connection) -> dict[int, bytes]:
+            rows = db.execute(
+                "SELECT number, payload FROM queue_items"
+                f" WHERE {db.dialect.among('number', '?1')} AND object_id = ?2",
+                (wanted, object_id),
+            )
+            return dict(rows.fetchall())
 
-        payloads: dict[int, bytes] = await self._look(look)
-        return payloads
+        return await self._look(look)
 
     async def queue_put(self, object_id: str, items: Sequence[tuple[Item, bytes]], ticket: Ticket) -> Kept:
-        def write(db: sqlite3.Connection) -> Kept:
+        def write(db: Connection) -> Kept:
             db.executemany(
                 "INSERT INTO queue_items (number, object_id, part, payload, expires_at) VALUES (?,?,?,?,?)",
                 [
@@ -287,14 +277,14 @@ class SqliteObjects(ObjectStore):
         return await self._once(ticket, write)
 
     async def queue_take(self, object_id: str, numbers: Collection[int], ticket: Ticket) -> Kept:
-        def write(db: sqlite3.Connection) -> Kept:
+        def write(db: Connection) -> Kept:
             _drop(db, object_id, numbers)
             return Kept({"taken": sorted(numbers)})
 
         return await self._once(ticket, write)
 
     async def queue_drop(self, object_id: str, numbers: Collection[int]) -> None:
-        await self._written(lambda db: _drop(db, object_id, numbers))
+        await self._write(lambda db: _drop(db, object_id, numbers))
 
     async def last_item(self) -> int:
         rows = await self._rows("SELECT coalesce(max(number), 0) FROM queue_items")
@@ -302,18 +292,10 @@ class SqliteObjects(ObjectStore):
 
     # ---
 
-    async def _written(self, operation: Callable[[sqlite3.Connection], T]) -> T:
-        result: T = await self._write(operation)
-        return result
-
-    async def _rows(self, query: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        rows: list[tuple[Any, ...]] = await self._look(lambda db: db.execute(query, parameters).fetchall())
-        return rows
-
-    async def _once(self, ticket: Ticket, operation: Callable[[sqlite3.Connection], Kept]) -> Kept:
+    async def _once(self, ticket: Ticket, operation: Callable[[Connection], Kept]) -> Kept:
         now = self._clock()
 
-        def write(db: sqlite3.Connection) -> Kept:
+        def write(db: Connection) -> Kept:
             found = _kept(db, ticket)
             if found is not None:
                 return found
@@ -327,7 +309,7 @@ class SqliteObjects(ObjectStore):
             )
             return made
 
-        return await self._written(write)
+        return await self._write(write)
 
 
 def _object(row: tuple[Any, ...]) -> ObjectRecord:
@@ -335,7 +317,7 @@ def _object(row: tuple[Any, ...]) -> ObjectRecord:
     return ObjectRecord(object_id, kind, name, environment, created_at, created_by, owner, json.loads(detail))
 
 
-def _named(db: sqlite3.Connection, kind: str, name: str, environment: str) -> ObjectRecord | None:
+def _named(db: Connection, kind: str, name: str, environment: str) -> ObjectRecord | None:
     row = db.execute(
         f"SELECT {_OBJECT} FROM objects WHERE kind = ? AND environment = ? AND name = ?",
         (kind, environment, name),
@@ -343,20 +325,20 @@ def _named(db: sqlite3.Connection, kind: str, name: str, environment: str) -> Ob
     return None if row is None else _object(row)
 
 
-def _kept(db: sqlite3.Connection, ticket: Ticket) -> Kept | None:
+def _kept(db: Connection, ticket: Ticket) -> Kept | None:
     row = db.execute(
         "SELECT value, payload, flags FROM object_answers WHERE client = ? AND number = ?", ticket[:2]
     ).fetchone()
     return None if row is None else Kept(json.loads(row[0]), row[1], row[2])
 
 
-def _remove(db: sqlite3.Connection, object_ids: Sequence[str]) -> None:
+def _remove(db: Connection, object_ids: Sequence[str]) -> None:
     rows = [(x,) for x in object_ids]
     for table in (*CONTENTS, "objects"):
         db.executemany(f"DELETE FROM {table} WHERE object_id = ?", rows)
 
 
-def _drop(db: sqlite3.Connection, object_id: str, numbers: Collection[int]) -> None:
+def _drop(db: Connection, object_id: str, numbers: Collection[int]) -> None:
     db.executemany(
         "DELETE FROM queue_items WHERE number = ? AND object_id = ?", [(x, object_id) for x in numbers]
     )

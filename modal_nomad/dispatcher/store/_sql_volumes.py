@@ -1,21 +1,17 @@
-"""Volumes in a SQLite store."""
+"""Volumes, in SQL."""
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 from modal_nomad.dispatcher.store import _volume_rows as rows
-from modal_nomad.dispatcher.store.volumes import ChangePage, Committed, VolumeStore
+from modal_nomad.dispatcher.store._sql import SqlPart
+from modal_nomad.dispatcher.store.volumes import ChangePage, Committed
 from modal_nomad.wire.volumes.entries import Entry
 
 
-class SqliteVolumes(VolumeStore):
-    """The part of a SQLite store that holds Volumes' trees."""
-
-    _write: Callable[[Callable[[sqlite3.Connection], Any]], Any]
-    _look: Callable[[Callable[[sqlite3.Connection], Any]], Any]
+class SqlVolumes(SqlPart):
+    """The part of a store that holds Volumes' trees."""
 
     async def volume_commit(
         self,
@@ -26,38 +22,25 @@ class SqliteVolumes(VolumeStore):
         rule: str,
         now: float,
     ) -> Committed:
-        found: Committed = await self._write(
-            lambda db: rows.commit(db, object_id, commit_id, entries(), rule, now)
-        )
-        return found
+        return await self._write(lambda db: rows.commit(db, object_id, commit_id, entries(), rule, now))
 
     async def volume_changes(
         self, object_id: str, since: int, after: tuple[int, str] | None, max_rows: int, max_bytes: int
     ) -> ChangePage:
-        found: ChangePage = await self._look(
-            lambda db: rows.changes(db, object_id, since, after, max_rows, max_bytes)
-        )
-        return found
+        return await self._look(lambda db: rows.changes(db, object_id, since, after, max_rows, max_bytes))
 
     async def volume_entry(self, object_id: str, path: str) -> Entry | None:
-        found: Entry | None = await self._look(lambda db: rows.find(db, object_id, path))
-        return found
+        return await self._look(lambda db: rows.find(db, object_id, path))
 
     async def volume_list(
         self, object_id: str, path: str, *, recursive: bool, after: str | None, limit: int
     ) -> list[Entry]:
-        found: list[Entry] = await self._look(
-            lambda db: rows.listing(db, object_id, path, recursive, after, limit)
-        )
-        return found
+        return await self._look(lambda db: rows.listing(db, object_id, path, recursive, after, limit))
 
     async def volume_remove(
         self, object_id: str, commit_id: str, path: str, *, recursive: bool, now: float
     ) -> Committed:
-        found: Committed = await self._write(
-            lambda db: rows.remove(db, object_id, commit_id, path, recursive, now)
-        )
-        return found
+        return await self._write(lambda db: rows.remove(db, object_id, commit_id, path, recursive, now))
 
     async def volume_copy(
         self,
@@ -69,7 +52,6 @@ class SqliteVolumes(VolumeStore):
         recursive: bool,
         now: float,
     ) -> Committed:
-        found: Committed = await self._write(
+        return await self._write(
             lambda db: rows.copy(db, object_id, commit_id, sources, target, recursive, now)
         )
-        return found

@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import sqlite3
-from collections.abc import AsyncIterator
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
-
-from modal_nomad.dispatcher.store import SqliteStore, TokenRecord
+from modal_nomad.dispatcher.store import Store, TokenRecord
 from modal_nomad.dispatcher.store.objects import (
     Entry,
     EnvironmentRecord,
@@ -22,15 +17,7 @@ from modal_nomad.dispatcher.store.objects import (
 RECORD = ObjectRecord("di-1", "dict", "d", "main", 5.0, "me", "", {"x": 1})
 
 
-@pytest.fixture
-async def store(tmp_path: Path) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(tmp_path / "store.db", clock=lambda: 100.0)
-    await store.open()
-    yield store
-    await store.close()
-
-
-async def test_a_name_is_taken_once_in_its_environment(store: SqliteStore) -> None:
+async def test_a_name_is_taken_once_in_its_environment(store: Store) -> None:
     assert await store.add_object(RECORD) == RECORD
     assert await store.add_object(replace(RECORD, object_id="di-2")) == RECORD
     others = [
@@ -49,7 +36,7 @@ async def test_a_name_is_taken_once_in_its_environment(store: SqliteStore) -> No
     assert {x.object_id for x in await store.objects(ephemeral=True)} == {"di-4", "di-5"}
 
 
-async def test_a_rename_takes_no_name_that_is_taken(store: SqliteStore) -> None:
+async def test_a_rename_takes_no_name_that_is_taken(store: Store) -> None:
     await store.add_object(RECORD)
     await store.add_object(replace(RECORD, object_id="di-2", name="e"))
     assert not await store.set_object_name("di-1", "e")
@@ -60,7 +47,7 @@ async def test_a_rename_takes_no_name_that_is_taken(store: SqliteStore) -> None:
 
 
 async def test_entries_expire_by_their_last_write_and_len_counts_them_until_they_are_removed(
-    store: SqliteStore,
+    store: Store,
 ) -> None:
     await store.dict_put("di-1", [Entry(b"a", b"1"), Entry(b"b", b"2")], 50.0, 0.0, Ticket("c", 1))
     await store.dict_put("di-1", [Entry(b"b", b"3")], 70.0, 20.0, Ticket("c", 2))
@@ -76,7 +63,7 @@ async def test_entries_expire_by_their_last_write_and_len_counts_them_until_they
     assert await store.dict_len("di-1") == 0
 
 
-async def test_a_request_is_carried_out_once_and_its_answer_kept_until_it_arrived(store: SqliteStore) -> None:
+async def test_a_request_is_carried_out_once_and_its_answer_kept_until_it_arrived(store: Store) -> None:
     await store.dict_put("di-1", [Entry(b"a", b"1", 1)], 1e9, 0.0, Ticket("c", 1))
     popped = await store.dict_pop("di-1", b"a", 0.0, Ticket("c", 2))
     assert popped == Kept({"found": True}, b"1", 1)
@@ -93,7 +80,7 @@ async def test_a_request_is_carried_out_once_and_its_answer_kept_until_it_arrive
     assert await store.kept_answer(Ticket("c", 3)) is None
 
 
-async def test_blobs_of_entries_and_of_answers_are_in_use(store: SqliteStore) -> None:
+async def test_blobs_of_entries_and_of_answers_are_in_use(store: Store) -> None:
     name = "ab" * 32
     await store.dict_put("di-1", [Entry(b"a", name.encode(), 1), Entry(b"b", b"x")], 1e9, 0.0, Ticket("c", 1))
     assert await store.referenced_blobs() == {name}
@@ -103,7 +90,7 @@ async def test_blobs_of_entries_and_of_answers_are_in_use(store: SqliteStore) ->
     assert await store.referenced_blobs() == set()
 
 
-async def test_items_are_put_and_taken_once(store: SqliteStore) -> None:
+async def test_items_are_put_and_taken_once(store: Store) -> None:
     items = [(Item(n, "p", 1, 50.0), b"%d" % n) for n in (7, 8, 9)]
     await store.queue_put("qu-1", items, Ticket("c", 1))
     await store.queue_put("qu-1", [(Item(7, "p", 1, 50.0), b"again")], Ticket("c", 1))
@@ -118,7 +105,7 @@ async def test_items_are_put_and_taken_once(store: SqliteStore) -> None:
     assert await store.queue_items("qu-1") == [] and await store.last_item() == 0
 
 
-async def test_what_is_in_an_object_goes_with_it(store: SqliteStore, tmp_path: Path) -> None:
+async def test_what_is_in_an_object_goes_with_it(store: Store) -> None:
     for record in (RECORD, replace(RECORD, object_id="qu-1", kind="queue", environment="dev")):
         await store.add_object(record)
     await store.dict_put("di-1", [Entry(b"a", b"1")], 1e9, 0.0, Ticket("c", 1))
@@ -127,12 +114,10 @@ async def test_what_is_in_an_object_goes_with_it(store: SqliteStore, tmp_path: P
     await store.remove_object("di-1")
     await store.remove_environment("dev")
     assert await store.dict_len("di-1") == 0 and await store.queue_items("qu-1") == []
-    with sqlite3.connect(tmp_path / "store.db") as db:
-        assert db.execute("SELECT count(*) FROM objects").fetchone() == (0,)
-    db.close()
+    assert await store.objects() == [] and await store.objects(ephemeral=True) == []
 
 
-async def test_environments_are_what_was_created_and_what_is_used(store: SqliteStore) -> None:
+async def test_environments_are_what_was_created_and_what_is_used(store: Store) -> None:
     assert await store.add_environment(EnvironmentRecord("empty", 1.0, "e"))
     assert not await store.add_environment(EnvironmentRecord("empty", 1.0, "f"))
     await store.add_object(replace(RECORD, environment="used"))
@@ -143,3 +128,17 @@ async def test_environments_are_what_was_created_and_what_is_used(store: SqliteS
     assert [x.name for x in await store.environments()] == ["empty", "renamed"]
     assert (await store.tokens())[0].environments == ("renamed", "more")
     assert await store.object_named("dict", "d", "renamed") is not None
+
+
+async def test_keys_of_any_length_are_found_again(store: Store) -> None:
+    keys = [b"", bytes(range(256)) * 1024, b"\xff" * (256 << 10)]
+    for number, key in enumerate(keys):
+        await store.dict_put("di-1", [Entry(key, b"%d" % number)], 10.0, 0.0, Ticket("c", number))
+        await store.dict_put(
+            "di-1", [Entry(key, b"again")], 10.0, 0.0, Ticket("d", number), only_missing=True
+        )
+    assert [e.payload for e in await store.dict_entries("di-1", 0, 10, 0.0)] == [b"0", b"1", b"2"]
+    found = await store.dict_get("di-1", keys[1], 0.0)
+    assert found is not None and found.key == keys[1]
+    assert (await store.dict_pop("di-1", keys[2], 0.0, Ticket("c", 9))).payload == b"2"
+    assert await store.dict_get("di-1", keys[2], 0.0) is None
