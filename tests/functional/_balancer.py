@@ -1,0 +1,75 @@
+"""What stands before dispatchers that share a store: it sends each connection to the one at work."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+
+from tests.engine_contract._nomad_agent import free_ports
+
+
+async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await reader.read(1 << 16):
+            writer.write(data)
+            await writer.drain()
+    except OSError:
+        pass
+    finally:
+        writer.close()
+
+
+async def healthy(port: int) -> bool:
+    """Tell whether a dispatcher says that it is at work, as a balancer asks."""
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    try:
+        writer.write(b"GET /healthz HTTP/1.1\r\nHost: d\r\nConnection: close\r\n\r\n")
+        return b" 200 " in await reader.readline()
+    except OSError:
+        return False
+    finally:
+        writer.close()
+
+
+@contextlib.contextmanager
+def balancer(backends: Sequence[int]) -> Iterator[int]:
+    """Yield the port on 127.0.0.1 behind which the backends are."""
+    (port,) = free_ports(1)
+    loop = asyncio.new_event_loop()
+    tasks: set[asyncio.Task[None]] = set()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for backend in backends:
+            if await healthy(backend):
+                with contextlib.suppress(OSError):
+                    back = await asyncio.open_connection("127.0.0.1", backend)
+                    for pair in ((reader, back[1]), (back[0], writer)):
+                        task = loop.create_task(_pass(*pair))
+                        tasks.add(task)
+                        task.add_done_callback(tasks.discard)
+                    return
+        writer.close()
+
+    async def run() -> None:
+        async with await asyncio.start_server(serve, "127.0.0.1", port):
+            started.set()
+            await stop.wait()
+        for task in list(tasks):
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    started, stop = threading.Event(), asyncio.Event()
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
+    thread.start()
+    assert started.wait(60)
+    try:
+        yield port
+    finally:
+        loop.call_soon_threadsafe(stop.set)
+        thread.join(60)
+        loop.close()
