@@ -28,8 +28,11 @@ _DIALECT = PostgresqlDialect()
 _SETTINGS = {
     "search_path": SCHEMA,
     "application_name": "modal-nomad",
-    # Short statements, many of them.
+    # Short statements, many of them, each planned once and by its index: also while tables are so small
+    # that reading them whole looks cheaper, for they grow.
     "jit": "off",
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
     "statement_timeout": "0",
     "lock_timeout": "0",
     "idle_in_transaction_session_timeout": "0",

@@ -39,7 +39,7 @@ class Connection(Protocol):
 class Dialect:
     """What SQLite says; other databases override it.
 
-    ``same``, ``one_of``, ``beyond``, ``order`` and ``target`` are for columns of long bytes (keys of Dicts,
+    ``same``, ``each``, ``beyond``, ``order`` and ``target`` are for columns of long bytes (keys of Dicts,
     paths), whose index may have to be one over something shorter.
     """
 
@@ -55,9 +55,9 @@ class Dialect:
         """Return the condition that a column is a parameter."""
         return f"{column} = {value}"
 
-    def one_of(self, column: str, values: Sequence[str]) -> str:
-        """Return the condition that a column is one of some parameters."""
-        return f"{column} IN ({', '.join(values)})"
+    def each(self, columns: str, table: str, where: str, column: str, values: Sequence[str]) -> str:
+        """Return the query for the rows of which a column is one of some parameters."""
+        return f"SELECT {columns} FROM {table} WHERE {where} AND {column} IN ({', '.join(values)})"
 
     def beyond(self, columns: Sequence[str], sign: str, values: Sequence[str]) -> str:
         """Compare columns, of which the last one is long, with parameters."""

@@ -110,11 +110,11 @@ class Change:
         for group in _groups(paths):
             # Filled up to one of few sizes: so there are few statements.
             group += [group[-1]] * (next(x for x in _GROUPS if x >= len(group)) - len(group))
-            condition = self._db.dialect.one_of("path", [f"?{i}" for i in range(2, len(group) + 2)])
-            rows = self._db.execute(
-                f"SELECT {_COLUMNS} FROM volume_files WHERE object_id = ?1 AND {condition} AND kind != 0",
-                (self._object_id, *group),
+            places = [f"?{i}" for i in range(2, len(group) + 2)]
+            query = self._db.dialect.each(
+                _COLUMNS, "volume_files", "object_id = ?1 AND kind != 0", "path", places
             )
+            rows = self._db.execute(query, (self._object_id, *group))
             for row in rows:
                 entry = entry_of(row)
                 self._known[entry.path] = entry
