@@ -19,7 +19,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from tests.engine_contract._nomad_agent import free_ports, wait_until
+from tests._ports import free_ports
+from tests.engine_contract._nomad_agent import wait_until
 
 NO_POSTGRESQL = "no PostgreSQL server here (apt-get install postgresql)"
 PASSWORD = "of/tests"

@@ -7,7 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 
-from tests.engine_contract._nomad_agent import free_ports
+from tests._ports import free_ports
 
 
 async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -19,6 +19,12 @@ async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
         pass
     finally:
         writer.close()
+
+
+async def _close(writer: asyncio.StreamWriter) -> None:
+    writer.transport.abort()
+    with contextlib.suppress(OSError, asyncio.CancelledError):
+        await writer.wait_closed()
 
 
 async def healthy(port: int) -> bool:
@@ -33,7 +39,7 @@ async def healthy(port: int) -> bool:
     except OSError:
         return False
     finally:
-        writer.close()
+        await _close(writer)
 
 
 @contextlib.contextmanager
@@ -41,27 +47,34 @@ def balancer(backends: Sequence[int]) -> Iterator[int]:
     """Yield the port on 127.0.0.1 behind which the backends are."""
     (port,) = free_ports(1)
     loop = asyncio.new_event_loop()
-    tasks: set[asyncio.Task[None]] = set()
+    connections: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        for backend in backends:
-            if await healthy(backend):
-                with contextlib.suppress(OSError):
-                    back = await asyncio.open_connection("127.0.0.1", backend)
-                    for pair in ((reader, back[1]), (back[0], writer)):
-                        task = loop.create_task(_pass(*pair))
-                        tasks.add(task)
-                        task.add_done_callback(tasks.discard)
-                    return
-        writer.close()
+        task = asyncio.current_task()
+        assert task is not None
+        connections.add(task)
+        try:
+            for backend in backends:
+                if await healthy(backend):
+                    with contextlib.suppress(OSError):
+                        back = await asyncio.open_connection("127.0.0.1", backend)
+                        try:
+                            await asyncio.gather(_pass(reader, back[1]), _pass(back[0], writer))
+                        finally:
+                            await _close(back[1])
+                        return
+        finally:
+            connections.discard(task)
+            await _close(writer)
 
     async def run() -> None:
         async with await asyncio.start_server(serve, "127.0.0.1", port):
             started.set()
             await stop.wait()
-        for task in list(tasks):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+            for task in list(connections):
+                task.cancel()
+            await asyncio.gather(*connections, return_exceptions=True)
+            await loop.shutdown_asyncgens()
 
     started, stop = threading.Event(), asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)

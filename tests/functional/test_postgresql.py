@@ -17,8 +17,8 @@ from _balancer import balancer
 from conftest import Live, until
 
 import modal_nomad as modal
+from tests._ports import free_ports
 from tests._postgresql import Postgresql
-from tests.engine_contract._nomad_agent import free_ports
 
 Serve = Callable[..., "subprocess.Popen[str]"]
 LIMIT = 90.0

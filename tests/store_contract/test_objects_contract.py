@@ -13,6 +13,8 @@ from modal_nomad.dispatcher.store.objects import (
     ObjectRecord,
     Ticket,
 )
+from modal_nomad.dispatcher.store.schedules import ScheduleRecord
+from modal_nomad.wire.spec import ScheduleSpec
 
 RECORD = ObjectRecord("di-1", "dict", "d", "main", 5.0, "me", "", {"x": 1})
 
@@ -142,3 +144,13 @@ async def test_keys_of_any_length_are_found_again(store: Store) -> None:
     assert found is not None and found.key == keys[1]
     assert (await store.dict_pop("di-1", keys[2], 0.0, Ticket("c", 9))).payload == b"2"
     assert await store.dict_get("di-1", keys[2], 0.0) is None
+
+
+async def test_schedules_are_followed_until_they_are_removed(store: Store) -> None:
+    first = ScheduleRecord("fu-1", ScheduleSpec(cron="0 * * * *", timezone="UTC"), 1.0, 2.5)
+    await store.put_schedule(first)
+    await store.put_schedule(replace(first, function_id="fu-2"))
+    await store.put_schedule(replace(first, next_at=3.5, last_call="fc-1"))
+    await store.remove_schedule("fu-2")
+    await store.remove_schedule("fu-none")
+    assert await store.schedules() == [replace(first, next_at=3.5, last_call="fc-1")]
