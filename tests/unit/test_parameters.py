@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import modal_nomad as modal
@@ -87,6 +87,7 @@ _VALUES = st.dictionaries(
 )
 
 
+@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(_VALUES)
 def test_equal_values_are_equal_bytes(values: dict[str, Any]) -> None:
     data = parameters.pack(values)
