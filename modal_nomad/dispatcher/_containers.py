@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher._parked import Parked
 from modal_nomad.dispatcher.auth import WorkerTokens
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError, SecretStoreUnavailable
@@ -19,6 +20,7 @@ from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store.base import FunctionRecord
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState, Engine, EngineError
 from modal_nomad.exception import Error, ExecutionError, ImageBuildError, NotFoundError
+from modal_nomad.render.function import SNAPSHOT_META
 from modal_nomad.wire.ids import new_id
 from modal_nomad.wire.serialization import pack_exception
 from modal_nomad.wire.spec import FunctionSpec, content_key
@@ -46,6 +48,7 @@ class FunctionState:
         "namespace",
         "params",
         "parent_id",
+        "snapshot_job",
         "spec",
         "spec_dict",
         "version",
@@ -67,6 +70,15 @@ class FunctionState:
         self.namespace = str(record.job.get("Namespace") or "default")
         self.parent_id: str | None = None
         self.params: bytes | None = None
+        self.snapshot_job = content_key(record.job) if takes_snapshots(record.job) else ""
+
+    @property
+    def snapshot(self) -> str:
+        """The name of the memory snapshot that containers are forked from; empty where there are none."""
+        if not self.snapshot_job:
+            return ""
+        # Whatever of this differs, a fork of the other would be wrong.
+        return content_key([self.function_id, self.version, self.snapshot_job])[:32]
 
     def policy(self) -> ev.FunctionPolicy:
         """Return what the call engine is to know: the specification, with the settings changed since."""
@@ -75,6 +87,12 @@ class FunctionState:
             # Its containers could not construct anything: each set of parameters has a floor of its own.
             changes.update(min_containers=0, buffer_containers=0)
         return dataclasses.replace(ev.FunctionPolicy.from_spec(self.spec, self.version), **changes)
+
+
+def takes_snapshots(job: Mapping[str, Any]) -> bool:
+    """Tell whether containers of a rendered job can be forked from memory snapshots."""
+    block = job.get("ParameterizedJob")
+    return isinstance(block, Mapping) and SNAPSHOT_META in (block.get("MetaOptional") or ())
 
 
 class ContainerInfo:
@@ -126,6 +144,7 @@ class Containers:
         self.infos: dict[str, ContainerInfo] = {}
         self.handle = handle
         self.background = background
+        self.parked = Parked(functions, lambda container_id: self.stop(container_id, force=False))
         self._loop = asyncio.get_running_loop()
 
     def session(self, container_id: str) -> WorkerSession | None:
@@ -163,8 +182,7 @@ class Containers:
                 "MODAL_TASK_ID": container_id,
                 "MODAL_IS_REMOTE": "1",
             }
-            if function.spec.enable_memory_snapshot:
-                env["MODAL_SNAPSHOT"] = self._snapshot(function)
+            env.update(self._snapshot(function))
         try:
             secrets: Mapping[str, str] = {}
             if function.spec.secrets:
@@ -173,7 +191,8 @@ class Containers:
                     # It was given up meanwhile; whoever did that found no lease to end.
                     await self.secrets.ended(container_id)
                     return
-            request = ContainerRequest(container_id, function.job_id, function.namespace, env, secrets)
+            name = function.snapshot if self.engine.name != "local" else ""
+            request = ContainerRequest(container_id, function.job_id, function.namespace, env, secrets, name)
             await self.engine.start_container(request)
         except (EngineError, SecretStoreUnavailable) as error:
             self._ended(container_id, str(error))
@@ -183,11 +202,13 @@ class Containers:
             self.handle(ev.WorkerInitFailed(container_id, pack_exception(told)))
             self._ended(container_id, str(error))
 
-    def _snapshot(self, function: FunctionState) -> str:
-        """Return where the parent process of a Function's containers listens, if there is one."""
-        folder = Path(self.settings.home, "snapshots")
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return str(folder / content_key([function.function_id, function.version])[:24])
+    def _snapshot(self, function: FunctionState) -> dict[str, str]:
+        """Return what says to a local container where its Function's memory snapshot is, or is to be."""
+        # On this machine a snapshot needs no allocation of its own.
+        variables = {"MODAL_SNAPSHOT": "", "MODAL_SNAPSHOT_SECONDS": ""}
+        if function.snapshot:
+            variables["MODAL_SNAPSHOT"] = str(Path(self.settings.home, "snapshots", function.snapshot))
+        return variables
 
     def drain(self, container_id: str) -> None:
         """Ask a container to end after what it runs."""
@@ -217,7 +238,12 @@ class Containers:
 
     def _engine_event(self, event: ContainerEvent) -> None:
         info = self.infos.get(event.container_id)
+        if event.state is ContainerState.PENDING and event.reason and not event.allocation_id:
+            # No node has room for it.
+            self.parked.give_way()
         if info is None:
+            if event.state.ended:
+                self.parked.ended(event.container_id)
             return
         function = info.function
         if event.state.ended:
@@ -283,6 +309,8 @@ class Containers:
         info.session = None
         if session.said_bye:
             self._ended(info.container_id, "drained")
+            if session.parks and not info.ended.is_set():
+                self.parked.add(info)
         elif info.ended.is_set():
             self._ended(info.container_id, info.reason)
         else:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Coroutine, Sequence
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
-from modal_nomad.dispatcher._containers import FunctionState
+from modal_nomad.dispatcher._containers import FunctionState, takes_snapshots
 from modal_nomad.dispatcher._graces import Graces
 from modal_nomad.dispatcher._publication import check_publication
 from modal_nomad.dispatcher._variants import Variants
@@ -126,13 +126,10 @@ class LiveApps:
         return published.result(warnings=self._warnings(published.functions))
 
     def _warnings(self, functions: Sequence[FunctionRecord]) -> list[str]:
-        if self.engine.name == "local":
-            return []
-        # A fork of a process in another allocation would live outside its own one's limits.
         return [
-            f"{f.name}: enable_memory_snapshot has no effect on this engine; every container starts anew"
+            f"{f.name}: enable_memory_snapshot has no effect {_where(f)}; every container starts anew"
             for f in functions
-            if f.spec.get("enable_memory_snapshot")
+            if f.spec.get("enable_memory_snapshot") and not takes_snapshots(f.job)
         ]
 
     async def check_use(self, specs: Sequence[FunctionSpec], environment: str, identity: Identity) -> None:
@@ -218,3 +215,12 @@ class LiveApps:
             await self.engine.stop(state.job_id, namespace=state.namespace, token=token)
         except EngineError as error:
             logger.warning("job %s cannot be stopped: %s", state.job_id, error)
+
+
+def _where(record: FunctionRecord) -> str:
+    """Say what keeps a Function from memory snapshots."""
+    if record.spec.get("volumes"):
+        return "on a Function with Volumes"
+    groups = record.job.get("TaskGroups") or ()
+    drivers = {str(task.get("Driver")) for group in groups for task in group.get("Tasks") or ()}
+    return "here" if drivers == {"raw_exec"} else f"with the task driver {', '.join(drivers)!r}"

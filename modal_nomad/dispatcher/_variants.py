@@ -175,6 +175,8 @@ class Variants:
             )
         )
         state.parent_id = record.parent_id
+        if record.job is None:
+            state.snapshot_job = parent.snapshot_job
         # What has options of its own still has no parameters: those come with what is made from it.
         state.params = record.params
         self._functions[record.function_id] = state

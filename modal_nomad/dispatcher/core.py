@@ -112,7 +112,9 @@ class Dispatcher:
         )
         self.objects = ObjectRegistry(store, settings.client_grace, self.background)
         self.apps = AppRegistry(store, tasks=self.containers.of_app)
-        self.variants = Variants(store, engine, self.functions, self.handle, self.calls.pool, self.background)
+        self.variants = Variants(
+            store, engine, self.functions, self._handle_function, self.calls.pool, self.background
+        )
         self.durable = DurableCalls(store, self.calls, settings.result_days, self.handle)
         self.schedules = Schedules(store, engine, self.functions, self.durable, self.submit_durable)
         self.live_apps = LiveApps(
@@ -125,7 +127,7 @@ class Dispatcher:
             self.objects,
             self.hub,
             settings.client_grace,
-            self.handle,
+            self._handle_function,
             self.background,
         )
         self.items = DurableItems(store, self.durable, self.handle, self.background)
@@ -247,6 +249,11 @@ class Dispatcher:
                 self._tick.cancel()
             self._tick_at = wakeup
             self._tick = self._loop.call_later(max(0.0, wakeup - self._now()), self._ticked)
+
+    def _handle_function(self, event: ev.Event) -> None:
+        """Take what becomes of a Function."""
+        self.handle(event)
+        self.containers.parked.review()
 
     def _ticked(self) -> None:
         self._tick = None

@@ -327,6 +327,7 @@ class Server:
                 dispatcher.handle(ev.WorkerDraining(container_id))
             elif kind == "bye":
                 session.said_bye = True
+                session.parks = header.get("k") == 1
             elif kind == "hb":
                 usage = _usage(header)
                 if usage is not None:

@@ -48,12 +48,14 @@ class WorkerSession(Session):
 
     Attributes:
         of_class: it runs a class, so that inputs must say their method.
+        parks: its allocation stays when the container has ended, for the memory snapshot in it.
     """
 
     def __init__(self, peer: Peer, identity: Identity, container_id: str) -> None:
         super().__init__(peer, identity)
         self.container_id = container_id
         self.said_bye = False
+        self.parks = False
         self.of_class = False
 
 

@@ -40,6 +40,7 @@ class ContainerRequest:
         env: what only the engine can hand over (dispatcher address, credentials). The Nomad engine
             needs none: its allocations know it from the job and their own identity.
         secrets: variables of the Function's Secrets, which win over those of its image; shown nowhere.
+        snapshot: the name of the memory snapshot that it may be forked from, where its job takes one.
     """
 
     container_id: str
@@ -47,6 +48,7 @@ class ContainerRequest:
     namespace: str = "default"
     env: Mapping[str, str] = field(default_factory=dict)
     secrets: Mapping[str, str] = field(default_factory=dict, repr=False)
+    snapshot: str = ""
 
 
 class ContainerState(Enum):

@@ -54,6 +54,7 @@ _log = logging.getLogger(__name__)
 _TOPICS = ("Allocation:*", "Evaluation:*", "Job:*")
 _ENDED_KEPT = 10_000
 _CONTAINER_META = "modal_container"
+_SNAPSHOT_META = "modal_snapshot"
 
 
 @dataclass
@@ -193,12 +194,15 @@ class NomadEngine(Engine):
         pending = ContainerEvent(request.container_id, ContainerState.PENDING)
         container = _Container(pending, request.namespace)
         self._containers[request.container_id] = container
+        meta = {_CONTAINER_META: request.container_id}
+        if request.snapshot:
+            meta[_SNAPSHOT_META] = request.snapshot
         try:
             with _engine_errors():
                 container.child = await self.client.dispatch(
                     request.job_id,
                     namespace=request.namespace,
-                    meta={_CONTAINER_META: request.container_id},
+                    meta=meta,
                     key=request.container_id,
                 )
         except BaseException:

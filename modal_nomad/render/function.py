@@ -13,6 +13,7 @@ from modal_nomad.render.settings import RenderSettings
 from modal_nomad.wire.spec import FunctionSpec, canonical_json
 
 CONTAINER_META = "modal_container"
+SNAPSHOT_META = "modal_snapshot"
 TASK_NAME = "container"
 IDENTITY_NAME = "modal"
 AUDIENCE = "modal-nomad"
@@ -76,7 +77,11 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         "Datacenters": list(spec.region or settings.datacenters),
         "Priority": max(settings.priority, _UNPREEMPTED) if spec.nonpreemptible else settings.priority,
         "Constraints": _constraints(spec),
-        "ParameterizedJob": {"Payload": "forbidden", "MetaRequired": [CONTAINER_META]},
+        "ParameterizedJob": {
+            "Payload": "forbidden",
+            "MetaRequired": [CONTAINER_META],
+            **({"MetaOptional": [SNAPSHOT_META]} if keeps_snapshots(spec, settings) else {}),
+        },
         "Meta": {
             "modal_app": spec.app,
             "modal_function": spec.name,
@@ -87,6 +92,13 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         },
         "TaskGroups": [group],
     }
+
+
+def keeps_snapshots(spec: FunctionSpec, settings: RenderSettings) -> bool:
+    """Say whether containers leave memory snapshots: only processes of the node itself can fork them."""
+    # A Volume's tree is one container's own.
+    wanted = spec.enable_memory_snapshot and not spec.volumes
+    return wanted and settings.driver == "raw_exec" and settings.snapshot_seconds > 0
 
 
 def _constraints(spec: FunctionSpec) -> list[dict[str, str]]:
@@ -120,6 +132,9 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
         ours["MODAL_SECRETS_FILE"] = f"${{NOMAD_SECRETS_DIR}}/{SECRETS_FILE}"
     if shared := nfs_directory(spec, settings):
         ours["MODAL_NFS_DIR"] = shared
+    if keeps_snapshots(spec, settings):
+        ours["MODAL_SNAPSHOT"] = f"${{NOMAD_META_{SNAPSHOT_META}}}"
+        ours["MODAL_SNAPSHOT_SECONDS"] = f"{settings.snapshot_seconds:g}"
     if spec.image.layers or spec.image.python:
         ours["MODAL_IMAGE"] = _image(spec)
     return {**spec.image.env, **spec.env, **ours}

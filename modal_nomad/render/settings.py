@@ -31,6 +31,7 @@ class RenderSettings:
         default_cpu: MHz when a Function asks for none.
         default_memory: MiB when a Function asks for none.
         kill_timeout: seconds between SIGTERM and SIGKILL.
+        snapshot_seconds: how long an allocation stays for a memory snapshot that nobody asks; 0 for none.
         ephemeral_disk: MiB when a Function asks for none.
         log_files: rotated log files kept per stream.
         log_file_size: MiB of one log file.
@@ -58,6 +59,7 @@ class RenderSettings:
     default_cpu: int = 100
     default_memory: int = 256
     kill_timeout: float = 30.0
+    snapshot_seconds: float = 600.0
     ephemeral_disk: int = 300
     log_files: int = 5
     log_file_size: int = 10

@@ -35,7 +35,7 @@ def main() -> int:
     import sys
 
     if os.environ.get("MODAL_SNAPSHOT"):
-        from ._snapshot import restore
+        from ._stand_in import restore
 
         code = restore(os.environ["MODAL_SNAPSHOT"])
         if code is not None:
@@ -53,4 +53,8 @@ def main() -> int:
             "not by hand\n"
         )
         return 2
-    return Runner(settings, version).run()
+    runner = Runner(settings, version)
+    code = runner.run()
+    if runner.parks:
+        runner.park()
+    return code

@@ -2,13 +2,14 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 import time
 from collections import deque
 from contextlib import suppress
 from itertools import repeat
-from typing import Any, Callable, Deque, Dict, List, Optional, Set, Tuple
+from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Set, Tuple
 
 from ..exception import FunctionTimeoutError
 from ..wire import frames
@@ -19,7 +20,7 @@ from ._loader import load_function, place_files, prepare
 from ._obstacles import descriptors
 from ._outbox import Outbox, Values, Work, pack, stopped
 from ._session import FIRST_HEARTBEAT, HEARTBEAT, Gone, Refused, Session, Settings
-from ._snapshot import keep
+from ._snapshot import IDLE_SECONDS, keep, park, waits
 from ._turn import Turn
 
 EXIT_FAILED = 1
@@ -28,19 +29,39 @@ EXIT_STUCK = 124
 _CANCEL_WITHIN = 0.05
 
 
+class Held(NamedTuple):
+    """What a memory snapshot holds: a function or a Service; whose, and whether its files are in place."""
+
+    found: Any
+    function_id: str
+    version: str
+    params: Optional[bytes]
+    placed: bool = True
+
+    def fits(self, spec: FunctionSpec, welcome: Dict[str, Any]) -> bool:
+        """Tell whether a container that is welcomed so may be a fork of it."""
+        theirs = (welcome["function_id"], spec.version_key, welcome["params"])
+        return theirs == (self.function_id, self.version, self.params)
+
+
 class Runner:
     """One container. ``run`` is called once, on the main thread, and returns the exit code.
 
     Args:
         settings: what the engine says.
         version: of this package.
-        held: the function or the Service that a memory snapshot holds, where this was forked from one.
+        held: what the memory snapshot holds, where this was forked from one.
+
+    Attributes:
+        parks: its allocation goes on, for the memory snapshot in it.
     """
 
-    def __init__(self, settings: Settings, version: str, held: Any = None) -> None:
+    def __init__(self, settings: Settings, version: str, held: Optional[Held] = None) -> None:
+        self.parks = False
         self._settings = settings
         self._version = version
         self._snapshot = held
+        self._link: Optional[socket.socket] = None
         self._session = Session(settings, version)
         self._values = Values(
             lambda name: settings.blobs().get(name),
@@ -69,6 +90,11 @@ class Runner:
             sys.stderr.write(f"modal-nomad worker: {error}\n")
             return EXIT_FAILED
         self._spec = spec = FunctionSpec.from_dict(welcome["spec"])
+        held = self._snapshot
+        if held is not None and not held.fits(spec, welcome):
+            sys.stderr.write("modal-nomad worker: the memory snapshot is of another Function or version\n")
+            self._session.close()
+            return EXIT_FAILED
         # By which the SDK finds the other Functions of this App, whichever engine started us.
         os.environ["MODAL_APP_ID"] = str(welcome.get("app_id", ""))
         try:
@@ -76,7 +102,7 @@ class Runner:
                 from ._volumes import Volumes
 
                 self._volumes = Volumes(spec.volumes, self._settings)
-            if self._snapshot is None:
+            if held is None or not held.placed:
                 place_files(spec, self._values.fetch_name, *self._shown(spec))
         except Exception as error:
             self._init_failed(error)
@@ -108,7 +134,7 @@ class Runner:
             prepare(spec, settings.code_dir, settings.runtime_dir)
             if self._volumes is not None:
                 self._volumes.fill()
-            found: Any = self._snapshot
+            found: Any = self._snapshot.found if self._snapshot is not None else None
             if found is None:
                 ours = descriptors() if self._keeps(spec) else set()
                 found = load_function(spec, settings.code_dir, self._values.fetch_name)
@@ -118,7 +144,7 @@ class Runner:
                     found = Service(found, spec, welcome["function_id"], welcome["params"])
                     found.begin()
                 if self._keeps(spec):
-                    self._keep(found, ours)
+                    self._keep(found, welcome, ours)
             if spec.is_class:
                 found.enter()
                 self._service = found
@@ -144,18 +170,32 @@ class Runner:
         # The view of the file system comes with a snapshot, and a Volume's tree is one container's own.
         return spec.enable_memory_snapshot and not spec.volumes and bool(self._settings.snapshot)
 
-    def _keep(self, found: Any, ours: Set[int]) -> None:
+    def _keep(self, found: Any, welcome: Dict[str, Any], ours: Set[int]) -> None:
         """Leave what has been loaded to the containers that start later."""
         from ._service import Service
 
         if isinstance(found, Service):
             found.lifecycle.settle()
         self._sync()
-        keep(
+        version = self._spec.version_key if self._spec is not None else ""
+        held = Held(found, welcome["function_id"], version, welcome["params"])
+
+        def run(moved: bool) -> int:
+            if os.environ.get("MODAL_SECRETS_FILE"):
+                from ._secrets import take_own
+
+                take_own()
+            later = held._replace(placed=not moved)
+            return Runner(Settings(os.environ), self._version, held=later).run()
+
+        seconds = self._settings.snapshot_seconds
+        self._link = keep(
             self._settings.snapshot,
             ours,
             self._session.let_go,
-            lambda: Runner(Settings(os.environ), self._version, held=found).run(),
+            run,
+            idle=seconds or IDLE_SECONDS,
+            within=seconds > 0,
         )
 
     def _init_failed(self, error: BaseException) -> None:
@@ -252,9 +292,19 @@ class Runner:
             self._capture.close()
         self._closing = True
         if code == 0:
-            session.send({"t": "bye"})
+            self.parks = self._link is not None and not self._ending.told and waits(self._link)
+            session.send({"t": "bye", "k": 1} if self.parks else {"t": "bye"})
         session.close()
         return code
+
+    def park(self) -> None:
+        """Leave this process to whom keeps the allocation for its memory snapshot. Does not return."""
+        for thread in threading.enumerate():
+            # As at the end of any program.
+            if not thread.daemon and thread is not threading.main_thread():
+                thread.join()
+        if self._link is not None:
+            park(self._link)
 
     def _sync(self) -> None:
         if self._capture is not None:

@@ -46,6 +46,8 @@ class Settings:
         self.code_dir = environ.get("MODAL_CODE_DIR")
         self.runtime_dir = environ.get("MODAL_RUNTIME_DIR")
         self.snapshot = environ.get("MODAL_SNAPSHOT", "")
+        # Said where a snapshot lives in an allocation, and this long without being asked.
+        self.snapshot_seconds = float(environ.get("MODAL_SNAPSHOT_SECONDS") or 0)
         self.grace = float(environ.get("MODAL_KILL_TIMEOUT") or DEFAULT_GRACE)
         self._token = environ.get("MODAL_WORKER_TOKEN", "")
         self.secret_leases = json.loads(environ.get("MODAL_SECRET_LEASES") or "[]")

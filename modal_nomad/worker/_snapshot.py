@@ -1,42 +1,55 @@
 """Memory snapshots: a parent process holds what a container has loaded, and forks later ones from it.
 
 The first container of a version forks the parent after its imports and snapshot hooks (``keep``). A later
-one asks the parent for a fork that takes over its descriptors, environment and limits (``restore``), and
-then only stands for it: it passes signals on and ends as the fork ends. When it is killed, so is the fork.
+one is started as any other, asks the parent for a fork that takes its place (``_stand_in``) and from then on
+only stands for it.
 """
 
 import fcntl
 import gc
-import json
 import os
 import select
 import signal
 import socket
-import struct
 import sys
 import time
 import warnings
 from contextlib import suppress
 from typing import Any, Callable, Dict, List, Optional, Set
 
+from . import _fork
 from ._obstacles import obstacles
+from ._stand_in import PATIENCE, address, hear, open_folder, peer, say
 
 IDLE_SECONDS = 600.0
 """A parent that nobody asked for a container in this time ends."""
 _LOOK_EVERY = 1.0
-_PATIENCE = 10.0
-_PASSED_ON = (signal.SIGTERM, signal.SIGINT)
-_PR_SET_PDEATHSIG = 1
+_LOCK = "all.lock"
+_PARKED = b"p"
 
 
-def keep(path: str, ours: Set[int], let_go: Callable[[], None], run: Callable[[], int]) -> None:
+def keep(
+    path: str,
+    ours: Set[int],
+    let_go: Callable[[], None],
+    run: Callable[[bool], int],
+    *,
+    idle: float = IDLE_SECONDS,
+    within: bool = False,
+) -> Optional[socket.socket]:
     """Leave a parent behind that forks containers from the present state, unless there is one.
 
     Args:
         path: of the parent's socket.
         ours: descriptors of this container, which the parent closes.
         let_go: detaches, in the parent, the objects that own such descriptors.
-        run: is a container, in a fork of the parent; gives its exit code.
+        run: is a container, in a fork of the parent; gives its exit code. It is told whether the fork has
+            left the parent's view of the file system.
+        idle: seconds without a request after which the parent ends.
+        within: the parent lives in this container's allocation, and ends with it.
+
+    Returns:
+        With ``within``, what ``park`` and ``waits`` take, when a parent was left.
     """
     found = obstacles(ours)
     if found:
@@ -44,160 +57,222 @@ def keep(path: str, ours: Set[int], let_go: Callable[[], None], run: Callable[[]
             f"modal-nomad worker: no memory snapshot is kept, because {' and '.join(found)} after the import "
             "and the enter(snap=True) hooks; containers start anew: move that to an enter(snap=False) hook\n"
         )
-        return
+        return None
     try:
-        lock = os.open(path + ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-    except OSError:
-        return
+        os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+        folder = open_folder(os.path.dirname(path))
+        lock = os.open(_LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    except OSError as error:
+        sys.stderr.write(f"modal-nomad worker: no memory snapshot is kept: {error}\n")
+        return None
+    # Until the parent listens: nobody else leaves another one meanwhile.
+    fcntl.flock(lock, fcntl.LOCK_EX)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+        if _listens(folder, os.path.basename(path)):
+            return None
+        return _leave(path, folder, {*ours, lock}, let_go, run, idle, within)
+    finally:
+        # In so many words: the parent has this descriptor as well.
+        fcntl.flock(lock, fcntl.LOCK_UN)
         os.close(lock)
-        return
+        os.close(folder)
+
+
+def _listens(folder: int, name: str) -> bool:
+    """Tell whether there is a parent of this name; remove the sockets of those that are gone."""
+    listens = False
+    for found in os.listdir(folder):
+        if found == _LOCK:
+            continue
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.settimeout(PATIENCE)
+            try:
+                probe.connect(address(folder, found))
+                listens = listens or found == name
+            except ConnectionRefusedError:
+                with suppress(OSError):
+                    os.unlink(found, dir_fd=folder)
+            except OSError:
+                pass
+    return listens
+
+
+def _leave(
+    path: str,
+    folder: int,
+    ours: Set[int],
+    let_go: Callable[[], None],
+    run: Callable[[bool], int],
+    idle: float,
+    within: bool,
+) -> Optional[socket.socket]:
     starter = os.getppid()
+    link, theirs = socket.socketpair()
+    ready, said = os.pipe()
     with warnings.catch_warnings():
         # Our own two threads are not needed in the parent, and hold nothing that it needs.
         warnings.simplefilter("ignore", DeprecationWarning)
         middle = os.fork()
     if middle:
-        os.close(lock)
+        theirs.close()
+        os.close(said)
         os.waitpid(middle, 0)
-        return
+        listens = bool(os.read(ready, 1))
+        os.close(ready)
+        if within and listens:
+            return link
+        link.close()
+        return None
     try:
         # A grandchild, so that user code which waits for its children meets no stranger.
         if os.fork() == 0:
             let_go()
-            for descriptor in ours - {0, 1, 2, lock}:
+            link.close()
+            os.close(ready)
+            for descriptor in ours - {0, 1, 2}:
                 with suppress(OSError):
                     os.close(descriptor)
-            _Parent(path, starter, run).serve()
+            if not within:
+                theirs.close()
+            parent = _Parent(path, folder, run, idle, theirs if within else None, starter)
+            parent.listen()
+            os.write(said, b"!")
+            os.close(said)
+            parent.serve()
     finally:
         os._exit(0)
+
+
+def waits(link: socket.socket) -> bool:
+    """Tell whether the parent that a container has left still lives."""
+    try:
+        return bool(link.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+
+
+def park(link: socket.socket) -> None:
+    """End a container and keep its allocation, which the parent lives in, until the parent ends.
+
+    This process becomes one that does nothing else, so that the container's memory is free.
+    """
+    sys.stderr.write(
+        "modal-nomad worker: the container has ended; its memory snapshot waits for later containers\n"
+    )
+    sys.stderr.flush()
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_DFL)
+    link.send(_PARKED)
+    link.set_inheritable(True)
+    program = os.path.join(os.path.dirname(os.path.abspath(__file__)), "_parked.py")
+    os.execv(sys.executable, [sys.executable, "-I", "-S", program, str(link.fileno())])
 
 
 class _Parent:
     """Forks containers on request; single-threaded, as the fork of a process with threads is."""
 
-    def __init__(self, path: str, starter: int, run: Callable[[], int]) -> None:
-        self.path = path
-        self.starter = starter
+    def __init__(
+        self,
+        path: str,
+        folder: int,
+        run: Callable[[bool], int],
+        idle: float,
+        link: Optional[socket.socket],
+        starter: int,
+    ) -> None:
+        self.name = os.path.basename(path)
+        self.folder = folder
         self.run = run
-        self.pid = os.getpid()
+        self.idle = idle
+        self.link = link
+        self.starter = starter
         self.children: Dict[int, socket.socket] = {}
 
-    def serve(self) -> None:
-        """Serve until nobody asks any more, or the engine that started all this is gone."""
+    def listen(self) -> None:
+        """Take requests from now on; they are answered by ``serve``."""
         os.setsid()
         null = os.open(os.devnull, os.O_RDWR)
         for descriptor in (0, 1, 2):
             os.dup2(null, descriptor)
         os.close(null)
-        wake_read, self.wake_write = os.pipe()
-        for end in (wake_read, self.wake_write):
+        self.wake_read, self.wake_write = os.pipe()
+        for end in (self.wake_read, self.wake_write):
             os.set_blocking(end, False)
-        self.wake_read = wake_read
         signal.set_wakeup_fd(self.wake_write, warn_on_full_buffer=False)
         signal.signal(signal.SIGCHLD, lambda number, frame: None)
-        for number in _PASSED_ON:
+        for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_DFL)
+        gc.collect()
+        gc.freeze()
         self.listener = socket.socket(socket.AF_UNIX)
-        fresh = self.path + ".new"
+        fresh = self.name + ".new"
         with suppress(FileNotFoundError):
-            os.unlink(fresh)
+            os.unlink(fresh, dir_fd=self.folder)
         mask = os.umask(0o177)
-        self.listener.bind(fresh)
+        self.listener.bind(address(self.folder, fresh))
         os.umask(mask)
         self.listener.listen(128)
         # Whoever finds it may connect at once.
-        os.replace(fresh, self.path)
-        gc.collect()
-        gc.freeze()
-        asked = time.monotonic()
-        while self.children or time.monotonic() - asked < IDLE_SECONDS:
-            sources: List[Any] = [self.listener, wake_read, *self.children.values()]
-            ready = select.select(sources, [], [], _LOOK_EVERY)[0]
-            if wake_read in ready:
-                with suppress(BlockingIOError):
-                    os.read(wake_read, 4096)
-            for pid, connection in list(self.children.items()):
-                if connection in ready:
-                    self._pass_on(pid, connection)
-            self._reap()
-            if self.listener in ready:
-                asked = time.monotonic()
-                self._fork(self.listener.accept()[0])
-            if not _lives(self.starter):
-                break
-        with suppress(OSError):
-            os.unlink(self.path)
-        for pid in self.children:
-            _kill_group(pid)
+        os.replace(fresh, self.name, src_dir_fd=self.folder, dst_dir_fd=self.folder)
 
-    def _fork(self, connection: socket.socket) -> None:
-        connection.settimeout(_PATIENCE)
+    def serve(self) -> None:
+        """Serve until nobody asks any more, or what all this belongs to is gone."""
+        asked = time.monotonic()
+        # As long as its first container works, a parent within its allocation costs nothing more.
+        busy = self.link is not None
+        while busy or self.children or time.monotonic() - asked < self.idle:
+            sources: List[Any] = [self.listener, self.wake_read, *([self.link] if self.link else [])]
+            ready = select.select(sources, [], [], min(_LOOK_EVERY, self.idle))[0]
+            if self.wake_read in ready:
+                with suppress(BlockingIOError):
+                    os.read(self.wake_read, 4096)
+            self._reap()
+            if self.link is not None and self.link in ready:
+                with suppress(OSError):
+                    if self.link.recv(1) != _PARKED:
+                        break
+                busy = False
+                asked = time.monotonic()
+            if self.listener in ready and self._asked(self.listener.accept()[0]):
+                asked = time.monotonic()
+            if self.link is None and not _lives(self.starter):
+                break
+        # Its containers live on: they have allocations of their own.
+        with suppress(OSError):
+            os.unlink(self.name, dir_fd=self.folder)
+
+    def _asked(self, connection: socket.socket) -> bool:
+        connection.settimeout(PATIENCE)
         try:
-            data, fds, _, _ = socket.recv_fds(connection, 4, 3)
-            size = struct.unpack("!I", data)[0] if len(data) == 4 else 0
-            message = _exactly(connection, size)
-        except OSError:
-            message, fds = b"", []
-        if not message or len(fds) != 3:
+            pid, user = peer(connection)
+            message, fds = hear(connection)
+        except (OSError, ValueError):
+            message, fds = None, []
+        if message is None or len(fds) != 4 or user != os.geteuid():
             for descriptor in fds:
                 os.close(descriptor)
             connection.close()
-            return
-        pid = os.fork()
-        if pid == 0:
-            self._become(json.loads(message), list(fds), connection)
-        for descriptor in fds:
-            os.close(descriptor)
-        self.children[pid] = connection
-        with suppress(OSError):
-            _say(connection, {"pid": pid})
-
-    def _become(self, message: Dict[str, Any], fds: List[int], connection: socket.socket) -> None:
-        code = 1
-        try:
-            os.setsid()
-            _die_with(self.pid)
+            return False
+        child = os.fork()
+        if child == 0:
+            self.listener.close()
+            for other in self.children.values():
+                other.close()
+            for descriptor in (self.wake_read, self.wake_write, self.folder):
+                os.close(descriptor)
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            for other in (self.listener, connection, *self.children.values()):
-                other.close()
-            os.close(self.wake_read)
-            os.close(self.wake_write)
-            for descriptor, target in zip(fds, (0, 1, 2)):  # noqa: B905 (not on 3.9)
-                os.dup2(descriptor, target)
-                os.close(descriptor)
-            os.environ.clear()
-            os.environ.update(message["env"])
-            os.chdir(message["cwd"])
-            _apply_limits(message)
-            numpy_random = sys.modules.get("numpy.random")
-            if numpy_random is not None:
-                # Python reseeds its own generator in a fork; numpy's would repeat the others' numbers.
-                numpy_random.seed()
-            code = self.run()
-        except BaseException:
-            import traceback
-
-            traceback.print_exc()
-        finally:
-            for stream in (sys.stdout, sys.stderr):
-                with suppress(OSError, ValueError):
-                    stream.flush()
-            os._exit(code)
-
-    def _pass_on(self, pid: int, connection: socket.socket) -> None:
-        try:
-            numbers = connection.recv(64)
-        except OSError:
-            numbers = b""
-        if not numbers:
-            _kill_group(pid)
-        for number in numbers:
-            with suppress(ProcessLookupError):
-                os.kill(pid, number)
+            apart = self.link is not None
+            if self.link is not None:
+                self.link.close()
+            _fork.become(connection, pid, message, fds, self.run, apart=apart)
+        for descriptor in fds:
+            os.close(descriptor)
+        self.children[child] = connection
+        return True
 
     def _reap(self) -> None:
         for pid, connection in list(self.children.items()):
@@ -205,95 +280,16 @@ class _Parent:
             if not done:
                 continue
             del self.children[pid]
-            _kill_group(pid)
-            ended = os.WIFEXITED(status)
             with suppress(OSError):
-                _say(
-                    connection,
-                    {
-                        "code": os.WEXITSTATUS(status) if ended else None,
-                        "signal": None if ended else os.WTERMSIG(status),
-                    },
-                )
+                os.killpg(pid, signal.SIGKILL)
+            ended = os.WIFEXITED(status)
+            message: Dict[str, Any] = {
+                "code": os.WEXITSTATUS(status) if ended else None,
+                "signal": None if ended else os.WTERMSIG(status),
+            }
+            with suppress(OSError):
+                say(connection, message)
             connection.close()
-
-
-def restore(path: str) -> Optional[int]:
-    """Be a container forked from the parent behind ``path``; None when there is none that forks one.
-
-    Returns:
-        The exit code. A fork that a signal ended ends this process by the same signal.
-    """
-    connection = socket.socket(socket.AF_UNIX)
-    connection.settimeout(_PATIENCE)
-    message = {"env": dict(os.environ), "cwd": os.getcwd(), **_limits()}
-    data = json.dumps(message).encode()
-    try:
-        connection.connect(path)
-        socket.send_fds(connection, [struct.pack("!I", len(data))], [0, 1, 2])
-        connection.sendall(data)
-        if _hear(connection) is None:
-            return None
-    except OSError:
-        return None
-    connection.settimeout(None)
-    for number in _PASSED_ON:
-        signal.signal(number, lambda number, frame: connection.send(bytes([number])))
-    try:
-        end = _hear(connection)
-    except OSError:
-        end = None
-    if end is None:
-        sys.stderr.write("modal-nomad worker: the process that this container was forked from is gone\n")
-        return 1
-    if end["signal"] is not None:
-        signal.signal(end["signal"], signal.SIG_DFL) if end["signal"] != signal.SIGKILL else None
-        os.kill(os.getpid(), end["signal"])
-    return int(end["code"] or 0)
-
-
-def _say(connection: socket.socket, message: Dict[str, Any]) -> None:
-    data = json.dumps(message).encode()
-    connection.sendall(struct.pack("!I", len(data)) + data)
-
-
-def _hear(connection: socket.socket) -> Optional[Dict[str, Any]]:
-    size = _exactly(connection, 4)
-    if not size:
-        return None
-    data = _exactly(connection, struct.unpack("!I", size)[0])
-    message: Optional[Dict[str, Any]] = json.loads(data) if data else None
-    return message
-
-
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    data = b""
-    while len(data) < size:
-        piece = connection.recv(size - len(data))
-        if not piece:
-            return b""
-        data += piece
-    return data
-
-
-def _limits() -> Dict[str, Any]:
-    import resource
-
-    kinds = [x for x in ("RLIMIT_DATA", "RLIMIT_AS") if hasattr(resource, x)]
-    limits = {x: resource.getrlimit(getattr(resource, x)) for x in kinds}
-    cpus = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    return {"limits": limits, "cpus": cpus}
-
-
-def _apply_limits(message: Dict[str, Any]) -> None:
-    import resource
-
-    for name, (soft, hard) in message["limits"].items():
-        with suppress(OSError, ValueError):
-            resource.setrlimit(getattr(resource, name), (soft, hard))
-    if message["cpus"]:
-        with suppress(OSError):
-            os.sched_setaffinity(0, message["cpus"])
 
 
 def _lives(pid: int) -> bool:
@@ -304,17 +300,3 @@ def _lives(pid: int) -> bool:
     except PermissionError:
         return True
     return True
-
-
-def _kill_group(pid: int) -> None:
-    with suppress(OSError):
-        os.killpg(pid, signal.SIGKILL)
-
-
-def _die_with(parent: int) -> None:
-    with suppress(ImportError, OSError, AttributeError):
-        import ctypes
-
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
-    if os.getppid() != parent:
-        os._exit(1)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.engine_contract._nomad_agent import wait_until
-from tests.stack._dispatcher import dispatcher, get, modal_nomad, put
+from tests.stack._dispatcher import dispatcher, get, put
 
 FILE = """
 import atexit, os, pathlib, time
@@ -113,13 +113,3 @@ def test_a_drained_nodes_input_runs_again_when_there_is_a_place(nomad_address: s
         run.until(lambda: len(run.allocations("began")) == 2)
         (run.marks / "go").touch()
         assert run.answer() != first
-
-
-def test_a_memory_snapshot_has_no_effect_and_that_is_said(nomad_address: str, tmp_path: Path) -> None:
-    file = FILE.replace("@app.function(", "@app.function(enable_memory_snapshot=True, ")
-    with dispatcher(tmp_path, {"address": nomad_address}, auth="none") as url:
-        done = modal_nomad(tmp_path, url, "deploy", "app.py", file=file)
-        assert done.returncode == 0, done.stderr
-        said = " ".join((done.stdout + done.stderr).split())
-        assert "held: enable_memory_snapshot has no effect on this engine" in said
-        modal_nomad(tmp_path, url, "app", "stop", "busy")
