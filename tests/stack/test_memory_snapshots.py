@@ -1,4 +1,4 @@
-"""Containers on Nomad that are forked from a memory snapshot in another allocation, and how each of them ends."""
+"""Containers on Nomad, forked from a memory snapshot in another allocation, and how each of them ends."""
 
 from __future__ import annotations
 

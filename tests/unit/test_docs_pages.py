@@ -68,6 +68,7 @@ def test_every_setting_and_variable_is_said() -> None:
         "MODAL_SECRETS_FILE",
         "MODAL_SECRET_LEASES",
         "MODAL_SNAPSHOT",
+        "MODAL_SNAPSHOT_SECONDS",
         "MODAL_CODE_DIR",
         "MODAL_IMAGE",
         "MODAL_IMAGE_DEFINITION",
