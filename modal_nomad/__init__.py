@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._output import enable_output
     from ._parameters import parameter
     from ._partial_function import batched, build, concurrent, enter, exit, method
+    from ._web_decorators import asgi_app, fastapi_endpoint, web_endpoint, web_server, wsgi_app
     from .app import App
     from .client import Client
     from .cls import Cls
@@ -56,6 +57,7 @@ __all__ = [
     "Retries",
     "Secret",
     "Volume",
+    "asgi_app",
     "batched",
     "build",
     "concurrent",
@@ -65,10 +67,14 @@ __all__ = [
     "enable_output",
     "enter",
     "exit",
+    "fastapi_endpoint",
     "gather",
     "is_local",
     "method",
     "parameter",
+    "web_endpoint",
+    "web_server",
+    "wsgi_app",
 ]
 
 # Where each name is; loaded when first asked for, so that a container pays for what it uses.
@@ -91,6 +97,7 @@ _PLACES = {
     "Retries": "retries",
     "Secret": "secret",
     "Volume": "volume",
+    "asgi_app": "_web_decorators",
     "batched": "_partial_function",
     "build": "_partial_function",
     "concurrent": "_partial_function",
@@ -99,10 +106,14 @@ _PLACES = {
     "enable_output": "_output",
     "enter": "_partial_function",
     "exit": "_partial_function",
+    "fastapi_endpoint": "_web_decorators",
     "gather": "functions",
     "is_local": "_execution_context",
     "method": "_partial_function",
     "parameter": "_parameters",
+    "web_endpoint": "_web_decorators",
+    "web_server": "_web_decorators",
+    "wsgi_app": "_web_decorators",
 }
 _SUBMODULES = frozenset(
     {

@@ -15,6 +15,7 @@ from ._partial_function import (
     METHOD,
     OBJECT_KEY,
     SNAP,
+    WEB,
     PartialFunction,
     check_batched_function,
     positional_count,
@@ -104,6 +105,7 @@ def method_spec(partial: PartialFunction) -> MethodSpec:
     return MethodSpec(
         is_generator=yields if said is None else said,
         is_async=inspect.iscoroutinefunction(inner) or inspect.isasyncgenfunction(inner),
+        web=partial.settings.web,
     )
 
 
@@ -123,7 +125,7 @@ def class_info(user_cls: Any) -> ClassInfo:
     methods = {
         key: partial
         for key, partial in partials.items()
-        if METHOD in partial.roles or (not partial.roles and partial.settings.batch_max_size)
+        if partial.roles & {METHOD, WEB} or (not partial.roles and partial.settings.batch_max_size)
     }
     for key, partial in partials.items():
         if not partial.roles and key not in methods:
@@ -149,6 +151,12 @@ def class_info(user_cls: Any) -> ClassInfo:
     needs = any(p.default is None for p in parameters)
     if own_init:
         needs = positional_count(user_cls.__init__) > 1
+    served = [key for key, partial in methods.items() if WEB in partial.roles]
+    if served and needs:
+        raise InvalidError(
+            f"{name}.{served[0]} is served on the web, where nobody gives {name} its parameters: give each a "
+            "default"
+        )
     return ClassInfo(user_cls, methods, hooks, parameters, own_init, needs)
 
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from ._partial_function import PartialFunction
     from .client import Client
     from .cls import Cls
+    from .wire.spec import WebSpec
 
 
 class Obj:
@@ -239,7 +240,17 @@ class MethodFunction(Function[Any, Any]):
     def _home(self) -> str:
         return self._obj._service._home()
 
+    def _web(self) -> WebSpec | None:
+        if self._partial is not None:
+            partial: PartialFunction = self._partial
+            return partial.settings.web
+        known = self._obj._cls._service._remote_spec
+        if known is None or self._method not in known[1].methods:
+            return None
+        return known[1].methods[self._method].web
+
     def _check_generator(self, verb: str) -> None:
+        self._check_not_web(verb)
         if self._partial is not None and not self.is_generator:
             raise exception.InvalidError(
                 f"A non-generator function cannot be called with `.{verb}(...)`: {self!r}; use .remote(...)"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._other_options import other_options
 from .exception import DeprecationError, InvalidError
 from .retries import Retries
-from .wire.spec import GPUOption, RetrySpec, ScheduleSpec
+from .wire.spec import GPUOption, RetrySpec, ScheduleSpec, WebSpec
 
 if TYPE_CHECKING:
     from .gpu import GPU
@@ -108,6 +108,7 @@ class FunctionOptions:
     batch_max_size: int | None = None
     batch_wait_ms: int = 0
     schedule: ScheduleSpec | None = None
+    web: WebSpec | None = None
 
 
 def _is_number(value: Any) -> bool:

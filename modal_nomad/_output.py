@@ -153,6 +153,10 @@ class OutputManager:
         """Say that an object is ready: ``created("function", "square")``."""
         self._progress_line(f"Created {kind} {name}.")
 
+    def served(self, name: str, url: str) -> None:
+        """Say where a Function is served on the web."""
+        self._progress_line(f"Created web function {name} => {url}")
+
     def attach(self, client: Client, app_id: str) -> None:
         """Stream an App's logs and container events from here on."""
         from modal_nomad._bridge import submit

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from ._options import FunctionOptions
     from .functions import Function
+    from .wire.spec import WebSpec
 
     P = ParamSpec("P")
 else:
@@ -22,6 +23,7 @@ else:
 R = TypeVar("R")
 
 METHOD, ENTER, SNAP, EXIT, BUILD = "method", "enter", "enter(snap=True)", "exit", "build"
+WEB = "web"
 MAX_BATCH_SIZE = 1000
 MAX_BATCH_WAIT_MS = 600_000
 DEFAULT_BUILD_TIMEOUT = 86400
@@ -40,6 +42,7 @@ class Settings:
         keep_warm: containers to keep, from the old parameter of ``@method``.
         build_force: the build hook runs again at each deployment.
         build_timeout: seconds that the build hook may take.
+        web: how it is served on the web, or None.
     """
 
     is_generator: bool | None = None
@@ -50,6 +53,7 @@ class Settings:
     keep_warm: int | None = None
     build_force: bool = False
     build_timeout: int = DEFAULT_BUILD_TIMEOUT
+    web: WebSpec | None = None
 
 
 class PartialFunction:
@@ -83,7 +87,7 @@ class PartialFunction:
         if instance is None:
             return self
         of_app = getattr(instance, "__dict__", {}).get(OBJECT_KEY)
-        if of_app is not None and METHOD in self.roles:
+        if of_app is not None and self.roles & {METHOD, WEB}:
             return of_app._method(self.name)
         return self.raw_f.__get__(instance, owner)
 
@@ -106,12 +110,16 @@ def function_of(target: Any, options: FunctionOptions) -> tuple[Any, FunctionOpt
     """
     if not isinstance(target, PartialFunction):
         return target, options
-    if target.roles:
+    settings = target.settings
+    if settings.web is not None:
+        if options.retries is not None:
+            raise InvalidError(f"{target.name} is served on the web and cannot have retries: leave them out")
+        options = replace(options, web=settings.web)
+    elif target.roles:
         role = min(target.roles)
         raise InvalidError(
             f"{target.name} has @modal.{role}: it is part of a class, and @app.cls() decorates the class"
         )
-    settings = target.settings
     if inspect.isclass(target.raw_f):
         return target.raw_f, options
     if settings.max_inputs:
@@ -304,6 +312,10 @@ def _decorator(word: str, role: str | None, changes: dict[str, Any]) -> Callable
     def decorate(target: Any) -> PartialFunction:
         old = _checked(word, role, target)
         roles = old.roles | {role} if role else old.roles
+        if WEB in roles and (role or "batch_max_size" in changes):
+            raise InvalidError(
+                f"@modal.{word} and a web decorator cannot be combined on {old.name}; make it two"
+            )
         combined = sorted(roles)
         if METHOD in roles and len(roles) > 1:
             other = next(x for x in combined if x != METHOD)

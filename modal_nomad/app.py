@@ -165,8 +165,19 @@ class App(Decorators):
 
     @property
     def registered_web_endpoints(self) -> list[str]:
-        """The names of Functions that answer web requests, in order of definition."""
-        return []
+        """The names of what answers web requests, functions and ``Class.method``, in order of definition."""
+        found = []
+        for name, function in self._functions.items():
+            if function._web() is not None:
+                found.append(name)
+            made = self._classes.get(name[:-2]) if name.endswith(".*") else None
+            if made is not None and made._info is not None:
+                found += [
+                    f"{name[:-2]}.{key}"
+                    for key, partial in made._info.methods.items()
+                    if partial.settings.web is not None
+                ]
+        return found
 
     @property
     def indexed_objects(self) -> dict[str, Any]:
@@ -356,7 +367,13 @@ class App(Decorators):
         return self
 
     def _published(self, reply: Mapping[str, Any], client: Client) -> None:
+        from . import _output
+
         self._app_id, self._client = reply["app_id"], client
+        output = _output.current()
+        if output is not None:
+            for name, url in reply.get("web_urls", {}).items():
+                output.served(name, url)
         for name, function_id in reply["functions"].items():
             if name in self._functions:
                 self._functions[name]._hydrate(function_id, client)

@@ -15,6 +15,7 @@ from ._map_methods import MapMethods
 from ._older_names import Called, Resolvable
 from ._options import name_of
 from ._returned_exceptions import UserCodeException
+from ._web_urls import WebUrls
 from ._with_options import WithOptions
 from .function_call import FunctionCall, gather
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from ._options import FunctionOptions
     from .app import App
     from .client import Client
-    from .wire.spec import FunctionSpec
+    from .wire.spec import FunctionSpec, WebSpec
 
     P = ParamSpec("P")
 else:
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 
-class Function(MapMethods[R], WithOptions, Resolvable, Called, Generic[P, R]):
+class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[P, R]):
     """A function that runs in containers; ``@app.function()`` and ``Function.from_name`` make them.
 
     Example:
@@ -275,15 +276,22 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, Generic[P, R]):
         """The module that a container of this Function has loaded, where that is known here."""
         return self._info.module if self._info is not None else ""
 
+    def _web(self) -> WebSpec | None:
+        if self._options is not None:
+            return self._options.web
+        return self._remote_spec[1].web if self._remote_spec is not None else None
+
     # --- calls ------------------------------------------------------------------------------------
 
     def _check_plain(self, verb: str) -> None:
+        self._check_not_web(verb)
         if self.is_generator:
             raise exception.InvalidError(
                 f"A generator function cannot be called with `.{verb}(...)`: {self!r}; use .remote_gen(...)"
             )
 
     def _check_generator(self, verb: str) -> None:
+        self._check_not_web(verb)
         looked_up = self._info is None and self._function_id is None
         if not self.is_generator and not looked_up:
             raise exception.InvalidError(
@@ -378,7 +386,9 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, Generic[P, R]):
             ...     call.get(timeout=60)
             9
         """
+        self._check_not_web("spawn")
         client, function_id = await self._target()
+        self._check_not_web("spawn")
         if self.is_generator:
             from ._options import warn_deprecated
 

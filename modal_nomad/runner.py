@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 RECOMMENDED_PICKLE_BYTES = 256 * 1024
 MAX_PICKLE_BYTES = 16 * 1024 * 1024
+DEV_SUFFIX = "dev"
+"""What the label of a web endpoint ends with while its App is not deployed."""
 
 
 @dataclass(frozen=True)
@@ -42,12 +44,14 @@ class DeployResult:
         app_page_url: where to look at the App.
         app_logs_url: where its logs are.
         warnings: what the server has to say about it.
+        web_urls: where its web endpoints are served, by ``function`` or ``Class.method``.
     """
 
     app_id: str
     app_page_url: str
     app_logs_url: str
     warnings: list[str] = field(default_factory=list)
+    web_urls: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,8 @@ def prepare(
     if environment is not None:
         extras["environment"] = environment
     settings = RenderSettings.from_dict({**render, **extras})
-    specs, contents = function_specs(app, _app_name(app, name), secrets)
+    dev_suffix = "" if state == "deployed" else DEV_SUFFIX
+    specs, contents = function_specs(app, _app_name(app, name), secrets, dev_suffix=dev_suffix)
     if any(spec.network_file_systems for spec in specs) and not (
         settings.nfs_directory or settings.nfs_volume
     ):
@@ -164,9 +169,19 @@ def _reference(secret: Secret, known: Mapping[Secret, SecretRef] | None) -> Secr
 
 
 def function_specs(
-    app: App, app_name: str, secrets: Mapping[Secret, SecretRef] | None = None
+    app: App,
+    app_name: str,
+    secrets: Mapping[Secret, SecretRef] | None = None,
+    *,
+    dev_suffix: str = "",
 ) -> tuple[list[FunctionSpec], dict[str, bytes | Path]]:
     """Return the specification of every Function of an App, and the contents that they refer to.
+
+    Args:
+        app: the App.
+        app_name: its name on the server.
+        secrets: where each Secret is; None knows those alone that the server has anyway.
+        dev_suffix: what the labels of its web endpoints end with.
 
     Raises:
         InvalidError: when a pickled function is too large to travel.
@@ -245,7 +260,8 @@ def function_specs(
                 ),
                 enable_memory_snapshot=options.enable_memory_snapshot,
                 schedule=options.schedule,
-                **_of_class(app, info.name),
+                web=replace(options.web, dev_suffix=dev_suffix) if options.web is not None else None,
+                **_of_class(app, info.name, dev_suffix),
             )
         )
     return specs, contents
@@ -369,6 +385,7 @@ async def deploy_app(
         app_page_url=reply.get("url", ""),
         app_logs_url=reply.get("logs_url", ""),
         warnings=list(reply.get("warnings", ())),
+        web_urls=dict(reply.get("web_urls", {})),
     )
 
 
@@ -385,14 +402,17 @@ def _deploy_name(app: App, name: str | None) -> str:
     return check_object_name("App", chosen)
 
 
-def _of_class(app: App, name: str) -> dict[str, Any]:
+def _of_class(app: App, name: str, dev_suffix: str) -> dict[str, Any]:
     found = next((c for c in app.registered_classes.values() if c._service.tag == name), None)
     if found is None or found._info is None:
         return {}
     info = found._info
     return {
         "is_class": True,
-        "methods": info.method_specs(),
+        "methods": {
+            key: replace(spec, web=replace(spec.web, dev_suffix=dev_suffix)) if spec.web is not None else spec
+            for key, spec in info.method_specs().items()
+        },
         "parameters": info.parameters,
         "own_init": info.own_init,
         "needs_parameters": info.needs_parameters,

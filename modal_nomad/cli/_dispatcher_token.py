@@ -81,6 +81,7 @@ def list_tokens(
             datetime.datetime.fromtimestamp(record.created_at).astimezone().strftime("%Y-%m-%d %H:%M:%S%z"),
         )
         for record in records
+        if not record.token_id.startswith("wk-")
     ]
     print_table(("Token ID", "Label", "Environments", "Created at"), rows, as_json)
 

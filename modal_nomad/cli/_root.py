@@ -28,6 +28,7 @@ COMMANDS = {
     "local": "local",
     "dispatcher": "dispatcher",
     "token": "token",
+    "proxy-token": "proxy_token",
     "profile": "profile",
     "config": "config",
 }

@@ -88,9 +88,9 @@ def _cluster(server_url: str) -> dict[str, Any]:
             raise UsageError(
                 f"--server-url is {server_url!r}: containers dial http://HOST:PORT or https://HOST."
             )
-        from modal_nomad.dispatcher.runtime import runtime
+        from modal_nomad.dispatcher.runtime import runtime, web
 
-        return {"server_url": server_url.rstrip("/"), "runtime_sha": runtime()[0]}
+        return {"server_url": server_url.rstrip("/"), "runtime_sha": runtime()[0], "web_sha": web()[0]}
     if not config.get("server_url"):
         raise UsageError(
             "containers need the dispatcher's address: give --server-url http://HOST:PORT,"

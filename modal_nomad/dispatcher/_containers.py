@@ -18,6 +18,7 @@ from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError, SecretStor
 from modal_nomad.dispatcher.sessions import WorkerSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store.base import FunctionRecord
+from modal_nomad.dispatcher.web import Web
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState, Engine, EngineError
 from modal_nomad.exception import Error, ExecutionError, ImageBuildError, NotFoundError
 from modal_nomad.render.function import SNAPSHOT_META
@@ -120,6 +121,7 @@ class Containers:
         settings: the configuration.
         workers: mints the tokens of local containers.
         secrets: what containers get from their Secrets.
+        web: sends them requests.
         handle: gives the call engine an event.
         background: runs a coroutine that nobody waits for.
     """
@@ -132,6 +134,7 @@ class Containers:
         settings: Settings,
         workers: WorkerTokens,
         secrets: Secrets,
+        web: Web,
         handle: Callable[[ev.Event], None],
         background: Callable[[Coroutine[Any, Any, Any]], None],
     ) -> None:
@@ -141,6 +144,7 @@ class Containers:
         self.settings = settings
         self.workers = workers
         self.secrets = secrets
+        self.web = web
         self.infos: dict[str, ContainerInfo] = {}
         self.handle = handle
         self.background = background
@@ -213,13 +217,21 @@ class Containers:
     def drain(self, container_id: str) -> None:
         """Ask a container to end after what it runs."""
         session = self.session(container_id)
+        self.leaving(container_id)
         if session is not None:
             session.send_frame({"t": "drain"})
         else:
             self.stop(container_id, force=False)
 
+    def leaving(self, container_id: str) -> None:
+        """Have a container get no more requests: it ends after those that it has."""
+        info = self.infos.get(container_id)
+        if info is not None:
+            self.web.container_out(info)
+
     def stop(self, container_id: str, *, force: bool) -> None:
         """End a container."""
+        self.leaving(container_id)
         self.background(self._stop(container_id, force=force))
 
     async def _stop(self, container_id: str, *, force: bool) -> None:
@@ -290,17 +302,19 @@ class Containers:
         session.of_class = info.function.spec.is_class
         return info
 
-    def ready(self, info: ContainerInfo, slots: int) -> None:
-        """Take a worker into service."""
+    def ready(self, info: ContainerInfo, slots: int, web: Any = None) -> None:
+        """Take a worker into service; ``web`` is the address that it takes requests at."""
         info.state = "ready"
         function = info.function
         self.hub.event(function.app_id, function.label, info.container_id, "ready")
+        self.web.container_up(info, web)
         self.handle(ev.WorkerReady(info.container_id, function.function_id, info.version, slots))
 
     async def gone(self, info: ContainerInfo, session: WorkerSession) -> None:
         """Take a worker whose socket closed out of service, with the engine's reason when it comes soon."""
         if info.session is not session:
             return
+        self.web.container_out(info)
         if not info.ended.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(info.ended.wait(), _END_GRACE)

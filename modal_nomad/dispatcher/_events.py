@@ -336,6 +336,24 @@ class WorkerLost:
 
 
 @dataclass(frozen=True, slots=True)
+class WebLoad:
+    """Requests to a Function's endpoints, which go past the engine: what containers are started for.
+
+    Attributes:
+        waiting: those that no container has room for.
+        running: those that each container has; a container that is absent has none.
+        finished: how many ended since this was last said.
+        seconds: how long these took together.
+    """
+
+    function_id: str
+    waiting: int
+    running: Mapping[str, int]
+    finished: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Tick:
     """The time of ``next_wakeup()`` has come. Early or repeated ticks do no harm."""
 
@@ -364,6 +382,7 @@ Event: TypeAlias = (
     | InputsGivenBack
     | WorkerDraining
     | WorkerLost
+    | WebLoad
     | Tick
 )
 
@@ -458,6 +477,14 @@ class KeepTries:
     tries: Mapping[int, Tries]
 
 
+@dataclass(frozen=True, slots=True)
+class FailRequests:
+    """Answer the requests that wait for a container of the Function: it does not start."""
+
+    function_id: str
+    reason: str
+
+
 Command: TypeAlias = (
     Lease
     | Deliver
@@ -469,4 +496,5 @@ Command: TypeAlias = (
     | StopContainer
     | CancelLeases
     | KeepTries
+    | FailRequests
 )

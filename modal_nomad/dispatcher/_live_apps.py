@@ -21,6 +21,7 @@ from modal_nomad.dispatcher.scope import check
 from modal_nomad.dispatcher.secrets import Secrets
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.store.base import FunctionRecord
+from modal_nomad.dispatcher.web import Web
 from modal_nomad.engines.base import Engine, EngineError
 from modal_nomad.wire.spec import FunctionSpec
 
@@ -42,6 +43,7 @@ class LiveApps:
         secrets: what their containers are given.
         schedules: those that the clock calls.
         objects: the registry of what they have mounted.
+        web: serves their endpoints.
         hub: is told of stopped Apps.
         client_grace: seconds that an ephemeral App outlives its lost client.
         handle: gives the call engine an event.
@@ -57,6 +59,7 @@ class LiveApps:
         secrets: Secrets,
         schedules: Schedules,
         objects: ObjectRegistry,
+        web: Web,
         hub: LogHub,
         client_grace: float,
         handle: Callable[[ev.Event], None],
@@ -69,6 +72,7 @@ class LiveApps:
         self.secrets = secrets
         self.schedules = schedules
         self.objects = objects
+        self.web = web
         self.hub = hub
         self.handle = handle
         self.background = background
@@ -107,6 +111,7 @@ class LiveApps:
             entry["spec"]["scope"] = list(session.identity.environments)
         specs = [FunctionSpec.from_dict(entry["spec"]) for entry in args.get("functions") or ()]
         await self.check_use(specs, args.get("environment") or DEFAULT_ENVIRONMENT, session.identity)
+        await self._check_web(args, specs)
         jobs = [entry["job"] for entry in args.get("functions") or ()]
         # Before anything is recorded: an engine that refuses leaves the App as it was.
         await asyncio.gather(*(self.engine.submit(job, token=token) for job in jobs))
@@ -115,6 +120,8 @@ class LiveApps:
         deployed = app.state == "deployed"
         before = {f.function_id: self.functions.get(f.function_id) for f in published.functions}
         states = [self._add_function(record, deployed) for record in published.functions]
+        for state in states:
+            await self._serve(state)
         for record in published.removed:
             await self._remove_function(record.function_id, "its app was deployed without it", token)
         if deployed:
@@ -123,7 +130,26 @@ class LiveApps:
         if app.state == "ephemeral":
             self.own(app.app_id, session)
         self.background(self.collect_secrets())
-        return published.result(warnings=self._warnings(published.functions))
+        result = published.result(warnings=self._warnings(published.functions))
+        return {**result, "web_urls": self._web_urls(published.functions)}
+
+    def _web_urls(self, functions: Sequence[FunctionRecord]) -> dict[str, str]:
+        found = {}
+        for function in functions:
+            label = self.functions[function.function_id].label
+            for method, url in self.web.urls(function.function_id).items():
+                found[f"{label}.{method}" if method else label] = url
+        return found
+
+    async def _check_web(self, args: dict[str, Any], specs: Sequence[FunctionSpec]) -> None:
+        if not any(spec.served for spec in specs):
+            return
+        app_id = args.get("app_id") or ""
+        environment = args.get("environment") or DEFAULT_ENVIRONMENT
+        if args.get("state") == "deployed" and isinstance(args.get("name"), str):
+            # What is deployed under this name gives its endpoints to what replaces it.
+            app_id = await self.apps.deployed_id(args["name"], environment) or app_id
+        await self.web.check(specs, environment, app_id)
 
     def _warnings(self, functions: Sequence[FunctionRecord]) -> list[str]:
         return [
@@ -188,6 +214,7 @@ class LiveApps:
 
     async def _resume(self, record: FunctionRecord, deployed: bool) -> None:
         state = self._add_function(record, deployed)
+        await self._serve(state)
         try:
             await self.engine.submit(record.job)
             periodic = self.schedules.job_of(record.job, state.spec.schedule) if deployed else None
@@ -195,6 +222,12 @@ class LiveApps:
                 await self.engine.submit(periodic)
         except EngineError as error:
             logger.warning("function %s of an earlier app cannot be resumed: %s", record.name, error)
+
+    async def _serve(self, state: FunctionState) -> None:
+        await self.web.function_added(state)
+        if self.functions.get(state.function_id) is None:
+            # Stopped in the same moment.
+            self.web.function_removed(state.function_id)
 
     def _add_function(self, record: FunctionRecord, deployed: bool) -> FunctionState:
         state = FunctionState(record, deployed=deployed)
@@ -209,6 +242,7 @@ class LiveApps:
             return
         if state.deployed:
             await self.schedules.forget(state, token)
+        self.web.function_removed(function_id)
         await self.variants.remove(function_id, reason, token)
         self.handle(ev.FunctionRemoved(function_id, reason))
         try:

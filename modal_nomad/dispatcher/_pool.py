@@ -52,6 +52,7 @@ class Container:
         "slots",
         "state",
         "version_key",
+        "web",
     )
 
     def __init__(self, container_id: str, pool: Pool, version_key: str, now: float) -> None:
@@ -68,6 +69,7 @@ class Container:
         self.credit = 1
         self.no_prefetch = False
         self.place = _NOWHERE
+        self.web = 0
         self.leases: dict[int, Input] = {}
         self.running_since: dict[int, float] = {}
 
@@ -95,6 +97,9 @@ class Pool:
         self.room: dict[str, Container] = {}
         self.leased = 0
         self.busy = 0
+        # Requests to its endpoints: those that wait, and those that run.
+        self.web_waiting = 0
+        self.web_running = 0
         self.average: float | None = None
         self.cpu_seconds = 0.0
         self.cpu_of = 0.0
@@ -153,6 +158,18 @@ class Pool:
         container.leases.clear()
         container.running_since.clear()
         return inputs
+
+    @property
+    def queued(self) -> int:
+        """Inputs and requests that no container has."""
+        return len(self.queue) + self.web_waiting
+
+    @property
+    def busy_now(self) -> int:
+        """Ready containers that have inputs or requests."""
+        if not self.web_running:
+            return self.busy
+        return sum(1 for c in self.containers.values() if c.state == "ready" and (c.leases or c.web))
 
     @property
     def starting(self) -> int:

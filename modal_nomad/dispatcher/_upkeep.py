@@ -210,6 +210,7 @@ class Upkeep:
                 self._back_off(pool)
                 if not pool.counts["ready"]:
                     self._fail_queue(pool, ev.INIT_FAILURE, event.payload)
+                    self._fail_requests(pool, "its container could not start")
         self._react(pool, [container])
 
     def _worker_draining(self, event: ev.WorkerDraining) -> None:
@@ -227,6 +228,7 @@ class Upkeep:
         was = container.state
         self._count_losses([item for _, item in container.running()], event.reason)
         items = pool.take_leases(container)
+        pool.web_running -= container.web
         pool.discard(container)
         self._requeue(pool, items)
         if was == "starting" and container.version_key == pool.policy.version_key:
@@ -257,10 +259,16 @@ class Upkeep:
         if pool.strikes >= MAX_STRIKES and not pool.counts["ready"]:
             text = f"{pool.strikes} containers in a row ended before they were ready, the last: {reason}"
             self._fail_queue(pool, ev.INTERNAL, text.encode())
+            self._fail_requests(pool, text)
+
+    def _fail_requests(self, pool: Pool, reason: str) -> None:
+        if pool.web_waiting:
+            pool.web_waiting = 0
+            self._out.append(ev.FailRequests(pool.function_id, reason))
 
     def _back_off(self, pool: Pool) -> None:
         pool.failures += 1
-        tries = pool.strikes if pool.queue else pool.failures - 1
+        tries = pool.strikes if pool.queued else pool.failures - 1
         pool.not_before = self._now + min(MAX_BACKOFF, FIRST_BACKOFF * 2.0 ** min(tries, 10))
 
     def _drain(self, container: Container, reason: str) -> None:
@@ -326,7 +334,7 @@ class Upkeep:
         state = container.state
         if state == "starting":
             if container.pending_reason:
-                idle = not (pool.queue or pool.delayed or pool.leased)
+                idle = not (pool.queued or pool.delayed or pool.leased or pool.web_running)
                 if idle and pool.counts["ready"] + pool.starting > policy.min_containers:
                     self._retire(container, "not needed any more")
                     return container.deadline
@@ -347,6 +355,10 @@ class Upkeep:
         if container.leases:
             container.deadline = FOREVER
             return self._check_inputs(pool, container)
+        if container.web:
+            # Its worker holds requests to their time.
+            container.deadline = FOREVER
+            return FOREVER
         if state == "draining":
             if container.deadline == FOREVER:
                 container.deadline = now + EXIT_SECONDS
@@ -384,7 +396,7 @@ class Upkeep:
         self._autoscaler.cores = max(1, event.cores)
         self._autoscaler.default_max_containers = max(1, event.default_max_containers)
         for pool in self._pools.values():
-            if pool.queue:
+            if pool.queued:
                 self._review(pool)
 
     def _worker_usage(self, event: ev.WorkerUsage) -> None:
@@ -404,16 +416,16 @@ class Upkeep:
         policy = pool.policy
         if policy.max_containers is not None and pool.alive > policy.max_containers:
             self._shrink(pool, pool.alive - policy.max_containers)
-        queued = len(pool.queue)
+        queued = pool.queued
         if now < pool.not_before:
             return pool.not_before
         silent = now - pool.stall_from if queued and pool.counts["ready"] else 0.0
         stalled = bool(queued) and now - pool.stall_from >= STALL_SECONDS and now >= pool.stall_next
         load = Load(
             queued=queued,
-            leased=pool.leased,
+            leased=pool.leased + pool.web_running,
             ready=pool.counts["ready"],
-            busy=pool.busy,
+            busy=pool.busy_now,
             starting=pool.starting,
             winding_down=pool.counts["draining"] + pool.counts["stopping"],
             average=pool.average,
@@ -461,7 +473,9 @@ class Upkeep:
         return FOREVER
 
     def _idle(self, pool: Pool) -> list[tuple[float, str]]:
-        return sorted((c.idle_since, c.container_id) for c in pool.free.values() if not c.leases)
+        return sorted(
+            (c.idle_since, c.container_id) for c in pool.free.values() if not c.leases and not c.web
+        )
 
     def _shrink(self, pool: Pool, count: int) -> None:
         """Go below a ceiling that was lowered: what starts is not needed, what runs may finish its inputs."""
@@ -473,7 +487,7 @@ class Upkeep:
         count -= len(starting)
         if count > 0:
             ready = [c for c in pool.containers.values() if c.state == "ready"]
-            for container in sorted(ready, key=lambda c: (len(c.leases), c.idle_since))[:count]:
+            for container in sorted(ready, key=lambda c: (len(c.leases) + c.web, c.idle_since))[:count]:
                 self._drain(container, reason)
                 pool.check_at = min(pool.check_at, self._check(pool, container))
 

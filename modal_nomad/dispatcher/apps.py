@@ -287,6 +287,11 @@ class AppRegistry:
             if app.state == "ephemeral":
                 await self._store.set_app_state(app_id, "detached")
 
+    async def deployed_id(self, name: str, environment: str | None = None) -> str | None:
+        """Return the id of the App that is deployed under a name, if one is."""
+        found = await self._deployed(name, self._environment(environment))
+        return found.app_id if found is not None else None
+
     async def _deployed(self, name: str, environment: str) -> AppRecord | None:
         named = await self._store.apps_named(name, environment)
         return next((x for x in named if x.state == "deployed" and x.name == name), None)

@@ -17,13 +17,13 @@ from modal_nomad.dispatcher import _views as views
 from modal_nomad.dispatcher._call import Call, Input
 from modal_nomad.dispatcher._events import Command, Event, FunctionPolicy, Output
 from modal_nomad.dispatcher._pool import Container, Pool
-from modal_nomad.dispatcher._streams import Streams
 from modal_nomad.dispatcher._upkeep import CHECK_SECONDS
+from modal_nomad.dispatcher._web_load import WebLoad
 from modal_nomad.dispatcher.autoscaler import STALL_SECONDS
 from modal_nomad.wire.spec import RetrySpec
 
 
-class CallEngine(Streams):
+class CallEngine(WebLoad):
     """Queues, leases, retries and containers of all Functions.
 
     Args:
@@ -58,6 +58,7 @@ class CallEngine(Streams):
             ev.InputsGivenBack: self._inputs_given_back,
             ev.WorkerDraining: self._worker_draining,
             ev.WorkerLost: self._container_gone,
+            ev.WebLoad: self._web_load,
             ev.Tick: self._tick,
         }
 

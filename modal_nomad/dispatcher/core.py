@@ -26,6 +26,7 @@ from modal_nomad.dispatcher.auth import WorkerTokens
 from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.call_engine import CallEngine
 from modal_nomad.dispatcher.garbage import Garbage
+from modal_nomad.dispatcher.gateway.tokens import ProxyTokens
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.nfs import NetworkFileSystems
 from modal_nomad.dispatcher.objects.answers import Answers
@@ -38,6 +39,7 @@ from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store import Store
 from modal_nomad.dispatcher.volumes import Volumes
+from modal_nomad.dispatcher.web import Web
 from modal_nomad.engines.base import Engine
 from modal_nomad.exception import InvalidError
 from modal_nomad.wire import frames
@@ -76,6 +78,8 @@ class Dispatcher:
         answers: requests that are carried out once.
         secrets: the Secrets.
         queues: what is in Queues.
+        web: what is served on the web.
+        proxy_tokens: what opens those endpoints that need one.
 
     Args:
         settings: the configuration.
@@ -84,6 +88,7 @@ class Dispatcher:
         engine: a started engine.
         workers: mints the tokens of local containers.
         runtime_sha: SHA-256 of the runtime bundle, which is in the blob store.
+        web_sha: the same of the bundle for web Functions.
     """
 
     def __init__(
@@ -94,6 +99,7 @@ class Dispatcher:
         engine: Engine,
         workers: WorkerTokens,
         runtime_sha: str,
+        web_sha: str = "",
     ) -> None:
         self.settings = settings
         self.store = store
@@ -107,8 +113,25 @@ class Dispatcher:
         self.calls = CallEngine(self._ceiling(0), first_lease=int(time.time() * 1000) << 10)
         self.functions: dict[str, FunctionState] = {}
         self.secrets = Secrets.from_settings(settings)
+        self.proxy_tokens = ProxyTokens(store)
+        self.web = Web(
+            store,
+            workers.key,
+            settings.gateway_settings(),
+            settings.workspace,
+            self.handle,
+            self.proxy_tokens.opens,
+        )
         self.containers = Containers(
-            engine, self.functions, self.hub, settings, workers, self.secrets, self.handle, self.background
+            engine,
+            self.functions,
+            self.hub,
+            settings,
+            workers,
+            self.secrets,
+            self.web,
+            self.handle,
+            self.background,
         )
         self.objects = ObjectRegistry(store, settings.client_grace, self.background)
         self.apps = AppRegistry(store, tasks=self.containers.of_app)
@@ -125,6 +148,7 @@ class Dispatcher:
             self.secrets,
             self.schedules,
             self.objects,
+            self.web,
             self.hub,
             settings.client_grace,
             self._handle_function,
@@ -141,7 +165,7 @@ class Dispatcher:
             self.containers,
             self.hub,
             settings,
-            runtime_sha,
+            frozenset((runtime_sha, web_sha)),
         )
         self.graph = CallGraph(store, self.calls, self.functions, self.durable.ids, self.background)
         self.volumes = Volumes(store, blobs, self.objects)
@@ -188,6 +212,7 @@ class Dispatcher:
         self.live_apps.close()
         self.variants.close()
         self.objects.close()
+        await self.web.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -257,6 +282,8 @@ class Dispatcher:
 
     def _ticked(self) -> None:
         self._tick = None
+        # No container may be taken for idle that has just got a request.
+        self.web.flush()
         self.handle(ev.Tick())
 
     def _carry_out(self, command: ev.Command) -> None:
@@ -278,6 +305,8 @@ class Dispatcher:
                 session.send_frame({"t": "cancel", "x": command.leases})
         elif isinstance(command, ev.KeepTries):
             self.background(self.durable.keep_tries(command))
+        elif isinstance(command, ev.FailRequests):
+            self.web.failed(command)
 
     def _lease(self, command: ev.Lease) -> None:
         session = self.containers.session(command.container_id)

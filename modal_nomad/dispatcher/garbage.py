@@ -51,7 +51,7 @@ class Garbage:
         containers: every container, also of Functions that are gone.
         hub: keeps containers' output.
         settings: the configuration.
-        runtime_sha: this process's runtime bundle.
+        bundles: those of this process.
         clock: the time in seconds.
     """
 
@@ -65,7 +65,7 @@ class Garbage:
         containers: Containers,
         hub: LogHub,
         settings: Settings,
-        runtime_sha: str,
+        bundles: frozenset[str],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
@@ -77,7 +77,7 @@ class Garbage:
         self._hub = hub
         self._age = settings.garbage_age
         self._interval = settings.garbage_interval
-        self._runtime_sha = runtime_sha
+        self._bundles = bundles
         self._clock = clock
 
     async def spare(self, value: Any) -> None:
@@ -112,7 +112,7 @@ class Garbage:
         names, stored = await asyncio.gather(
             asyncio.to_thread(_held_names, held, specs), self._store.referenced_blobs()
         )
-        return names | stored | {self._runtime_sha}
+        return names | stored | self._bundles
 
     async def _forget_output(self) -> None:
         before = self._clock() - self._age

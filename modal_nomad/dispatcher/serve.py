@@ -28,6 +28,7 @@ from modal_nomad.dispatcher.settings import EXAMPLE, Settings, SettingsError
 from modal_nomad.dispatcher.standby import wait_for_turn
 from modal_nomad.dispatcher.store.base import Store, StoreError
 from modal_nomad.dispatcher.store.choice import choose_store
+from modal_nomad.dispatcher.web_listener import serve_web
 from modal_nomad.engines.base import Engine, EngineError
 from modal_nomad.wire.address import parse_address
 
@@ -110,7 +111,8 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
 
             if not await wait_for_turn(store, listen, stop):
                 return
-            _, server = await _build(settings, home, stack, store)
+            dispatcher, server = await _build(settings, home, stack, store)
+            await serve_web(dispatcher.web, settings, stack)
             await listen(server.application(), stack)
             logger.info("listening on %s", settings.listen)
             await stop.wait()
@@ -140,11 +142,12 @@ async def _build(
     stack.push_async_callback(blobs.close)
     sha, data = await asyncio.to_thread(runtime.runtime)
     await blobs.put(data, sha)
+    web_sha = await _web_bundle(blobs)
     engine = _engine(settings, home, blobs)
     await engine.start()
     stack.push_async_callback(engine.close)
     workers = WorkerTokens(home)
-    dispatcher = Dispatcher(settings, store, blobs, engine, workers, sha)
+    dispatcher = Dispatcher(settings, store, blobs, engine, workers, sha, web_sha)
     identify = getattr(engine, "identify", None)
     launched = getattr(engine, "launched", None)
     authenticator = Authenticator(settings.auth, store, workers, identify, launched)
@@ -153,7 +156,17 @@ async def _build(
     if settings.engine == "local":
         prewarm: Any = getattr(engine, "prewarm", None)
         dispatcher.background(prewarm(sha))
-    return dispatcher, Server(dispatcher, authenticator, settings.render_dict(sha))
+    return dispatcher, Server(dispatcher, authenticator, settings.render_dict(sha, web_sha))
+
+
+async def _web_bundle(blobs: BlobStore) -> str:
+    try:
+        sha, data = await asyncio.to_thread(runtime.web)
+    except runtime.BundleError as error:
+        logger.warning("web Functions run only in Images that have uvicorn: %s", error)
+        return ""
+    await blobs.put(data, sha)
+    return sha
 
 
 def _blobs(settings: Settings, home: Path) -> BlobStore:

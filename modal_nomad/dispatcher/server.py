@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from modal_nomad import __version__
 from modal_nomad.dispatcher import _events as ev
-from modal_nomad.dispatcher import rpc, rpc_dict, rpc_objects, rpc_queue, rpc_secret, scope
+from modal_nomad.dispatcher import rpc, rpc_dict, rpc_objects, rpc_queue, rpc_secret, rpc_web, scope
 from modal_nomad.dispatcher._codec import decode, encode
 from modal_nomad.dispatcher._peer import NORMAL, POLICY, Peer
 from modal_nomad.dispatcher._requests import Request, find
@@ -40,7 +40,7 @@ from modal_nomad.wire import frames
 logger = logging.getLogger("modal_nomad.dispatcher")
 
 # Imported for the requests that they register.
-RPC_MODULES = (rpc, rpc_dict, rpc_objects, rpc_queue, rpc_secret)
+RPC_MODULES = (rpc, rpc_dict, rpc_objects, rpc_queue, rpc_secret, rpc_web)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -290,6 +290,7 @@ class Server:
                 "function_id": function.function_id,
                 "app_id": function.app_id,
                 "environment": function.environment,
+                **({"web_key": dispatcher.web.container_key(container_id)} if function.spec.served else {}),
             },
             [] if function.params is None else [function.params],
         )
@@ -317,13 +318,14 @@ class Server:
                     payloads[0] if payloads else b"",
                 )
             elif kind == "ready":
-                dispatcher.containers.ready(info, function.spec.slots)
+                dispatcher.containers.ready(info, function.spec.slots, header.get("web"))
             elif kind == "back":
                 leases, begun = integers(header.get("x")), bool(header.get("b"))
                 dispatcher.handle(ev.InputsGivenBack(container_id, leases, begun))
             elif kind == "init_failed":
                 dispatcher.handle(ev.WorkerInitFailed(container_id, payloads[0] if payloads else b""))
             elif kind == "drain":
+                dispatcher.containers.leaving(container_id)
                 dispatcher.handle(ev.WorkerDraining(container_id))
             elif kind == "bye":
                 session.said_bye = True

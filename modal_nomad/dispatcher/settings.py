@@ -15,6 +15,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from modal_nomad.dispatcher.gateway.settings import GatewaySettings
 from modal_nomad.render import RenderSettings
 from modal_nomad.wire.address import parse_address
 
@@ -24,6 +25,16 @@ if TYPE_CHECKING:
 AUTH_MODES = ("none", "token", "nomad")
 ENGINES = ("local", "nomad")
 NFS_NAMES = frozenset({"directory", "node_directory", "volume", "volume_type"})
+WEB_TYPES: Mapping[str, type] = {
+    "listen": str,
+    "domain": str,
+    "workspace": str,
+    "url": str,
+    "trusted_proxies": list,
+    "max_waiting": int,
+    "max_clients": int,
+    "answer_seconds": float,
+}
 VAULT_NAMES = frozenset({"address", "token", "token_file", "namespace", "ca_file", "mount", "prefix", "role"})
 
 EXAMPLE = """\
@@ -127,6 +138,25 @@ node_directory = ""
 volume = ""
 volume_type = "host"
 
+[web]
+# Where web endpoints are served, "http://0.0.0.0:8080"; empty: nowhere. The embedded dispatcher takes a port
+# of 127.0.0.1 of its own.
+listen = ""
+# What the host names of endpoints end in: <workspace>--<app>-<function>.<domain>. Its DNS, a wildcard, leads
+# here, or to what stands in front of this.
+domain = "localhost"
+# What all of these host names begin with; may be empty.
+workspace = ""
+# How URLs begin as users see them, where something stands in front: "https://{label}.modal.example.com".
+url = ""
+# Addresses of what stands in front, whose X-Forwarded fields are believed.
+trusted_proxies = []
+# Requests to one Function that wait for a container, at most; and open connections.
+max_waiting = 1000
+max_clients = 10000
+# Seconds until a request without an answer is redirected to its pending result.
+answer_seconds = 150.0
+
 [render]
 # How Functions become jobs; see modal_nomad.render.RenderSettings for all of them.
 driver = "raw_exec"
@@ -162,6 +192,7 @@ class Settings:
     vault: Mapping[str, Any] = field(default_factory=dict, repr=False)
     s3: Mapping[str, Any] = field(default_factory=dict, repr=False)
     nfs: Mapping[str, Any] = field(default_factory=dict)
+    web: Mapping[str, Any] = field(default_factory=dict)
     render: Mapping[str, Any] = field(default_factory=dict)
     embedded: bool = False
 
@@ -207,10 +238,43 @@ class Settings:
         for name in ("directory", "node_directory"):
             if not self.nfs.get(name, "/").startswith("/") and self.nfs[name]:
                 raise SettingsError(f"[nfs]: {name} is {self.nfs[name]!r}; give an absolute path")
+        self._check_web()
         try:
             self.render_dict("")
         except (TypeError, ValueError) as error:
             raise SettingsError(f"[render]: {error}") from None
+
+    def _check_web(self) -> None:
+        if unknown := sorted(set(self.web) - set(WEB_TYPES)):
+            raise SettingsError(
+                f"[web] has no setting {unknown[0]!r}; known are {', '.join(sorted(WEB_TYPES))}"
+            )
+        for name, value in self.web.items():
+            kind = WEB_TYPES[name]
+            if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+                raise SettingsError(f"[web]: {name} is {value!r}; it must be of type {kind.__name__}")
+        if self.web.get("url") and "{label}" not in self.web["url"]:
+            raise SettingsError("[web]: url must hold {label}, as in https://{label}.modal.example.com")
+        if self.web.get("listen"):
+            try:
+                where = parse_address(self.web["listen"])
+            except ValueError as error:
+                raise SettingsError(f"[web]: listen: {error}") from None
+            if where.path:
+                raise SettingsError('[web]: listen must be an address such as "http://0.0.0.0:8080"')
+
+    @property
+    def workspace(self) -> str:
+        """What the host names of endpoints begin with."""
+        return str(self.web.get("workspace", ""))
+
+    def gateway_settings(self) -> GatewaySettings:
+        """Return what the web gateway is told."""
+        names = {f.name for f in dataclasses.fields(GatewaySettings)}
+        given = {name: value for name, value in self.web.items() if name in names}
+        if "trusted_proxies" in given:
+            given["trusted_proxies"] = tuple(given["trusted_proxies"])
+        return GatewaySettings(**given)
 
     @property
     def address(self) -> str:
@@ -228,7 +292,7 @@ class Settings:
             given.setdefault("token", "")
         return dataclasses.replace(VaultSettings.from_env(), **given)
 
-    def render_dict(self, runtime_sha: str) -> dict[str, Any]:
+    def render_dict(self, runtime_sha: str, web_sha: str = "") -> dict[str, Any]:
         """Return the settings for rendering jobs, as clients get them."""
         vault: dict[str, Any] = {}
         if self.engine == "nomad" and self.vault.get("address"):
@@ -236,7 +300,7 @@ class Settings:
             vault["vault_prefix"] = self.vault_prefix
             vault["vault_role"] = self.vault.get("role", "")
             vault["vault_namespace"] = self.vault.get("namespace", "")
-        ours = {"server_url": self.address, "runtime_sha": runtime_sha}
+        ours = {"server_url": self.address, "runtime_sha": runtime_sha, "web_sha": web_sha}
         return RenderSettings.from_dict({**vault, **self._nfs_render(), **self.render, **ours}).to_dict()
 
     def _nfs_render(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from modal_nomad.wire.spec import FunctionSpec, canonical_json
 CONTAINER_META = "modal_container"
 SNAPSHOT_META = "modal_snapshot"
 TASK_NAME = "container"
+WEB_PORT = "http"
 IDENTITY_NAME = "modal"
 AUDIENCE = "modal-nomad"
 _SECOND = 1_000_000_000
@@ -68,6 +69,8 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         "Disconnect": {"Replace": False},
         **({"Volumes": volumes} if volumes else {}),
     }
+    if spec.served:
+        group["Networks"] = [{"Mode": "host", "DynamicPorts": [{"Label": WEB_PORT}]}]
     return {
         "ID": name,
         "Name": name,
@@ -128,6 +131,8 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
     }
     if spec.code_bundle:
         ours["MODAL_CODE_DIR"] = "${NOMAD_TASK_DIR}/code"
+    if spec.served and settings.web_sha:
+        ours["MODAL_WEB_DIR"] = "${NOMAD_TASK_DIR}/web"
     if reads_vault(spec, settings):
         ours["MODAL_SECRETS_FILE"] = f"${{NOMAD_SECRETS_DIR}}/{SECRETS_FILE}"
     if shared := nfs_directory(spec, settings):
@@ -144,6 +149,8 @@ def _artifacts(spec: FunctionSpec, settings: RenderSettings) -> list[dict[str, A
     wanted = [(settings.runtime_sha, "local/runtime")]
     if spec.code_bundle:
         wanted.append((spec.code_bundle, "local/code"))
+    if spec.served and settings.web_sha:
+        wanted.append((settings.web_sha, "local/web"))
     return [
         {
             "GetterSource": f"{settings.server_url.rstrip('/')}/artifacts/{sha}.zip",

@@ -18,6 +18,7 @@ class RenderSettings:
     Attributes:
         server_url: address that containers dial and fetch artifacts from.
         runtime_sha: SHA-256 of the zip with the worker.
+        web_sha: SHA-256 of the zip with what serves web Functions in containers; empty for none.
         driver: Nomad task driver, ``raw_exec`` or ``exec``.
         datacenters: where jobs may run when a Function names no region.
         namespace: Nomad namespace.
@@ -46,6 +47,7 @@ class RenderSettings:
 
     server_url: str
     runtime_sha: str
+    web_sha: str = ""
     driver: str = "raw_exec"
     datacenters: tuple[str, ...] = ("*",)
     namespace: str = "default"

@@ -115,11 +115,53 @@ class ImageSpec:
 
 
 @dataclass(frozen=True)
+class WebSpec:
+    """How a function or a method is served on the web.
+
+    Attributes:
+        kind: ``asgi`` or ``wsgi``: it returns an app; ``endpoint``: FastAPI calls it; ``server``: it starts
+            something that listens on ``port``.
+        method: the HTTP method of an endpoint.
+        docs: an endpoint shows its documentation.
+        port: of a server.
+        startup_timeout: seconds until a server must accept connections.
+        label: what the URL begins with; empty takes the names of App and function.
+        custom_domains: host names that lead here, too.
+        requires_proxy_auth: only requests with a proxy auth token are answered.
+        dev_suffix: what the URL's label ends with while its App runs only for now; empty once deployed.
+    """
+
+    kind: str
+    method: str = "GET"
+    docs: bool = False
+    port: int = 0
+    startup_timeout: float = 5.0
+    label: str = ""
+    custom_domains: Tuple[str, ...] = ()
+    requires_proxy_auth: bool = False
+    dev_suffix: str = ""
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "WebSpec":
+        known = _known(cls, data)
+        known["custom_domains"] = tuple(known.get("custom_domains") or ())
+        return cls(**known)
+
+
+@dataclass(frozen=True)
 class MethodSpec:
-    """A method of a class that can be called: whether it yields, and whether it is async."""
+    """A method of a class: whether it yields, whether it is async, how it is served on the web if it is."""
 
     is_generator: bool = False
     is_async: bool = False
+    web: Optional[WebSpec] = None
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "MethodSpec":
+        known = _known(cls, data)
+        if known.get("web"):
+            known["web"] = WebSpec.from_dict(known["web"])
+        return cls(**known)
 
 
 @dataclass(frozen=True)
@@ -257,6 +299,7 @@ class FunctionSpec:
         scope: the only environments that its code may touch, none for all; the dispatcher says so, by who
             deployed it.
         schedule: when it is called by itself once it is deployed, or None.
+        web: how it is served on the web, or None; of a class, its methods say.
     """
 
     app: str
@@ -301,6 +344,14 @@ class FunctionSpec:
     secrets: Tuple[SecretRef, ...] = ()
     scope: Tuple[str, ...] = ()
     schedule: Optional[ScheduleSpec] = None
+    web: Optional[WebSpec] = None
+
+    @property
+    def served(self) -> Dict[str, WebSpec]:
+        """What is served on the web, by method; a plain function's is under the empty name."""
+        if self.web is not None:
+            return {"": self.web}
+        return {name: method.web for name, method in self.methods.items() if method.web is not None}
 
     @property
     def slots(self) -> int:
@@ -333,7 +384,9 @@ class FunctionSpec:
         if known.get("schedule"):
             known["schedule"] = ScheduleSpec.from_dict(known["schedule"])
         methods = known.get("methods") or {}
-        known["methods"] = {k: MethodSpec(**_known(MethodSpec, v)) for k, v in methods.items()}
+        known["methods"] = {k: MethodSpec.from_dict(v) for k, v in methods.items()}
+        if known.get("web"):
+            known["web"] = WebSpec.from_dict(known["web"])
         known["parameters"] = tuple(
             ParameterSpec(**_known(ParameterSpec, x)) for x in known.get("parameters") or ()
         )

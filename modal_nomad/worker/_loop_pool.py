@@ -117,6 +117,7 @@ class LoopPool:
             running = self.running()
             self.active.clear()
             self.give_back(running)
+            self.interrupted()
         finally:
             self._serving = False
             left = asyncio.all_tasks(loop) if self._owns_loop else self._tasks()
@@ -163,6 +164,13 @@ class LoopPool:
     def wake(self, count: int) -> None:
         """Tell that inputs were queued."""
         self._call(self._start)
+
+    def busy(self) -> bool:
+        """Whether user code runs."""
+        return bool(self.active)
+
+    def interrupted(self) -> None:
+        """End what else there is after an interruption, while the loop is still there."""
 
     def running(self) -> List[Any]:
         """Return the leases that are being run."""
@@ -230,7 +238,7 @@ class LoopPool:
             running.task.cancel()
 
     def _start(self) -> None:
-        while len(self.active) < self.slots and not self.abandoned:
+        while self._room() and not self.abandoned:
             try:
                 work = self.queue.popleft()
             except IndexError:
@@ -239,8 +247,22 @@ class LoopPool:
             running.task = self._loop.create_task(self._one(work, running))
         self._end_when_done()
 
+    def _room(self) -> bool:
+        """Whether another input may run."""
+        return len(self.active) < self.slots
+
+    def _freed(self) -> None:
+        """A slot is free."""
+        if self.queue or self.stopping:
+            self._start()
+
+    def _quiet(self) -> bool:
+        """Whether nothing else than inputs keeps a stopping pool."""
+        return True
+
     def _end_when_done(self) -> None:
-        if self.stopping and not self.active and not self.queue and not self._ended.done():
+        over = self.stopping and not self.active and not self.queue
+        if over and not self._ended.done() and self._quiet():
             self._ended.set_result(None)
 
     async def _call_user(self, work: Work, running: Running, args: Any, kwargs: Any) -> Any:
@@ -283,8 +305,7 @@ class LoopPool:
         self.outbox.seconds += monotonic() - running.started
         self._keep(output)
         self.active.pop(lease, None)
-        if self.queue or self.stopping:
-            self._start()
+        self._freed()
 
     def _keep(self, output: Output) -> None:
         self.outbox.items.append(output)

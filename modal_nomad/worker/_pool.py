@@ -155,6 +155,10 @@ class Pool:
         """Return the leases that are being run."""
         return [x for x in [lane.lease for lane in self.lanes] if x is not None]
 
+    def busy(self) -> bool:
+        """Whether user code runs."""
+        return any(lane.lease is not None for lane in self.lanes)
+
     def unsent(self) -> List[Any]:
         """Return the leases whose outputs have not been sent."""
         return [x for lane in list(self.lanes) for x in lane.outbox.leases()]

@@ -121,7 +121,7 @@ class Runner:
             if function is None:
                 code = EXIT_FAILED
             else:
-                self._serve(spec, function)
+                code = self._serve(spec, function, str(welcome.get("web_key", "")))
         except KeyboardInterrupt:
             self._draining = True
             if self._pool is not None:
@@ -206,8 +206,10 @@ class Runner:
         self._sync()
         self._session.send({"t": "init_failed"}, [pack(error)])
 
-    def _serve(self, spec: FunctionSpec, function: Callable[..., Any]) -> None:
+    def _serve(self, spec: FunctionSpec, function: Callable[..., Any], web_key: str) -> int:
         kind, options = self._kind(spec)
+        if spec.served:
+            kind = self._web(spec, function, web_key, options)
         if spec.is_generator or any(method.is_generator for method in spec.methods.values()):
             from ._generators import Streams
 
@@ -237,8 +239,35 @@ class Runner:
         elif len(spec.methods) == 1:
             # Of several at a time, only the name that all share is known.
             self._name_output(next(iter(spec.methods)))
+        if spec.served:
+            try:
+                self._session.web = pool.open()
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                self._init_failed(error)
+                return EXIT_FAILED
         self._session.ready(spec.slots)
         pool.run()
+        return EXIT_FAILED if spec.served and pool.failed else 0
+
+    def _web(
+        self, spec: FunctionSpec, function: Callable[..., Any], web_key: str, options: Dict[str, Any]
+    ) -> Any:
+        """Return what runs a container with endpoints; what it is to know is added to the options."""
+        from ._web import WebPool, add_bundle
+
+        add_bundle()
+        service = self._service
+        if service is not None:
+            options.update(loop=service.lifecycle.loop, in_thread=service.in_thread)
+        options.update(
+            served=spec.served,
+            find=service.method if service is not None else lambda method: function,
+            name=spec.name[:-2] if spec.is_class else spec.name,
+            key=web_key,
+        )
+        return WebPool
 
     def _name_output(self, method: str) -> None:
         """Send what was printed under the name so far; what follows is that method's."""
@@ -463,7 +492,7 @@ class Runner:
             self._give_back_begun(self._pool.running())
             self._give_back_queued()
             self._die(EXIT_STUCK, "user code did not end within the grace period; its inputs run elsewhere")
-        if now >= ending.interrupt_at and self._pool.running():
+        if now >= ending.interrupt_at and self._pool.busy():
             ending.interrupt_at = FOREVER
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
         return max(0.01, min(ending.interrupt_at, ending.last) - now)

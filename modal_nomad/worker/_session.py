@@ -81,6 +81,8 @@ class Session:
         self._unsent_logs: Deque[bytes] = Deque()
         self._unsent_log_bytes = 0
         self._ready = False
+        # Where requests are taken, of a container that has endpoints.
+        self.web: Optional[Tuple[str, int]] = None
         # Which method of a class prints now, where that is known.
         self.method = ""
         self._alarm = os.pipe()
@@ -146,7 +148,7 @@ class Session:
                 raise Refused(f"expected a welcome, got {header['t']!r}: is this a modal_nomad dispatcher?")
             with self._lock:
                 if self._ready:
-                    ws.send(frames.encode({"t": "ready", "slots": self.slots}))
+                    ws.send(frames.encode(self._ready_frame()))
                 while self._unsent_logs:
                     ws.send(self._unsent_logs[0])
                     self._unsent_log_bytes -= len(self._unsent_logs.popleft())
@@ -214,7 +216,13 @@ class Session:
         self.cpu.start()
         with self._lock:
             self._ready = True
-            self.send({"t": "ready", "slots": slots})
+            self.send(self._ready_frame())
+
+    def _ready_frame(self) -> Dict[str, Any]:
+        frame: Dict[str, Any] = {"t": "ready", "slots": self.slots}
+        if self.web is not None:
+            frame["web"] = list(self.web)
+        return frame
 
     def send_kept(self, data: bytes, leases: Sequence[Any]) -> None:
         """Send encoded outputs; keep them for the next connection when this one is gone."""

@@ -14,7 +14,7 @@ import typer.main
 from modal_nomad import config
 from modal_nomad.cli._root import app
 from modal_nomad.dispatcher.blobs.s3_settings import S3Settings
-from modal_nomad.dispatcher.settings import Settings
+from modal_nomad.dispatcher.settings import WEB_TYPES, Settings
 from modal_nomad.hashicorp.nomad import NomadSettings
 from modal_nomad.hashicorp.vault import VaultSettings
 from modal_nomad.render import RenderSettings
@@ -65,6 +65,7 @@ def test_every_setting_and_variable_is_said() -> None:
         "MODAL_WORKER_TOKEN_FILE",
         "MODAL_NFS_DIR",
         "MODAL_RUNTIME_DIR",
+        "MODAL_WEB_DIR",
         "MODAL_SECRETS_FILE",
         "MODAL_SECRET_LEASES",
         "MODAL_SNAPSHOT",
@@ -89,11 +90,13 @@ def test_defaults_are_the_codes(default: str) -> None:
 
 def test_the_dispatchers_settings_are_said() -> None:
     for cls, besides in (
-        (Settings, {"embedded", "nfs", "nomad", "render", "s3", "vault"}),
+        (Settings, {"embedded", "nfs", "nomad", "render", "s3", "vault", "web"}),
         (VaultSettings, {"timeout"}),
         (S3Settings, set()),
         (NomadSettings, set()),
-        (RenderSettings, {"server_url", "runtime_sha", "app_suffix", "deployer", "environment"}),
+        (RenderSettings, {"server_url", "runtime_sha", "web_sha", "app_suffix", "deployer", "environment"}),
     ):
         for field in dataclasses.fields(cls):
             assert field.name in besides or f"`{field.name}`" in CONFIGURATION, field.name
+    for name in WEB_TYPES:
+        assert f"`{name}`" in CONFIGURATION.partition("### `[web]`")[2].partition("###")[0], name

@@ -53,7 +53,7 @@ class World:
             cast(Any, self.containers_view()),
             self.hub,
             Settings(garbage_age=AGE),
-            self.runtime,
+            frozenset((self.runtime,)),
             clock=lambda: self.now,
         )
 

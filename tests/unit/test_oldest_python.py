@@ -34,6 +34,21 @@ print("loaded")
 """
 
 
+WEB_PROGRAM = """
+import sys
+sys.path += sys.argv[1:]
+import a2wsgi, uvicorn
+from modal_nomad.worker import _web
+from modal_nomad.worker._web_apps import Served, _config
+
+class Pool:
+    loop = None
+
+config, _ = _config(Served(None, "f"), Pool())
+print(config.http_protocol_class.__name__, config.ws_protocol_class.__name__)
+"""
+
+
 def _oldest() -> str | None:
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     found = [shutil.which(f"python{OLDEST}"), *pyenv.glob(f"versions/{OLDEST}.*/bin/python{OLDEST}")]
@@ -54,3 +69,20 @@ def test_the_runtime_loads_on_the_oldest_python(tmp_path: Path) -> None:
     command = [python, "-I", "-S", str(program), str(directory)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "loaded\n", done.stderr
+
+
+def test_what_serves_web_functions_loads_on_the_oldest_python(tmp_path: Path) -> None:
+    python = _oldest()
+    if python is None:
+        pytest.skip(f"there is no Python {OLDEST} on this machine")
+    folders = [
+        str(runtime.unpack(runtime.build()[1], tmp_path / "runtime")),
+        str(runtime.unpack(runtime.web()[1], tmp_path / "web")),
+    ]
+    program = tmp_path / "program.py"
+    program.write_text(WEB_PROGRAM)
+    done = subprocess.run(
+        [python, "-I", "-S", str(program), *folders], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["H11Protocol", "WSProtocol"]

@@ -28,6 +28,7 @@ EXPECTED = [
     "Retries",
     "Secret",
     "Volume",
+    "asgi_app",
     "batched",
     "build",
     "concurrent",
@@ -37,10 +38,14 @@ EXPECTED = [
     "enable_output",
     "enter",
     "exit",
+    "fastapi_endpoint",
     "gather",
     "is_local",
     "method",
     "parameter",
+    "web_endpoint",
+    "web_server",
+    "wsgi_app",
 ]
 HEAVY = [
     "aiohttp",
@@ -124,6 +129,11 @@ WITHOUT_TWIN = {
     "Volume": {"batch_upload", "read_only"},
 }
 WITHOUT_IO = {
+    "asgi_app",
+    "fastapi_endpoint",
+    "web_endpoint",
+    "web_server",
+    "wsgi_app",
     "batched",
     "build",
     "concurrent",

@@ -25,6 +25,7 @@ from modal_nomad.wire.spec import (
     MethodSpec,
     NfsMount,
     ParameterSpec,
+    WebSpec,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -44,6 +45,10 @@ CASES: dict[str, tuple[FunctionSpec, RenderSettings]] = {
             parameters=(ParameterSpec("size", "int", 3),),
         ),
         SETTINGS,
+    ),
+    "served": (
+        FunctionSpec(app="shop", name="web", module="shop", web=WebSpec("asgi", label="front")),
+        RenderSettings(server_url="http://10.0.0.1:8520", runtime_sha="a" * 64, web_sha="e" * 64),
     ),
     "everything": (
         FunctionSpec(

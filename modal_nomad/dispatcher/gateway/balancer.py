@@ -1,0 +1,133 @@
+"""The containers of one Function and the requests that wait for them. No sockets, no clock of its own."""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from typing import Any
+
+from modal_nomad.wire.http1.exchange import Exchange
+from modal_nomad.wire.http1.upstream import Upstream
+
+BLOCKED_SECONDS = 1.0
+"""A container that took no connection is left alone for so long, while there are others."""
+
+
+class Instance:
+    """A container that takes requests.
+
+    Attributes:
+        running: requests that it has from us.
+        out: it gets no more.
+        blocked_until: it took no connection, and is not asked before.
+        idle: open connections without a request, by the method of the class that they lead to.
+    """
+
+    __slots__ = ("blocked_until", "container_id", "host", "idle", "key", "out", "port", "running")
+
+    def __init__(self, container_id: str, host: str, port: int, key: str) -> None:
+        self.container_id = container_id
+        self.host = host
+        self.port = port
+        self.key = key.encode()
+        self.running = 0
+        self.out = False
+        self.blocked_until = 0.0
+        self.idle: dict[str, list[Upstream]] = {}
+
+    def close_idle(self) -> None:
+        """Close the connections that carry nothing."""
+        for connections in self.idle.values():
+            for connection in connections:
+                connection.abort()
+        self.idle = {}
+
+
+class Service:
+    """One Function.
+
+    Attributes:
+        limit: requests that one container takes at a time.
+        single_use: a container takes one request in its life.
+        instances: the containers that take requests, by id.
+        waiting: requests that no container had room for, the oldest first.
+        finished: requests that ended since this was last asked.
+        seconds: how long these took.
+        dirty: something changed that has not been said.
+    """
+
+    def __init__(self, function_id: str, limit: int, single_use: bool) -> None:
+        self.function_id = function_id
+        self.limit = limit
+        self.single_use = single_use
+        self.instances: dict[str, Instance] = {}
+        self.waiting: deque[Exchange] = deque()
+        self.finished = 0
+        self.seconds = 0.0
+        self.dirty = False
+        # Those out of rotation that still answer something.
+        self.leaving: dict[str, Instance] = {}
+        self._open: list[Instance] = []
+
+    def add(self, instance: Instance) -> None:
+        """Take a container into rotation."""
+        self.take_out(instance.container_id)
+        self.instances[instance.container_id] = instance
+        self._open.append(instance)
+
+    def take_out(self, container_id: str) -> Instance | None:
+        """Give a container no more requests; what it has may end."""
+        instance = self.instances.pop(container_id, None)
+        if instance is None:
+            return None
+        instance.out = True
+        self._open.remove(instance)
+        instance.close_idle()
+        if instance.running:
+            self.leaving[container_id] = instance
+        return instance
+
+    def choose(self, now: float, tried: Any = ()) -> Instance | None:
+        """Return the less busy of two containers picked at random, or any that has room; None for none."""
+        open_ = self._open
+        count = len(open_)
+        if count == 1:
+            only = open_[0]
+            free = only.running < self.limit and only.blocked_until <= now and only not in tried
+            return only if free else None
+        if count > 2:
+            one, other = open_[random.randrange(count)], open_[random.randrange(count)]
+            best = one if one.running <= other.running else other
+            if best.running < self.limit and best.blocked_until <= now and best not in tried:
+                return best
+        return min(
+            (x for x in open_ if x.running < self.limit and x.blocked_until <= now and x not in tried),
+            key=lambda x: x.running,
+            default=None,
+        )
+
+    def begin(self, instance: Instance) -> None:
+        """Count a request that a container gets."""
+        instance.running += 1
+        if self.single_use:
+            # Out of rotation after this one.
+            self.instances.pop(instance.container_id, None)
+            if instance in self._open:
+                self._open.remove(instance)
+            instance.out = True
+            self.leaving[instance.container_id] = instance
+
+    def end(self, instance: Instance, seconds: float) -> None:
+        """Count a request that a container no longer has."""
+        instance.running -= 1
+        self.finished += 1
+        self.seconds += seconds
+        if instance.out and not instance.running:
+            self.leaving.pop(instance.container_id, None)
+            instance.close_idle()
+
+    def load(self) -> dict[str, int]:
+        """Return how many requests each container has."""
+        busy = {x.container_id: x.running for x in self.leaving.values()}
+        busy.update({x.container_id: x.running for x in self.instances.values() if x.running})
+        return busy

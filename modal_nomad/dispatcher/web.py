@@ -1,0 +1,222 @@
+"""Web endpoints on the dispatcher's side: what is served, and the seam between gateway and call engine."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import logging
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT
+from modal_nomad.dispatcher.gateway.balancer import Instance
+from modal_nomad.dispatcher.gateway.gateway import Gateway
+from modal_nomad.dispatcher.gateway.labels import MAX_LABEL, endpoint_label
+from modal_nomad.dispatcher.gateway.routes import Route
+from modal_nomad.dispatcher.gateway.settings import GatewaySettings
+from modal_nomad.dispatcher.store import Store
+from modal_nomad.exception import AlreadyExistsError, InvalidError
+from modal_nomad.wire.spec import FunctionSpec, WebSpec
+
+if TYPE_CHECKING:
+    from modal_nomad.dispatcher._containers import ContainerInfo, FunctionState
+
+logger = logging.getLogger("modal_nomad.dispatcher")
+
+_KINDS = ("asgi", "wsgi", "endpoint", "server")
+_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+_DOMAIN = re.compile(r"[a-z0-9.-]{1,253}")
+_HOST = re.compile(r"[0-9A-Za-z.:_-]{1,253}")
+
+
+class Web:
+    """What is served on the web.
+
+    Attributes:
+        gateway: of this process.
+        url: how the URLs of labels are written: with ``{label}`` in it; empty while nothing listens.
+
+    Args:
+        store: knows the environments.
+        key: what the keys of containers are made with; the same in every dispatcher of an installation.
+        settings: of the gateway.
+        workspace: what all labels begin with, or empty.
+        handle: gives the call engine an event.
+        check_token: says whether a proxy auth token opens an endpoint.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        key: bytes,
+        settings: GatewaySettings,
+        workspace: str,
+        handle: Callable[[ev.Event], None],
+        check_token: Any,
+    ) -> None:
+        self.gateway = Gateway(settings, self, check_token)
+        self.url = ""
+        self._store = store
+        self._key = key
+        self._workspace = workspace
+        self._handle = handle
+
+    async def close(self) -> None:
+        """End every connection."""
+        await self.gateway.close()
+
+    # --- endpoints --------------------------------------------------------------------------------
+
+    async def routes_of(
+        self, spec: FunctionSpec, function_id: str, environment: str, app_id: str
+    ) -> list[Route]:
+        """Return the endpoints of a Function."""
+        served = spec.served
+        if not served:
+            return []
+        suffix = await self._suffix(environment)
+        name = spec.name[:-2] if spec.is_class else spec.name
+        return [
+            Route(
+                label=endpoint_label(
+                    spec.app,
+                    f"{name}.{method}" if method else name,
+                    label=web.label,
+                    environment_suffix=suffix,
+                    dev_suffix=web.dev_suffix,
+                    workspace=self._workspace,
+                ),
+                function_id=function_id,
+                method=method,
+                # A program that runs for a while must not take the deployed one's own domain.
+                domains=() if web.dev_suffix else web.custom_domains,
+                requires_proxy_auth=web.requires_proxy_auth,
+                environment=environment,
+                owner=app_id,
+                deployed=not web.dev_suffix,
+            )
+            for method, web in served.items()
+        ]
+
+    async def _suffix(self, environment: str) -> str:
+        for record in await self._store.environments():
+            if record.name == environment and record.web_suffix:
+                return record.web_suffix
+        return "" if environment == DEFAULT_ENVIRONMENT else environment
+
+    async def check(self, specs: Sequence[FunctionSpec], environment: str, app_id: str) -> None:
+        """Check that an App may have its endpoints.
+
+        Args:
+            specs: its Functions.
+            environment: where it is.
+            app_id: of the version before, whose endpoints it may take over; empty for none.
+
+        Raises:
+            InvalidError: what is served cannot be.
+            AlreadyExistsError: another deployed App has one of the labels or domains.
+        """
+        taken: dict[str, str] = {}
+        for spec in specs:
+            for web in spec.served.values():
+                _check(spec.name, web)
+            for route in await self.routes_of(spec, "", environment, app_id):
+                for name in (route.label, *route.domains):
+                    if name in taken:
+                        raise InvalidError(
+                            f"{spec.name} and {taken[name]} would both be served at {name!r}: give a label="
+                        )
+                    taken[name] = spec.name
+                held = self.gateway.routes.holder(route.label, route.domains)
+                if held is not None and route.deployed and held[1].deployed and held[1].owner != app_id:
+                    raise AlreadyExistsError(
+                        f"{spec.name} would be served at {held[0]!r}, where App {held[1].owner} is: stop "
+                        "that, or give another label="
+                    )
+
+    async def function_added(self, state: FunctionState) -> None:
+        """Serve a Function, or serve it as it is now."""
+        spec = state.spec
+        if not spec.served:
+            self.gateway.withdraw(state.function_id)
+            return
+        routes = await self.routes_of(spec, state.function_id, state.environment, state.app_id)
+        self.gateway.serve(state.function_id, routes, spec.slots, spec.single_use_containers)
+
+    def function_removed(self, function_id: str) -> None:
+        """Serve a Function no more."""
+        self.gateway.withdraw(function_id)
+
+    def urls(self, function_id: str) -> dict[str, str]:
+        """Return where a Function is served, by method; a plain one's is under the empty name."""
+        if not self.url:
+            return {}
+        return {
+            route.method: self.url.format(label=route.label) for route in self.gateway.routes.of(function_id)
+        }
+
+    # --- containers -------------------------------------------------------------------------------
+
+    def container_key(self, container_id: str) -> str:
+        """Return what a gateway proves itself with to a container."""
+        return hmac.new(self._key, f"web:{container_id}".encode(), hashlib.sha256).hexdigest()
+
+    def container_up(self, info: ContainerInfo, address: Any) -> None:
+        """Take a container into rotation that said where it listens: host and port."""
+        if address is None:
+            return
+        if (
+            not isinstance(address, list)
+            or len(address) != 2
+            or not isinstance(address[0], str)
+            or not _HOST.fullmatch(address[0])
+            or type(address[1]) is not int
+            or not 0 < address[1] < 65536
+        ):
+            logger.warning("container %s says no usable web address", info.container_id)
+            return
+        key = self.container_key(info.container_id)
+        self.gateway.instance_up(
+            info.function.function_id, Instance(info.container_id, address[0], address[1], key)
+        )
+
+    def container_out(self, info: ContainerInfo) -> None:
+        """Give a container no more requests."""
+        self.gateway.instance_out(info.function.function_id, info.container_id)
+
+    # --- between gateway and call engine ----------------------------------------------------------
+
+    def web_load(
+        self, function_id: str, waiting: int, running: Mapping[str, int], finished: int, seconds: float
+    ) -> None:
+        """Tell the call engine what a gateway sees."""
+        self._handle(ev.WebLoad(function_id, waiting, running, finished, seconds))
+
+    def flush(self) -> None:
+        """Have the gateway say now what it would say soon."""
+        self.gateway.report()
+
+    def failed(self, command: ev.FailRequests) -> None:
+        """Answer requests whose container does not start; why is for its log, not for those who ask."""
+        logger.info("requests to %s fail: %s", command.function_id, command.reason)
+        self.gateway.fail(command.function_id, 500, "the endpoint could not start: its logs say why")
+
+
+def _check(name: str, web: WebSpec) -> None:
+    fault = ""
+    if web.kind not in _KINDS:
+        fault = f"kind {web.kind!r} is unknown"
+    elif web.kind == "server" and not 0 < web.port < 65536:
+        fault = f"port {web.port} cannot be"
+    elif web.label and (len(web.label) > MAX_LABEL or not _LABEL.fullmatch(web.label)):
+        fault = f"label {web.label!r} is no part of a host name"
+    elif not all(_DOMAIN.fullmatch(x) for x in _strings(web.custom_domains)):
+        fault = "a custom domain is no host name"
+    if fault:
+        raise InvalidError(f"Function {name!r}: {fault}: update the client")
+
+
+def _strings(values: Iterable[Any]) -> list[str]:
+    return [str(x) for x in values]

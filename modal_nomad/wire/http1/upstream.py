@@ -1,0 +1,187 @@
+"""The connection that a request goes out on, and its answer comes back on."""
+
+import asyncio
+from typing import Callable, Optional
+
+from .body import Body, body_of, chunk, last_chunk
+from .exchange import Exchange
+from .head import MAX_HEAD_BYTES, UNTIL_CLOSE, HttpError, Response, parse_response
+
+
+class Upstream(asyncio.Protocol):
+    """A connection to a container, for one request at a time.
+
+    Args:
+        idle: is given the connection when it can be used again.
+        closed: is told when it is gone.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self, idle: Callable[["Upstream"], None], closed: Callable[["Upstream"], None]) -> None:
+        self.exchange: Optional[Exchange] = None
+        self.used = False
+        self._idle = idle
+        self._closed = closed
+        self._buffer = b""
+        self._response: Optional[Response] = None
+        self._body: Optional[Body] = None
+        self._chunked_out = False
+        self._tunnel = False
+        self.gone = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+
+    def connection_lost(self, error: Optional[Exception]) -> None:
+        self.gone = True
+        exchange, self.exchange = self.exchange, None
+        if exchange is not None:
+            response = self._response
+            if self._tunnel:
+                client = exchange.client
+                exchange.upstream = None
+                exchange.end()
+                if client is not None:
+                    client.transport.close()
+            elif response is not None and response.length == UNTIL_CLOSE and error is None:
+                self.exchange = exchange
+                self._finish(exchange)
+            else:
+                exchange.lost()
+        self._closed(self)
+
+    def abort(self) -> None:
+        """Close at once; who serves this learns that nobody waits."""
+        if not self.gone:
+            self.transport.abort()
+
+    def eof_received(self) -> bool:
+        return False
+
+    def pause_writing(self) -> None:
+        exchange = self.exchange
+        if exchange is not None and exchange.client is not None:
+            exchange.client.pause()
+
+    def resume_writing(self) -> None:
+        exchange = self.exchange
+        if exchange is not None and exchange.client is not None:
+            exchange.client.resume()
+
+    def data_received(self, data: bytes) -> None:
+        exchange = self.exchange
+        if exchange is None:
+            # Nobody asked: what came could be taken for the answer to the next request.
+            self.abort()
+            return
+        if self._tunnel:
+            if exchange.client is not None:
+                exchange.client.transport.write(data)
+            return
+        try:
+            if self._response is None:
+                rest = self._head(exchange, self._buffer + data if self._buffer else data)
+                if rest is None:
+                    return
+                data = rest
+            self._pass(exchange, data)
+        except HttpError as error:
+            self._broken(exchange, error)
+
+    def _head(self, exchange: Exchange, data: bytes) -> Optional[bytes]:
+        """Read heads until that of the answer is there; gives what follows it."""
+        while True:
+            end = data.find(b"\r\n\r\n")
+            if end < 0:
+                if len(data) > MAX_HEAD_BYTES:
+                    raise HttpError(502, "the head of the container's answer is too large")
+                self._buffer = data
+                return None
+            if end > MAX_HEAD_BYTES:
+                raise HttpError(502, "the head of the container's answer is too large")
+            response = parse_response(data[:end], exchange.request.method)
+            data = data[end + 4 :]
+            self._buffer = b""
+            if response.status == 101:
+                if not exchange.request.upgrade:
+                    raise HttpError(502, "the container changed the protocol unasked")
+                exchange.answered = True
+                self._tunnel = True
+                client = exchange.client
+                if client is not None:
+                    client.tunnel(exchange, response, data)
+                return None
+            if response.status >= 200:
+                break
+            exchange.interim(response)
+        self._response = response
+        self._body = body_of(response.length, 502)
+        exchange.answered = True
+        if exchange.client is not None:
+            self._chunked_out = exchange.client.begin_answer(exchange, response)
+        else:
+            # Until somebody comes for it, it stays where it is.
+            self.transport.pause_reading()
+            self._buffer = data
+            return None
+        return data
+
+    def claim(self) -> None:
+        """Go on with an answer whose reader has come back."""
+        exchange, response = self.exchange, self._response
+        if exchange is None or exchange.client is None or response is None:
+            return
+        self._chunked_out = exchange.client.begin_answer(exchange, response)
+        self.transport.resume_reading()
+        data, self._buffer = self._buffer, b""
+        try:
+            self._pass(exchange, data)
+        except HttpError as error:
+            self._broken(exchange, error)
+
+    def _pass(self, exchange: Exchange, data: bytes) -> None:
+        body, client = self._body, exchange.client
+        assert body is not None
+        if not body.done:
+            data = body.feed(data)
+            if data and client is not None:
+                client.transport.write(chunk(data) if self._chunked_out else data)
+            data = body.rest
+        if body.done:
+            if data:
+                # More than was said: the connection is of no use any more, the answer is whole.
+                assert self._response is not None
+                self._response.keep_alive = False
+            self._finish(exchange)
+
+    def _finish(self, exchange: Exchange) -> None:
+        response, body, client = self._response, self._body, exchange.client
+        assert response is not None and body is not None
+        if client is not None and self._chunked_out:
+            client.transport.write(last_chunk(body.trailers))
+        self._response = self._body = None
+        self._chunked_out = False
+        complete = exchange.complete
+        exchange.upstream = self.exchange = None
+        # First: what waits for the container's next free place finds the connection there.
+        if response.keep_alive and complete and not self.gone:
+            self._idle(self)
+        else:
+            self.abort()
+        exchange.end()
+        if client is not None:
+            client.end_answer(complete)
+
+    def _broken(self, exchange: Exchange, error: HttpError) -> None:
+        """The container answers what is no HTTP."""
+        client = exchange.client
+        begun = self._response is not None
+        exchange.end()
+        self.abort()
+        if client is None:
+            return
+        if begun:
+            client.transport.abort()
+        else:
+            client.answer(502, error.text)

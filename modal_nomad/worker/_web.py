@@ -1,0 +1,208 @@
+"""A container that answers requests: they come to a port of its own, past the dispatcher.
+
+Requests and inputs (of a class that has both) share the container's slots, its event loop and its end.
+"""
+
+import asyncio
+import os
+import socket
+import sys
+from collections import deque
+from contextlib import suppress
+from time import monotonic
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Set, Tuple
+
+from ..wire.spec import WebSpec
+from ._loop_pool import LoopPool
+from ._web_apps import Served, make_app
+from ._web_front import Front
+from ._web_server import ServerRouter
+
+LINGER_SECONDS = 2.0
+"""A gateway that has not heard yet that the container ends may send a last request."""
+_SETTLE_SECONDS = 0.05
+_SHUTDOWN_SECONDS = 30.0
+_BACKLOG = 1024
+
+
+def add_bundle() -> None:
+    """Put what serves web Functions last on the path: the Image's own wins."""
+    folder = os.environ.get("MODAL_WEB_DIR")
+    if folder and folder not in sys.path:
+        sys.path.append(folder)
+
+
+class WebPool(LoopPool):
+    """What a container does that has endpoints.
+
+    Args, besides those of ``LoopPool``:
+        served: the endpoints, by method; a plain function's is under the empty name.
+        find: gives the user's function of a method.
+        name: of the Function, for messages.
+        key: what gateways prove themselves with.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        served: Mapping[str, WebSpec],
+        find: Callable[[str], Callable[..., Any]],
+        name: str,
+        key: str,
+        **options: Any,
+    ) -> None:
+        super().__init__(*args, **options)
+        self.key = key.encode()
+        self.failed = False
+        self.requests: Set[Any] = set()
+        self.fronts: Dict[int, Front] = {}
+        self.loop = self._loop
+        self.apps: Dict[str, Served] = {}
+        self.servers: Dict[str, ServerRouter] = {}
+        self._served = served
+        self._find = find
+        self._name = name
+        self._waiting: Deque["asyncio.Future[None]"] = deque()
+        self._server: Optional[asyncio.AbstractServer] = None
+        self._closing: Optional["asyncio.Task[None]"] = None
+        self._idle_since = monotonic()
+
+    # --- begin and end ----------------------------------------------------------------------------
+
+    def open(self) -> Tuple[str, int]:
+        """Make the apps and begin to listen; gives the address that gateways find this at.
+
+        Raises:
+            BaseException: what the user's function or its app's startup raises.
+        """
+        asyncio.set_event_loop(self.loop)
+        made: List[Served] = []
+        for method, spec in self._served.items():
+            label = f"{self._name}.{method}" if method else self._name
+            function = self._find(method)
+            if spec.kind == "server":
+                router = ServerRouter(self, spec, label)
+                router.check_free()
+                function()
+                self.servers[method] = router
+            else:
+                self.apps[method] = app = make_app(spec, function, label, self.slots)
+                made.append(app)
+        return self.loop.run_until_complete(self._open(made))
+
+    async def _open(self, made: List[Served]) -> Tuple[str, int]:
+        for router in self.servers.values():
+            await router.wait()
+        for app in made:
+            await app.start()
+        sock, address = _listening()
+        self._server = await self.loop.create_server(lambda: Front(self), sock=sock, backlog=_BACKLOG)
+        return address
+
+    def _quiet(self) -> bool:
+        """Whether all is over: looked at when the container is to end."""
+        if self._closing is None:
+            self._closing = self.loop.create_task(self._close())
+        return self._closing.done()
+
+    async def _close(self) -> None:
+        await self._last_requests()
+        if self._server is not None:
+            self._server.close()
+        for front in list(self.fronts.values()):
+            front.transport.abort()
+        await self._shut_down()
+        # In the next round: until then this task is not done.
+        self.loop.call_soon(self._start)
+
+    async def _last_requests(self) -> None:
+        self._idle_since = monotonic()
+        while not self.abandoned:
+            if self.requests or self.active:
+                self._idle_since = monotonic()
+            elif not self.fronts or monotonic() - self._idle_since >= LINGER_SECONDS:
+                # One more look: a connection may have been made that nobody has accepted yet.
+                await asyncio.sleep(_SETTLE_SECONDS)
+                if not self.requests and (not self.fronts or self.abandoned or self._lingered()):
+                    return
+            await asyncio.sleep(_SETTLE_SECONDS)
+
+    def _lingered(self) -> bool:
+        return monotonic() - self._idle_since >= LINGER_SECONDS
+
+    async def _shut_down(self) -> None:
+        for app in self.apps.values():
+            try:
+                await asyncio.wait_for(app.stop(), _SHUTDOWN_SECONDS)
+            except BaseException as error:
+                self.failed = True
+                sys.stderr.write(f"modal-nomad worker: {self._name}: {error}\n")
+
+    def preempt(self) -> bool:
+        self._call(self._cancel_requests)
+        return super().preempt()
+
+    def _cancel_requests(self) -> None:
+        for request in list(self.requests):
+            request.cancel()
+
+    def busy(self) -> bool:
+        """Whether user code runs."""
+        return bool(self.requests) or super().busy()
+
+    def interrupted(self) -> None:
+        """End what is left of the apps after an interruption."""
+        self._cancel_requests()
+        with suppress(BaseException):
+            self.loop.run_until_complete(asyncio.wait_for(self._shut_down(), _SHUTDOWN_SECONDS))
+
+    # --- slots ------------------------------------------------------------------------------------
+
+    def _room(self) -> bool:
+        return len(self.active) + len(self.requests) < self.slots
+
+    async def enter(self, request: Any) -> None:
+        """Wait for a slot and take it."""
+        while not self._room():
+            turn = self.loop.create_future()
+            self._waiting.append(turn)
+            try:
+                await turn
+            except asyncio.CancelledError:
+                if turn.done() and not turn.cancelled():
+                    self._wake_next()
+                raise
+        self.requests.add(request)
+
+    def leave(self, request: Any) -> None:
+        """Give a slot back."""
+        self.requests.discard(request)
+        self._freed()
+
+    def _freed(self) -> None:
+        self._wake_next()
+        if self.queue or self.stopping:
+            self._start()
+
+    def _wake_next(self) -> None:
+        while self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+                return
+
+
+def _listening() -> Tuple[socket.socket, Tuple[str, int]]:
+    """Return a socket to listen at, and the address that others reach it by."""
+    port = _nomad("ALLOC_PORT") or _nomad("PORT")
+    sock = socket.socket()
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if not port:
+        sock.bind(("127.0.0.1", 0))
+        return sock, ("127.0.0.1", sock.getsockname()[1])
+    sock.bind(("0.0.0.0", int(port)))
+    return sock, (_nomad("HOST_IP") or _nomad("IP") or "127.0.0.1", int(_nomad("HOST_PORT") or port))
+
+
+def _nomad(what: str) -> str:
+    return os.environ.get(f"NOMAD_{what}_http", "")

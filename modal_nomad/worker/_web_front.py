@@ -1,0 +1,118 @@
+"""The container's end of a gateway's connections: lets nobody else in, and knows when a client has gone."""
+
+import asyncio
+import hmac
+from typing import TYPE_CHECKING, Any, Optional
+
+from ..wire.http1.client import Client
+from ..wire.http1.head import MAX_HEAD_BYTES, HttpError, Request, parse_request
+from ..wire.web import KEY, METHOD
+
+if TYPE_CHECKING:
+    from ._web import WebPool
+
+
+class Front(asyncio.Protocol):
+    """One connection. The first request on it says what serves it; what that is sees the bytes as they are.
+
+    Attributes:
+        transport: the connection.
+        request: the request of an ASGI app that runs on it, to be told when its client has gone.
+    """
+
+    transport: asyncio.Transport
+
+    def __init__(self, pool: "WebPool") -> None:
+        self.request: Any = None
+        self._pool = pool
+        self._inner: Any = None
+        self._buffer = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = transport  # type: ignore[assignment]
+        self._pool.fronts[id(self)] = self
+
+    def connection_lost(self, error: Optional[Exception]) -> None:
+        self._pool.fronts.pop(id(self), None)
+        if self._inner is not None:
+            self._inner.connection_lost(error)
+        if self.request is not None:
+            self.request.client_left()
+
+    def data_received(self, data: bytes) -> None:
+        if self._inner is not None:
+            self._inner.data_received(data)
+            return
+        self._buffer += data
+        end = self._buffer.find(b"\r\n\r\n")
+        if end < 0:
+            if len(self._buffer) > MAX_HEAD_BYTES:
+                self._refuse()
+            return
+        try:
+            request = parse_request(self._buffer[:end])
+        except HttpError:
+            self._refuse()
+            return
+        key = request.value(KEY)
+        if key is None or not hmac.compare_digest(key, self._pool.key):
+            self._refuse()
+            return
+        self._begin(request)
+
+    def _begin(self, request: Request) -> None:
+        method = (request.value(METHOD) or b"").decode("latin-1")
+        router = self._pool.servers.get(method)
+        inner: Any
+        if router is not None:
+            inner = Client(router)
+        elif method in self._pool.apps:
+            inner = self._pool.apps[method].protocol(self._pool)
+        else:
+            self._refuse()
+            return
+        self.switch(inner)
+        inner.connection_made(Seen(self))
+        data, self._buffer = self._buffer, b""
+        self._inner.data_received(data)
+
+    def switch(self, inner: Any) -> None:
+        """Have something else take what comes in."""
+        self._inner = inner
+
+    def _refuse(self) -> None:
+        self.transport.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        self.transport.close()
+
+    def eof_received(self) -> Any:
+        return self._inner.eof_received() if self._inner is not None else None
+
+    def pause_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.pause_writing()
+
+    def resume_writing(self) -> None:
+        if self._inner is not None:
+            self._inner.resume_writing()
+
+
+class Seen:
+    """The transport as the inner protocol has it: when it hands it on, for a WebSocket, we stay between."""
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+        self._transport = front.transport
+
+    def set_protocol(self, protocol: Any) -> None:
+        self._front.switch(protocol)
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        # What serves a request finds the connection it came on by this; see ``Request`` of _web_apps.
+        if name == "socket":
+            return None
+        if name == "peername":
+            return ("", id(self._front))
+        return self._transport.get_extra_info(name, default)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
