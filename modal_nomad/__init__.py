@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ._web_decorators import asgi_app, fastapi_endpoint, web_endpoint, web_server, wsgi_app
     from .app import App
     from .client import Client
+    from .cloud_bucket_mount import CloudBucketMount
     from .cls import Cls
     from .dict import Dict
     from .environment import Environment
@@ -41,6 +42,7 @@ __version__ = "0.1.0"
 __all__ = [
     "App",
     "Client",
+    "CloudBucketMount",
     "Cls",
     "Cron",
     "Dict",
@@ -81,6 +83,7 @@ __all__ = [
 _PLACES = {
     "App": "app",
     "Client": "client",
+    "CloudBucketMount": "cloud_bucket_mount",
     "Cls": "cls",
     "Cron": "schedule",
     "Dict": "dict",
@@ -120,6 +123,7 @@ _SUBMODULES = frozenset(
         "app",
         "call_graph",
         "client",
+        "cloud_bucket_mount",
         "cls",
         "config",
         "dict",

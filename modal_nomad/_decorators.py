@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from ._options import CpuRequest, MemoryRequest
     from .app import App
+    from .cloud_bucket_mount import CloudBucketMount
     from .cls import Cls
     from .functions import Function
     from .gpu import GPU
@@ -43,7 +44,7 @@ class Decorators:
 
     _name: str | None
     _include_source: bool | None
-    _volumes: Mapping[str, Volume]
+    _volumes: Mapping[str, Volume | CloudBucketMount]
     _functions: dict[str, Function[..., Any]]
     _classes: dict[str, Cls]
 
@@ -75,7 +76,7 @@ class Decorators:
         single_use_containers: bool = False,
         include_source: bool | None = None,
         mounts: Sequence[Mount] = (),
-        volumes: Mapping[Any, Volume] | None = None,
+        volumes: Mapping[Any, Volume | CloudBucketMount] | None = None,
         network_file_systems: Mapping[Any, NetworkFileSystem] | None = None,
         enable_memory_snapshot: bool = False,
         allow_concurrent_inputs: int | None = None,
@@ -191,7 +192,7 @@ class Decorators:
         single_use_containers: bool = False,
         include_source: bool | None = None,
         mounts: Sequence[Mount] = (),
-        volumes: Mapping[Any, Volume] | None = None,
+        volumes: Mapping[Any, Volume | CloudBucketMount] | None = None,
         network_file_systems: Mapping[Any, NetworkFileSystem] | None = None,
         enable_memory_snapshot: bool = False,
         allow_concurrent_inputs: int | None = None,

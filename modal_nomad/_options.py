@@ -15,6 +15,7 @@ from .retries import Retries
 from .wire.spec import GPUOption, RetrySpec, ScheduleSpec, WebSpec
 
 if TYPE_CHECKING:
+    from .cloud_bucket_mount import CloudBucketMount
     from .gpu import GPU
     from .image import Image
     from .mount import Mount
@@ -100,7 +101,7 @@ class FunctionOptions:
     include_source: bool = True
     secrets: tuple[Secret, ...] = ()
     mounts: tuple[Mount, ...] = ()
-    volumes: Mapping[str, Volume] = field(default_factory=dict)
+    volumes: Mapping[str, Volume | CloudBucketMount] = field(default_factory=dict)
     network_file_systems: Mapping[str, NetworkFileSystem] = field(default_factory=dict)
     enable_memory_snapshot: bool = False
     max_concurrent_inputs: int = 1
@@ -204,7 +205,7 @@ def _gpu(value: Any) -> tuple[GPUOption, ...]:
     return gpu_options(value)
 
 
-def mounted_volumes(value: Any) -> dict[str, Volume]:
+def mounted_volumes(value: Any) -> dict[str, Volume | CloudBucketMount]:
     """Return Volumes by the paths that they are shown at. Raises InvalidError."""
     if value is None or value == {}:
         # A container that has none pays for none.
@@ -287,7 +288,7 @@ def function_options(
     include_source: bool | None = None,
     secrets: Sequence[Secret] = (),
     mounts: Sequence[Mount] = (),
-    volumes: Mapping[Any, Volume] | None = None,
+    volumes: Mapping[Any, Volume | CloudBucketMount] | None = None,
     network_file_systems: Mapping[Any, NetworkFileSystem] | None = None,
     enable_memory_snapshot: bool = False,
     allow_concurrent_inputs: int | None = None,

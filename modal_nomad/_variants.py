@@ -17,8 +17,10 @@ from .functions import Function
 
 if TYPE_CHECKING:
     from .client import Client
+    from .cloud_bucket_mount import CloudBucketMount
+    from .secret import Secret
     from .volume import Volume
-    from .wire.spec import FunctionSpec
+    from .wire.spec import FunctionSpec, SecretRef
 
     Parameters = Callable[[Client, str], Awaitable["bytes | None"]]
     # For a client and the parent's id, serialized parameters, or None where there is nothing to bind.
@@ -114,7 +116,7 @@ class VariantFunction(Function[Any, Any]):
         if "secrets" in overrides:
             overrides["secrets"] = await self._secret_references(client, parent)
         if "volumes" in overrides:
-            overrides["volumes"] = await _mounts(overrides["volumes"], client, parent["environment"])
+            overrides.update(await self._mounts(overrides["volumes"], client, parent))
         fields = merged(parent["spec"], overrides)
         spec = FunctionSpec.from_dict(fields)
         check_spec(spec)
@@ -133,18 +135,32 @@ class VariantFunction(Function[Any, Any]):
         found = await io(references(client, secrets, parent["spec"]["app"], parent["environment"]))
         return [dataclasses.asdict(found[secret]) for secret in secrets]
 
+    @staticmethod
+    async def _mounts(
+        mounts: Mapping[str, Volume | CloudBucketMount], client: Client, parent: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        from ._volume_mounts import buckets_in, volumes_in
+        from .wire.spec import VolumeMount
 
-async def _mounts(
-    volumes: Mapping[str, Volume], client: Client, environment: str | None
-) -> list[dict[str, Any]]:
-    from .wire.spec import VolumeMount
+        volumes, buckets = volumes_in(mounts), buckets_in(mounts)
+        for volume in volumes.values():
+            await volume._hydrate_in(client, parent["environment"])
+        secrets = [bucket.secret for bucket in buckets.values() if bucket.secret is not None]
+        found: Mapping[Secret, SecretRef] = {}
+        if secrets:
+            from .secret import references
 
-    for volume in volumes.values():
-        await volume._hydrate_in(client, environment)
-    return [
-        dataclasses.asdict(VolumeMount(path, volume.object_id, volume._read_only))
-        for path, volume in volumes.items()
-    ]
+            found = await io(references(client, secrets, parent["spec"]["app"], parent["environment"]))
+        return {
+            "volumes": [
+                dataclasses.asdict(VolumeMount(path, volume.object_id, volume._read_only))
+                for path, volume in volumes.items()
+            ],
+            "buckets": [
+                dataclasses.asdict(bucket._mount(path, found[bucket.secret] if bucket.secret else None))
+                for path, bucket in buckets.items()
+            ],
+        }
 
 
 def _unpickled(parent: Function[Any, Any], overrides: Mapping[str, Any]) -> VariantFunction:

@@ -1,4 +1,4 @@
-"""``volumes=`` and ``network_file_systems=``: which paths they may be shown at."""
+"""``volumes=`` and ``network_file_systems=``: which paths they, and buckets, may be shown at."""
 
 from __future__ import annotations
 
@@ -10,34 +10,38 @@ from typing import TYPE_CHECKING, Any
 from .exception import InvalidError
 
 if TYPE_CHECKING:
+    from .cloud_bucket_mount import CloudBucketMount
     from .network_file_system import NetworkFileSystem
     from .volume import Volume
 
 _FORBIDDEN = ("/", "/root", "/tmp")
 
 
-def check_volumes(value: Any) -> dict[str, Volume]:
-    """Return Volumes by the canonical paths that they are shown at.
+def check_volumes(value: Any) -> dict[str, Volume | CloudBucketMount]:
+    """Return Volumes and buckets by the canonical paths that they are shown at.
 
     Raises:
         InvalidError: naming the path, or the Volume that is shown twice.
     """
+    from .cloud_bucket_mount import CloudBucketMount
     from .volume import Volume
 
     if not value:
         return {}
     if not isinstance(value, Mapping):
         raise InvalidError(f"volumes is {value!r}; give a dict of paths and Volumes")
-    found: dict[str, Volume] = {}
+    found: dict[str, Volume | CloudBucketMount] = {}
     for given, volume in value.items():
-        if not isinstance(volume, Volume):
-            raise InvalidError(f"volumes has {volume!r} at {given!s}; give a modal.Volume")
+        if not isinstance(volume, (Volume, CloudBucketMount)):
+            raise InvalidError(
+                f"volumes has {volume!r} at {given!s}; give a modal.Volume or a modal.CloudBucketMount"
+            )
         found[_canonical(given)] = volume
     return check_once(found)
 
 
-def check_apart(volumes: Mapping[str, Volume], shared: Mapping[str, NetworkFileSystem]) -> None:
-    """Raise InvalidError for a path at which a Volume and a NetworkFileSystem are to be shown."""
+def check_apart(volumes: Mapping[str, Any], shared: Mapping[str, NetworkFileSystem]) -> None:
+    """Raise InvalidError for a path at which a Volume or bucket and a NetworkFileSystem are to be shown."""
     for path in volumes.keys() & shared.keys():
         raise InvalidError(f"a Volume and a NetworkFileSystem are both to be shown at {path}; keep one")
 
@@ -64,15 +68,29 @@ def check_network_file_systems(value: Any) -> dict[str, NetworkFileSystem]:
     return found
 
 
-def check_once(volumes: dict[str, Volume]) -> dict[str, Volume]:
+def check_once(volumes: dict[str, Volume | CloudBucketMount]) -> dict[str, Volume | CloudBucketMount]:
     """Return Volumes by their paths. Raises InvalidError for one that is shown at two paths."""
     places: dict[Any, str] = {}
-    for path, volume in volumes.items():
+    for path, volume in volumes_in(volumes).items():
         same: Any = (volume._name, volume._environment) if volume._name else volume._object_id
         other = places.setdefault(same, path)
         if other != path:
             raise InvalidError(f"{volume!r} is shown at {other} and at {path}; keep one of them")
     return volumes
+
+
+def volumes_in(mounts: Mapping[str, Any]) -> dict[str, Volume]:
+    """Return the Volumes among what is shown."""
+    from .volume import Volume
+
+    return {path: mount for path, mount in mounts.items() if isinstance(mount, Volume)}
+
+
+def buckets_in(mounts: Mapping[str, Any]) -> dict[str, CloudBucketMount]:
+    """Return the buckets among what is shown."""
+    from .cloud_bucket_mount import CloudBucketMount
+
+    return {path: mount for path, mount in mounts.items() if isinstance(mount, CloudBucketMount)}
 
 
 def _canonical(given: Any, label: str = "Volume", where: str = "volumes") -> str:

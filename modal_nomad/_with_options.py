@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from ._options import CpuRequest, MemoryRequest
+    from .cloud_bucket_mount import CloudBucketMount
     from .gpu import GPU
     from .retries import Retries
     from .secret import Secret
@@ -31,7 +32,7 @@ class WithOptions:
         memory: MemoryRequest = None,
         gpu: GPU | Sequence[GPU] = None,
         secrets: Sequence[Secret] = (),
-        volumes: Mapping[Any, Volume] | None = None,
+        volumes: Mapping[Any, Volume | CloudBucketMount] | None = None,
         retries: int | Retries | None = None,
         timeout: float | None = None,
         concurrency_limit: int | None = None,

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import ParamSpec, Protocol
 
     from .client import Client
+    from .cloud_bucket_mount import CloudBucketMount
     from .cls import Cls
     from .functions import Function
     from .image import Image
@@ -75,7 +76,7 @@ class App(Decorators):
         image: Image | None = None,
         mounts: Sequence[Mount] = (),
         secrets: Sequence[Secret] = (),
-        volumes: Mapping[Any, Volume] | None = None,
+        volumes: Mapping[Any, Volume | CloudBucketMount] | None = None,
         include_source: bool = True,
     ) -> None:
         if name is not None and not isinstance(name, str):

@@ -16,6 +16,7 @@ from . import _automount
 from ._bridge import blocking_function, io
 from ._log import logger
 from ._options import FunctionOptions, check_object_name
+from ._volume_mounts import buckets_in, check_once, volumes_in
 from .config import config
 from .exception import InvalidError
 from .image import DEFINITION_VARIABLE, Image
@@ -24,6 +25,7 @@ from .wire.spec import FunctionSpec, ImageSpec, NfsMount, SecretRef, VolumeMount
 if TYPE_CHECKING:
     from .app import App
     from .client import Client
+    from .cloud_bucket_mount import CloudBucketMount
     from .functions import Function
     from .mount import Mount
     from .secret import Secret
@@ -131,6 +133,8 @@ def secrets_of(app: App) -> list[Secret]:
     found: dict[Secret, None] = {}
     for function in app.registered_functions.values():
         found.update(dict.fromkeys((*function.app._secrets, *_options(function).secrets)))
+        of_buckets = (bucket.secret for bucket in buckets_in(_mounts_of(function)).values())
+        found.update(dict.fromkeys(secret for secret in of_buckets if secret is not None))
     return list(found)
 
 
@@ -253,7 +257,11 @@ def function_specs(
                 batch_wait_ms=options.batch_wait_ms,
                 volumes=tuple(
                     VolumeMount(path, volume._object_id or "", volume._read_only)
-                    for path, volume in _volumes_of(function).items()
+                    for path, volume in volumes_in(_mounts_of(function)).items()
+                ),
+                buckets=tuple(
+                    bucket._mount(path, _reference(bucket.secret, secrets) if bucket.secret else None)
+                    for path, bucket in buckets_in(_mounts_of(function)).items()
                 ),
                 network_file_systems=tuple(
                     NfsMount(path, nfs._object_id or "") for path, nfs in options.network_file_systems.items()
@@ -279,18 +287,16 @@ def _with_mounts(image: ImageSpec, mounts: Sequence[Mount]) -> tuple[ImageSpec, 
 async def hydrate_storage(app: App, client: Client, environment: str | None) -> None:
     """Find what an App's Functions have mounted on the server; what names no environment in the App's own."""
     for function in app.registered_functions.values():
-        for volume in _volumes_of(function).values():
+        for volume in volumes_in(_mounts_of(function)).values():
             await volume._hydrate_in(client, environment)
         for nfs in _options(function).network_file_systems.values():
             await nfs._hydrate_in(client, environment)
 
 
-def _volumes_of(function: Function[..., Any]) -> Mapping[str, Volume]:
+def _mounts_of(function: Function[..., Any]) -> Mapping[str, Volume | CloudBucketMount]:
     own, of_app = _options(function).volumes, function.app._volumes
     if not own or not of_app:
         return own or of_app
-    from ._volume_mounts import check_once
-
     return check_once({**of_app, **own})
 
 

@@ -62,6 +62,12 @@ class S3Server:
         self._ask("PUT", name)
         return name
 
+    def versioned(self, name: str) -> str:
+        """Make a bucket that keeps versions: of another one the server names one, and does not know it."""
+        on = b"<VersioningConfiguration><Status>Enabled</Status></VersioningConfiguration>"
+        self._ask("PUT", f"{self.bucket(name)}?versioning", on)
+        return name
+
     def put(self, bucket: str, key: str, data: bytes) -> None:
         self._ask("PUT", f"{bucket}/{quote(key)}", data)
 

@@ -26,13 +26,18 @@ settings.register_profile(
 settings.load_profile("tests")
 
 NO_NOMAD = "no `nomad` binary on PATH"
+NO_BUCKET_MOUNTS = "no rclone, s3fs, fusermount3 or usable /dev/fuse, or not root"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    for server, reason in (("Nomad", NO_NOMAD), ("PostgreSQL", NO_POSTGRESQL)):
+    for what, reason in (
+        ("on a real Nomad", NO_NOMAD),
+        ("on a real PostgreSQL", NO_POSTGRESQL),
+        ("of mounted buckets", NO_BUCKET_MOUNTS),
+    ):
         skipped = [r for r in terminalreporter.stats.get("skipped", ()) if reason in str(r.longrepr)]
         if skipped:
-            terminalreporter.write_line(f"SKIPPED: {len(skipped)} tests on a real {server}: {reason}")
+            terminalreporter.write_line(f"SKIPPED: {len(skipped)} tests {what}: {reason}")
 
 
 @pytest.fixture(scope="session")

@@ -189,7 +189,7 @@ class Containers:
             env.update(self._snapshot(function))
         try:
             secrets: Mapping[str, str] = {}
-            if function.spec.secrets:
+            if function.spec.secret_refs:
                 secrets = await self.secrets.variables(container_id, function.spec, function.environment)
                 if container_id not in self.infos:
                     # It was given up meanwhile; whoever did that found no lease to end.
@@ -278,7 +278,7 @@ class Containers:
         info = self.infos.pop(container_id, None)
         if info is None:
             return
-        if info.function.spec.secrets:
+        if info.function.spec.secret_refs:
             self.background(self.secrets.ended(container_id))
         # A container that did all it was asked to is nothing to tell the user of.
         told = "" if reason in ("drained", "stopped") else reason

@@ -167,7 +167,7 @@ class LiveApps:
             AuthError: it is of an environment that the caller's token is not for.
         """
         for spec in specs:
-            for ref in spec.secrets:
+            for ref in spec.secret_refs:
                 check(identity, ref.environment or environment)
             for volume in spec.volumes:
                 check(identity, (await self.objects.find(volume.volume_id, "volume")).environment)

@@ -17,6 +17,8 @@ SNAPSHOT_META = "modal_snapshot"
 TASK_NAME = "container"
 WEB_PORT = "http"
 IDENTITY_NAME = "modal"
+BUCKETS_IDENTITY = "buckets"
+BUCKETS_AUDIENCE = "sts.amazonaws.com"
 AUDIENCE = "modal-nomad"
 _SECOND = 1_000_000_000
 _UNPREEMPTED = 91
@@ -50,7 +52,7 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         },
         "Env": _environment(spec, settings),
         "Artifacts": _artifacts(spec, settings),
-        "Identities": [{"Name": IDENTITY_NAME, "Audience": [AUDIENCE], "File": True}],
+        "Identities": _identities(spec),
         "Resources": task_resources(spec, settings),
         "LogConfig": logs,
         "KillSignal": "SIGTERM",
@@ -99,9 +101,17 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
 
 def keeps_snapshots(spec: FunctionSpec, settings: RenderSettings) -> bool:
     """Say whether containers leave memory snapshots: only processes of the node itself can fork them."""
-    # A Volume's tree is one container's own.
-    wanted = spec.enable_memory_snapshot and not spec.volumes
+    # A Volume's tree, or a mounted bucket, is one container's own.
+    wanted = spec.enable_memory_snapshot and not spec.volumes and not spec.buckets
     return wanted and settings.driver == "raw_exec" and settings.snapshot_seconds > 0
+
+
+def _identities(spec: FunctionSpec) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = [{"Name": IDENTITY_NAME, "Audience": [AUDIENCE], "File": True}]
+    if any(bucket.role_arn for bucket in spec.buckets):
+        hour = 3600 * _SECOND
+        found.append({"Name": BUCKETS_IDENTITY, "Audience": [BUCKETS_AUDIENCE], "File": True, "TTL": hour})
+    return found
 
 
 def _constraints(spec: FunctionSpec) -> list[dict[str, str]]:

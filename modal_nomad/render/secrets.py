@@ -17,14 +17,14 @@ SECRETS_FILE = "modal_secrets.json"
 
 def reads_vault(spec: FunctionSpec, settings: RenderSettings) -> bool:
     """Say whether the allocation reads this Function's Secrets by itself."""
-    return bool(spec.secrets and settings.vault_mount)
+    return bool(spec.secret_refs and settings.vault_mount)
 
 
 def vault_blocks(spec: FunctionSpec, settings: RenderSettings) -> dict[str, Any]:
     """Return the task's ``Vault`` and ``Templates``; nothing where it reads no Secrets itself."""
     if not reads_vault(spec, settings):
         return {}
-    leased = any(ref.vault_path for ref in spec.secrets)
+    leased = any(ref.vault_path for ref in spec.secret_refs)
     return {
         "Vault": {
             "Role": settings.vault_role,
@@ -50,7 +50,7 @@ def vault_blocks(spec: FunctionSpec, settings: RenderSettings) -> dict[str, Any]
 
 
 def _template(spec: FunctionSpec, settings: RenderSettings) -> str:
-    entries = ",\n".join(_entry(ref, settings) for ref in spec.secrets)
+    entries = ",\n".join(_entry(ref, settings) for ref in spec.secret_refs)
     return f'{{"keep": {_literal(sorted(spec.env))}, "secrets": [\n{entries}\n]}}\n'
 
 
@@ -61,7 +61,8 @@ def _entry(ref: SecretRef, settings: RenderSettings) -> str:
     # Its lease's id is no credential: with it the dispatcher ends the lease together with the container.
     lease = ', "lease": {{ .LeaseID | toJSON }}' if ref.vault_path else ""
     read = f"{{{{ with secret {_quoted(path)} }}}}{{{{ {field} | toJSON }}}}{lease}{{{{ end }}}}"
-    return f'{{"keys": {_literal(dict(ref.keys))}, "values": {read}}}'
+    prefix = f', "prefix": {_literal(ref.prefix)}' if ref.prefix else ""
+    return f'{{"keys": {_literal(dict(ref.keys))}{prefix}, "values": {read}}}'
 
 
 def kv_path(ref: SecretRef, settings: RenderSettings) -> str:

@@ -38,7 +38,7 @@ def merge(
 
     Args:
         secrets: of each the ``values`` by field and, where not all are taken by their own names, the
-            ``keys``: variable to field.
+            ``keys``: variable to field; a ``prefix`` goes before the variables' names.
         keep: variables that stay as they are: the user set them on the Function itself.
         complain: told, in one line without values, of each that cannot be set.
     """
@@ -46,7 +46,8 @@ def merge(
     for secret in secrets:
         values = plain(secret.get("values") or {})
         keys = secret.get("keys") or {name: name for name in values}
-        for name, field in keys.items():
+        for own, field in keys.items():
+            name = secret.get("prefix", "") + own
             if field not in values:
                 complain("a Secret has no field %r, so the variable %r is not set" % (field, name))
             elif not is_variable(name):

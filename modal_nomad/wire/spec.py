@@ -215,6 +215,7 @@ class SecretRef:
         required: variables that it must have.
         vault_path: read in Vault for each container instead, with a lease that ends with it.
         keys: variable to field of what stands at ``vault_path``; empty takes every field by its own name.
+        prefix: what the names of its variables get before them.
     """
 
     name: str = ""
@@ -223,6 +224,37 @@ class SecretRef:
     required: Tuple[str, ...] = ()
     vault_path: str = ""
     keys: Mapping[str, str] = field(default_factory=dict)
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
+class BucketMount:
+    """A bucket that a container sees as a directory.
+
+    Attributes:
+        path: where, absolute.
+        bucket: its name.
+        endpoint: the service's URL; empty for AWS.
+        key_prefix: what the keys begin with that are shown; empty, or it ends in a slash.
+        role_arn: a role to take on with the allocation's identity; empty for none.
+        secret: where the credentials are; None for none.
+        read_only: whether nothing may be written.
+        requester_pays: whether requests say that they are paid for.
+    """
+
+    path: str
+    bucket: str
+    endpoint: str = ""
+    key_prefix: str = ""
+    role_arn: str = ""
+    secret: Optional[SecretRef] = None
+    read_only: bool = False
+    requester_pays: bool = False
+
+
+def bucket_variables(index: int) -> str:
+    """Return what the variables of a bucket's Secret begin with; user code never sees them."""
+    return f"MODAL_BUCKET_{index}_"
 
 
 @dataclass(frozen=True)
@@ -294,6 +326,7 @@ class FunctionSpec:
         needs_parameters: it cannot be constructed without any.
         volumes: the Volumes that its containers see.
         network_file_systems: the NetworkFileSystems that they see.
+        buckets: the buckets that its containers see.
         enable_memory_snapshot: its ``@enter(snap=True)`` hooks run before the others.
         secrets: where its Secrets are; of two that have a variable, the later one's counts.
         scope: the only environments that its code may touch, none for all; the dispatcher says so, by who
@@ -340,6 +373,7 @@ class FunctionSpec:
     needs_parameters: bool = False
     volumes: Tuple[VolumeMount, ...] = ()
     network_file_systems: Tuple[NfsMount, ...] = ()
+    buckets: Tuple[BucketMount, ...] = ()
     enable_memory_snapshot: bool = False
     secrets: Tuple[SecretRef, ...] = ()
     scope: Tuple[str, ...] = ()
@@ -357,6 +391,16 @@ class FunctionSpec:
     def slots(self) -> int:
         """Inputs that one container may hold at a time to run them."""
         return self.max_concurrent_inputs * (self.batch_max_size or 1)
+
+    @property
+    def secret_refs(self) -> Tuple[SecretRef, ...]:
+        """Where all is that a container gets from Secrets: its own, and those of its buckets."""
+        of_buckets = [
+            dataclasses.replace(bucket.secret, prefix=bucket_variables(index))
+            for index, bucket in enumerate(self.buckets)
+            if bucket.secret is not None
+        ]
+        return (*self.secrets, *of_buckets)
 
     def yields(self, method: str = "") -> bool:
         """Say whether the function, or this method of the class, is a generator."""
@@ -391,9 +435,12 @@ class FunctionSpec:
             ParameterSpec(**_known(ParameterSpec, x)) for x in known.get("parameters") or ()
         )
         known["gpu"] = tuple(GPUOption(**_known(GPUOption, x)) for x in known.get("gpu") or ())
-        known["secrets"] = tuple(
-            SecretRef(**{**_known(SecretRef, x), "required": tuple(x.get("required") or ())})
-            for x in known.get("secrets") or ()
+        known["secrets"] = tuple(map(_secret, known.get("secrets") or ()))
+        known["buckets"] = tuple(
+            BucketMount(
+                **{**_known(BucketMount, x), "secret": _secret(x["secret"]) if x.get("secret") else None}
+            )
+            for x in known.get("buckets") or ()
         )
         known["volumes"] = tuple(VolumeMount(**_known(VolumeMount, x)) for x in known.get("volumes") or ())
         known["network_file_systems"] = tuple(
@@ -403,3 +450,7 @@ class FunctionSpec:
             if name in known:
                 known[name] = tuple(known[name])
         return cls(**known)
+
+
+def _secret(data: Mapping[str, Any]) -> SecretRef:
+    return SecretRef(**{**_known(SecretRef, data), "required": tuple(data.get("required") or ())})

@@ -10,14 +10,17 @@ from ..wire.spec import FunctionSpec
 FetchBlob = Callable[[str], bytes]
 
 
-def place_files(spec: FunctionSpec, fetch: FetchBlob, *shown: Any) -> None:
-    """Put the image's files, the working directory, Volumes and NetworkFileSystems in place.
+def place_files(spec: FunctionSpec, fetch: FetchBlob, *shown: Any, buckets: Any = None) -> None:
+    """Put the image's files, the working directory, Volumes, NetworkFileSystems and buckets in place.
 
     To be called while the process has one thread.
     """
     files, workdir = spec.image.files, spec.image.workdir
     absent = [workdir] if workdir and not os.path.isdir(workdir) else []
     binds = [bind for each in shown for bind in each.binds()]
+    if buckets is not None:
+        binds += buckets.binds()
+        absent += buckets.paths()
     if not files and not absent and not binds:
         return
     from .files import import_roots, place
@@ -26,10 +29,12 @@ def place_files(spec: FunctionSpec, fetch: FetchBlob, *shown: Any) -> None:
         place(files, fetch, directories=absent, binds=binds)
     except ExecutionError as error:
         # A user who may not have a view of his own may still make a directory, or a link.
-        if files:
+        if files or buckets is not None:
             raise
         for each in shown:
             each.link(error)
+    if buckets is not None:
+        buckets.mount()
     sys.path.extend(root for root in import_roots(files) if root not in sys.path)
 
 

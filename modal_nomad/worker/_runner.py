@@ -80,6 +80,7 @@ class Runner:
         self._spec: Optional[FunctionSpec] = None
         self._service: Any = None
         self._volumes: Any = None
+        self._buckets: Any = None
         self._turn = Turn(self._session, self._handle, self._wake_lane)
 
     def run(self) -> int:
@@ -102,9 +103,15 @@ class Runner:
                 from ._volumes import Volumes
 
                 self._volumes = Volumes(spec.volumes, self._settings)
+            if spec.buckets:
+                from ._buckets import Buckets
+
+                self._buckets = Buckets(spec.buckets, os.environ)
             if held is None or not held.placed:
-                place_files(spec, self._values.fetch_name, *self._shown(spec))
+                place_files(spec, self._values.fetch_name, *self._shown(spec), buckets=self._buckets)
         except Exception as error:
+            if self._buckets is not None:
+                self._buckets.close()
             self._init_failed(error)
             self._session.close()
             return EXIT_FAILED
@@ -167,8 +174,9 @@ class Runner:
         return shown
 
     def _keeps(self, spec: FunctionSpec) -> bool:
-        # The view of the file system comes with a snapshot, and a Volume's tree is one container's own.
-        return spec.enable_memory_snapshot and not spec.volumes and bool(self._settings.snapshot)
+        # The view of the file system comes with a snapshot, and what is mounted is one container's own.
+        shows = bool(spec.volumes or spec.buckets)
+        return spec.enable_memory_snapshot and not shows and bool(self._settings.snapshot)
 
     def _keep(self, found: Any, welcome: Dict[str, Any], ours: Set[int]) -> None:
         """Leave what has been loaded to the containers that start later."""
@@ -316,6 +324,9 @@ class Runner:
             # Told twice to end: a commit is all there or not at all.
             with suppress(KeyboardInterrupt):
                 self._volumes.close()
+        if self._buckets is not None:
+            with suppress(KeyboardInterrupt):
+                self._buckets.close()
         self._ending.hooks = False
         if self._capture is not None:
             self._capture.close()

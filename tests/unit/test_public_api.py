@@ -12,6 +12,7 @@ import modal_nomad
 EXPECTED = [
     "App",
     "Client",
+    "CloudBucketMount",
     "Cls",
     "Cron",
     "Dict",

@@ -117,7 +117,7 @@ class Secrets:
             NotFoundError: naming the one that is not there.
             InvalidError: one lacks a required variable, or there is no Vault here.
         """
-        refs = {_identity(ref): ref for spec in specs for ref in spec.secrets}
+        refs = {_identity(ref): ref for spec in specs for ref in spec.secret_refs}
         if refs and not self._delivers and not self._vault:
             raise InvalidError(
                 "this dispatcher's cluster has no Vault for Secrets: set [vault] in its settings"
@@ -195,7 +195,7 @@ class Secrets:
         Args:
             live: specification and environment of each live Function.
         """
-        kept = {key_of(ref, env) for spec, env in live for ref in spec.secrets if ref.ephemeral}
+        kept = {key_of(ref, env) for spec, env in live for ref in spec.secret_refs if ref.ephemeral}
         before = self._clock() - PENDING_SECONDS
         for key in [k for k, at in self._pending.items() if k in kept or at < before]:
             del self._pending[key]
@@ -218,9 +218,9 @@ class Secrets:
             NotFoundError: one is not there any more.
             SecretStoreError: they cannot be read now.
         """
-        if not spec.secrets or not self._delivers:
+        if not spec.secret_refs or not self._delivers:
             return {}
-        read = await asyncio.gather(*(self._read(container_id, ref, environment) for ref in spec.secrets))
+        read = await asyncio.gather(*(self._read(container_id, ref, environment) for ref in spec.secret_refs))
 
         def complain(line: str) -> None:
             logger.warning("%s of app %s: %s", spec.name, spec.app, line)
@@ -233,7 +233,7 @@ class Secrets:
             values = await self.store.values(key)
             if values is None:
                 raise not_found(key)
-            return {"values": values, "keys": dict(ref.keys)}
+            return {"values": values, "keys": dict(ref.keys), "prefix": ref.prefix}
         from modal_nomad.hashicorp.vault import VaultError, VaultUnavailable
 
         if self._leases is None:
@@ -246,7 +246,7 @@ class Secrets:
             raise SecretStoreError(str(error)) from None
         if data is None:
             raise NotFoundError(f"Vault has nothing at {ref.vault_path!r} of Secret.from_vault")
-        return {"values": data, "keys": dict(ref.keys)}
+        return {"values": data, "keys": dict(ref.keys), "prefix": ref.prefix}
 
     def adopt(self, container_id: str, spec: FunctionSpec, leases: Any) -> None:
         """Take note of what a container has leased by itself, to end it together with the container.
@@ -258,7 +258,7 @@ class Secrets:
         """
         if self._leases is None or self._delivers or not isinstance(leases, list):
             return
-        paths = tuple(f"{ref.vault_path.strip('/')}/" for ref in spec.secrets if ref.vault_path)
+        paths = tuple(f"{ref.vault_path.strip('/')}/" for ref in spec.secret_refs if ref.vault_path)
         for lease_id in leases[:_MOST_LEASES]:
             if isinstance(lease_id, str) and paths and lease_id.startswith(paths):
                 self._leases.adopt(container_id, lease_id)
