@@ -9,7 +9,7 @@ from typing import List, Sequence
 from ..exception import ExecutionError
 from ..wire.nfs import MOUNTED_AT
 from ..wire.spec import NfsMount
-from ._volumes import Bind
+from .files import Bind
 
 _ID = re.compile(r"sv-[0-9A-Za-z]+")
 

@@ -5,15 +5,16 @@ import hashlib
 import os
 import stat
 import tempfile
-from typing import Callable, Mapping, Optional
+import threading
+from typing import Callable, Mapping, Optional, Tuple, Union
 
 DEFAULT_MIB = 10240
-_LOOK_EVERY = 256 << 20
+_LOOK_EVERY = 64 << 20
 """Bytes that one container adds between two looks at the size of the whole."""
 
 
-def from_environment(environ: Mapping[str, str], fetch: Callable[[str], bytes]) -> Callable[[str], bytes]:
-    """Return what gives a chunk by its hash: through the node's cache, where there is one.
+def from_environment(environ: Mapping[str, str], fetch: Callable[[str], bytes]) -> "Optional[ChunkCache]":
+    """Return the node's cache of chunks, where there is one.
 
     Args:
         environ: ``MODAL_VOLUME_CACHE_MIB`` is the limit, 0 for no cache, and ``MODAL_VOLUME_CACHE_DIR`` the
@@ -21,14 +22,36 @@ def from_environment(environ: Mapping[str, str], fetch: Callable[[str], bytes]) 
         fetch: asks the dispatcher.
     """
     here = environ.get("MODAL_SERVER_URL", "").startswith("unix://")
-    try:
-        limit = int(environ.get("MODAL_VOLUME_CACHE_MIB") or (0 if here else DEFAULT_MIB)) << 20
-    except ValueError:
-        limit = DEFAULT_MIB << 20
-    directory = environ.get("MODAL_VOLUME_CACHE_DIR") or _default_directory(environ)
+    limit = 0 if here and not environ.get("MODAL_VOLUME_CACHE_MIB") else _limit(environ)
+    directory = cache_directory(environ)
     if limit <= 0 or not _own(directory):
-        return fetch
-    return ChunkCache(directory, limit, fetch).get
+        return None
+    return ChunkCache(directory, limit, fetch)
+
+
+def of_container(folder: str, environ: Mapping[str, str], fetch: Callable[[str], bytes]) -> "ChunkCache":
+    """Return a cache for one container alone, for what would otherwise be fetched at every look.
+
+    Args:
+        folder: a directory of the container's own.
+        environ: as for ``from_environment``; the limit holds here as well, unless it is 0.
+        fetch: asks the dispatcher.
+    """
+    directory = os.path.join(folder, "chunks")
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    return ChunkCache(directory, _limit(environ) or DEFAULT_MIB << 20, fetch)
+
+
+def _limit(environ: Mapping[str, str]) -> int:
+    try:
+        return int(environ.get("MODAL_VOLUME_CACHE_MIB") or DEFAULT_MIB) << 20
+    except ValueError:
+        return DEFAULT_MIB << 20
+
+
+def cache_directory(environ: Mapping[str, str]) -> str:
+    """Return where this node keeps chunks."""
+    return environ.get("MODAL_VOLUME_CACHE_DIR") or _default_directory(environ)
 
 
 def _default_directory(environ: Mapping[str, str]) -> str:
@@ -61,54 +84,94 @@ class ChunkCache:
         self._directory = directory
         self._limit = limit
         self._fetch = fetch
+        self._lock = threading.Lock()
         self._added = 0
 
     def get(self, sha: str) -> bytes:
         """Return a chunk. Raises what ``fetch`` raises."""
         found = self._read(sha)
         if found is not None:
-            return found
+            os.close(found[0])
+            return found[1]
         data = self._fetch(sha)
-        # A node without space left works without a cache.
-        with contextlib.suppress(OSError):
-            self._keep(sha, data)
+        descriptor = self._keep(sha, data)
+        if descriptor is not None:
+            os.close(descriptor)
         return data
+
+    def open(self, sha: str) -> Union[int, bytes]:
+        """Return a chunk's descriptor, or the chunk where the disk is full. Raises what ``fetch`` raises."""
+        found = self._read(sha)
+        if found is not None:
+            return found[0]
+        data = self._fetch(sha)
+        descriptor = self._keep(sha, data)
+        return data if descriptor is None else descriptor
 
     def _path(self, sha: str) -> str:
         return os.path.join(self._directory, sha[:2], sha)
 
-    def _read(self, sha: str) -> Optional[bytes]:
+    def _read(self, sha: str) -> Optional[Tuple[int, bytes]]:
         path = self._path(sha)
         try:
-            with open(path, "rb") as file:
-                data = file.read()
-            os.utime(path)
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             return None
-        if hashlib.sha256(data).hexdigest() == sha:
-            return data
+        try:
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read()
+            if hashlib.sha256(data).hexdigest() == sha:
+                # Removed by another container since, it is here all the same.
+                with contextlib.suppress(OSError):
+                    os.utime(path)
+                return descriptor, data
+        except OSError:
+            pass
+        os.close(descriptor)
         with contextlib.suppress(OSError):
             os.unlink(path)
         return None
 
-    def _keep(self, sha: str, data: bytes) -> None:
+    def _keep(self, sha: str, data: bytes) -> Optional[int]:
+        """Keep a chunk and return its descriptor; None on a node without space left, which does without."""
         path = self._path(sha)
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=self._directory)
+        name = ""
+        descriptor = -1
         try:
-            with open(descriptor, "wb") as file:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            descriptor, name = tempfile.mkstemp(dir=self._directory)
+            with open(descriptor, "wb", closefd=False) as file:
                 file.write(data)
             os.replace(name, path)
-        except BaseException:
-            os.unlink(name)
-            raise
-        self._added += len(data)
-        if self._added >= min(_LOOK_EVERY, self._limit // 4):
-            self._added = 0
+        except OSError:
+            if descriptor >= 0:
+                os.close(descriptor)
+                with contextlib.suppress(OSError):
+                    os.unlink(name)
+            return None
+        with self._lock:
+            self._added += len(data)
+            full = self._added >= min(_LOOK_EVERY, self._limit // 16)
+            if full:
+                self._added = 0
+        if full:
             self.trim()
+        return descriptor
 
     def trim(self) -> None:
         """Remove the chunks unused for longest until the rest is within the limit."""
+        import fcntl
+
+        with contextlib.suppress(OSError):
+            folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                # One that is locked has another container at it.
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                self._trim()
+            finally:
+                os.close(folder)
+
+    def _trim(self) -> None:
         files = []
         for folder, _, names in os.walk(self._directory):
             for name in names:
@@ -120,7 +183,7 @@ class ChunkCache:
         for _, size, path in sorted(files):
             if total <= self._limit:
                 return
-            # Another container may have been quicker.
+            # What a killed container left half written is among them.
             with contextlib.suppress(OSError):
                 os.unlink(path)
             total -= size

@@ -23,6 +23,7 @@ from ..wire.volumes.entries import (
     from_bytes,
     to_bytes,
 )
+from ._in_use import check_unused
 
 _ATTEMPTS = 3
 _SAY_EVERY = 10.0
@@ -88,7 +89,7 @@ class VolumeTree:
             OSError: the dispatcher could not be reached.
         """
         with self._lock:
-            self._check_unused()
+            check_unused(self.shown, self.source)
             if not self.read_only:
                 self._commit(_ATTEMPTS)
             self._follow()
@@ -242,23 +243,6 @@ class VolumeTree:
             self._stamps.pop(other, None)
         self._sure = {x for x in self._sure if not x.startswith(self._path(path))}
 
-    def _check_unused(self) -> None:
-        places = [os.fsencode(os.path.realpath(self.shown)), self._root]
-        for pid in _family():
-            with contextlib.suppress(OSError):
-                inside = _inside(os.readlink(b"/proc/%d/cwd" % pid), places)
-                if inside is not None:
-                    raise RuntimeError(
-                        f"cannot reload the Volume at {self.shown}: cwd is inside volume; leave it before"
-                    )
-            for number in _descriptors(pid):
-                with contextlib.suppress(OSError):
-                    inside = _inside(os.readlink(b"/proc/%d/fd/%s" % (pid, number)), places)
-                    if inside is not None:
-                        raise RuntimeError(
-                            f"cannot reload the Volume at {self.shown}: path {inside} is open; close it"
-                        )
-
     # --- from files to commits --------------------------------------------------------------------
 
     def commit(self) -> None:
@@ -379,33 +363,6 @@ def _stamp(found: os.stat_result) -> Stamp:
         # Its times change with what is in it.
         return (found.st_mode,)
     return (found.st_mode, found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino)
-
-
-def _inside(path: bytes, places: List[bytes]) -> Optional[str]:
-    for place in places:
-        if path == place or path.startswith(place + b"/"):
-            return os.fsdecode(path)
-    return None
-
-
-def _family() -> List[int]:
-    """Return this process and those that it started."""
-    found, looked = [os.getpid()], 0
-    while looked < len(found):
-        pid = found[looked]
-        looked += 1
-        with contextlib.suppress(OSError):
-            for task in os.listdir(f"/proc/{pid}/task"):
-                with open(f"/proc/{pid}/task/{task}/children") as file:
-                    found.extend(int(child) for child in file.read().split())
-    return found
-
-
-def _descriptors(pid: int) -> List[bytes]:
-    try:
-        return os.listdir(b"/proc/%d/fd" % pid)
-    except OSError:
-        return []
 
 
 def _say(text: str) -> None:

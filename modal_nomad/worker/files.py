@@ -13,15 +13,32 @@ import os
 import posixpath
 import stat
 import tempfile
-from typing import Callable, Dict, List, Mapping, Optional, Sequence, Tuple
+from typing import Callable, Dict, List, Mapping, NamedTuple, Optional, Sequence
 
 from modal_nomad.exception import ExecutionError
 from modal_nomad.wire.spec import MountedFile
 from modal_nomad.worker import _mounts
+from modal_nomad.worker._volume_cache import cache_directory
 
 Fetch = Callable[[str], bytes]
 SOURCE_ROOT = "/root"
 """Where ``add_local_python_source`` puts modules: on the import path, after the user's code."""
+
+
+class Bind(NamedTuple):
+    """A directory of the container that is to be seen at a path.
+
+    Attributes:
+        source: the directory.
+        path: where user code sees it.
+        read_only: whether it may not be written there.
+        attach: mounts something else at the path; False where it cannot, then the directory is shown.
+    """
+
+    source: str
+    path: str
+    read_only: bool
+    attach: Optional[Callable[[], bool]] = None
 
 
 def import_roots(files: Sequence[MountedFile]) -> List[str]:
@@ -56,7 +73,7 @@ def place(
     *,
     directories: Sequence[str] = (),
     keep: Optional[Sequence[str]] = None,
-    binds: Sequence[Tuple[str, str, bool]] = (),
+    binds: Sequence[Bind] = (),
 ) -> None:
     """Put files in place for this process and its children.
 
@@ -67,7 +84,7 @@ def place(
         files: what goes where; a later file wins over an earlier one of the same path.
         fetch: returns a blob's bytes by its SHA-256.
         directories: absolute paths of directories to make, empty, where they are not.
-        binds: directories to be seen at other absolute paths: (directory, path, whether for reading only).
+        binds: directories to be seen at other absolute paths.
         keep: directories that stay the node's own, None for ``default_keep()``.
 
     Raises:
@@ -75,7 +92,7 @@ def place(
     """
     if not files and not directories and not binds:
         return
-    absent = [*directories, *(path for _, path, _ in binds if not os.path.isdir(path))]
+    absent = [*directories, *(bind.path for bind in binds if not os.path.isdir(bind.path))]
     wanted: Dict[str, MountedFile] = {}
     for file in files:
         path = posixpath.normpath(file.path)
@@ -84,11 +101,13 @@ def place(
         wanted[path] = file
     # Fetched first: afterwards the certificates or sockets that fetching needs may be covered.
     contents = {sha: fetch(sha) for sha in {f.blob for f in wanted.values()}}
+    kept = [*(default_keep() if keep is None else keep)]
+    if binds:
+        # Under an overlay in memory, the node's chunks of Volumes would fill that.
+        kept.append(cache_directory(os.environ))
     where = os.getcwd()
     try:
-        _View(default_keep() if keep is None else keep).open_up(
-            [posixpath.dirname(posixpath.normpath(p)) for p in (*wanted, *absent)]
-        )
+        _View(kept).open_up([posixpath.dirname(posixpath.normpath(p)) for p in (*wanted, *absent)])
     except OSError as exc:
         raise ExecutionError(
             f"cannot add the image's files on this node ({exc}): run containers as root, allow user "
@@ -98,8 +117,9 @@ def place(
     os.chdir(where)
     for directory in absent:
         os.makedirs(directory, exist_ok=True)
-    for source, path, read_only in binds:
-        _bind(source, path, read_only)
+    for bind in binds:
+        if bind.attach is None or not bind.attach():
+            _bind(bind.source, bind.path, bind.read_only)
     for path, file in wanted.items():
         _write(path, contents[file.blob], file.mode)
 

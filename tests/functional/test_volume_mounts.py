@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from _fuse import why_not
 from conftest import Live, until
 
 import modal_nomad as modal
@@ -16,6 +17,16 @@ from modal_nomad.exception import InvalidError, NotFoundError
 pytestmark = pytest.mark.usefixtures("live")
 
 LARGE = os.urandom(9 << 20)
+
+
+@pytest.fixture(params=["fuse", "filled"])
+def env(request: pytest.FixtureRequest) -> dict[str, str | None]:
+    """Return what makes a container take one of both ways to show a Volume."""
+    if request.param == "filled":
+        return {"MODAL_VOLUME_FUSE": "0"}
+    if why_not():
+        pytest.skip(f"FUSE cannot be used here: {why_not()}")
+    return {"MODAL_VOLUME_FUSE": "1"}
 
 
 @pytest.fixture
@@ -53,19 +64,25 @@ def runner() -> Callable[..., Any]:
     return run
 
 
-def test_a_container_writes_and_another_reads(volume: modal.Volume) -> None:
+def test_a_container_writes_and_another_reads(volume: modal.Volume, env: dict[str, str | None]) -> None:
     upload(volume, {"seed/large": LARGE, "seed/small": b"small"})
     app = modal.App("files")
 
-    @app.function(serialized=True, volumes={"/mn-data/deep": volume})
-    def read() -> tuple[int, bytes, list[str]]:
+    @app.function(serialized=True, env=env, volumes={"/mn-data/deep": volume})
+    def read() -> tuple[int, bytes, list[str], bool]:
+        import os
         from pathlib import Path
 
         top = Path("/mn-data/deep")
         names = sorted(str(p.relative_to(top)) for p in top.rglob("*"))
-        return (top / "seed/large").stat().st_size, (top / "seed/small").read_bytes(), names
+        served = any(
+            line.split()[4] == str(top) and " fuse" in line
+            for line in Path("/proc/self/mountinfo").read_text().splitlines()
+        )
+        as_asked = served == (os.environ["MODAL_VOLUME_FUSE"] == "1") or os.path.islink(top)
+        return (top / "seed/large").stat().st_size, (top / "seed/small").read_bytes(), names, as_asked
 
-    @app.function(serialized=True, volumes={"/mn-data": volume}, single_use_containers=True)
+    @app.function(serialized=True, env=env, volumes={"/mn-data": volume}, single_use_containers=True)
     def write(name: str, data: bytes, fails: bool = False) -> None:
         from pathlib import Path
 
@@ -76,15 +93,19 @@ def test_a_container_writes_and_another_reads(volume: modal.Volume) -> None:
         volume.commit()
 
     with app.run():
-        assert read.remote() == (len(LARGE), b"small", ["seed", "seed/large", "seed/small"])
+        assert read.remote() == (len(LARGE), b"small", ["seed", "seed/large", "seed/small"], True)
         write.remote("made/by/one", LARGE[:5000000])
         assert content(volume, "made/by/one") == LARGE[:5000000]
     assert not os.path.exists("/mn-data")
 
 
-def test_changes_are_committed_when_a_container_ends_also_after_an_exception(volume: modal.Volume) -> None:
+def test_changes_are_committed_when_a_container_ends_also_after_an_exception(
+    volume: modal.Volume, env: dict[str, str | None]
+) -> None:
     app = modal.App("ends")
-    runs = app.function(serialized=True, volumes={"/mn-data": volume}, single_use_containers=True)(runner())
+    runs = app.function(serialized=True, env=env, volumes={"/mn-data": volume}, single_use_containers=True)(
+        runner()
+    )
     with app.run():
         runs.remote("Path('/mn-data/a').write_bytes(b'1')")
         with pytest.raises(ValueError, match="on purpose"):
@@ -92,18 +113,20 @@ def test_changes_are_committed_when_a_container_ends_also_after_an_exception(vol
         until(lambda: paths(volume) == ["a", "b"], what="both commits")
 
 
-def test_changes_are_committed_while_a_container_lives(volume: modal.Volume) -> None:
+def test_changes_are_committed_while_a_container_lives(
+    volume: modal.Volume, env: dict[str, str | None]
+) -> None:
     app = modal.App("lives")
-    runs = app.function(serialized=True, volumes={"/mn-data": volume})(runner())
+    runs = app.function(serialized=True, env=env, volumes={"/mn-data": volume})(runner())
     with app.run():
         runs.remote("Path('/mn-data/a').write_bytes(b'1')")
         until(lambda: paths(volume) == ["a"], what="the background commit")
 
 
-def test_reload(volume: modal.Volume) -> None:
+def test_reload(volume: modal.Volume, env: dict[str, str | None]) -> None:
     upload(volume, {"a": b"old", "d/gone": b"1", "kept": LARGE})
     app = modal.App("reloads")
-    runs = app.function(serialized=True, volumes={"/mn-data": volume})(runner())
+    runs = app.function(serialized=True, env=env, volumes={"/mn-data": volume})(runner())
     names = "result = sorted(str(p.relative_to('/mn-data')) for p in Path('/mn-data').rglob('*'))"
     with app.run():
         before = runs.remote("result = os.stat('/mn-data/kept').st_ino, os.getpid()")
@@ -131,11 +154,11 @@ finally:
         runs.remote("volume.reload()", volume=volume)
 
 
-def test_the_last_writer_of_each_file_wins(volume: modal.Volume) -> None:
+def test_the_last_writer_of_each_file_wins(volume: modal.Volume, env: dict[str, str | None]) -> None:
     upload(volume, {"shared": b"0", "d/one": b"0"})
     app = modal.App("writers")
-    one = app.function(serialized=True, name="one", volumes={"/mn-data": volume})(runner())
-    two = app.function(serialized=True, name="two", volumes={"/mn-other": volume})(runner())
+    one = app.function(serialized=True, name="one", env=env, volumes={"/mn-data": volume})(runner())
+    two = app.function(serialized=True, name="two", env=env, volumes={"/mn-other": volume})(runner())
     with app.run():
         one.remote("result = 0")
         two.remote("result = 0")
@@ -153,10 +176,10 @@ def test_the_last_writer_of_each_file_wins(volume: modal.Volume) -> None:
         assert content(volume, "shared") == b"2"
 
 
-def test_read_only(volume: modal.Volume) -> None:
+def test_read_only(volume: modal.Volume, env: dict[str, str | None]) -> None:
     upload(volume, {"a": b"1"})
     app = modal.App("reads")
-    runs = app.function(serialized=True, volumes={"/mn-data": volume.read_only()})(runner())
+    runs = app.function(serialized=True, env=env, volumes={"/mn-data": volume.read_only()})(runner())
     with app.run():
         assert runs.remote("result = Path('/mn-data/a').read_bytes()") == b"1"
         with pytest.raises(OSError, match="Read-only"):
@@ -168,13 +191,15 @@ def test_read_only(volume: modal.Volume) -> None:
         assert runs.remote("result = Path('/mn-data/b').read_bytes()") == b"2"
 
 
-def test_odd_names_links_and_what_is_no_file(volume: modal.Volume, live: Live) -> None:
+def test_odd_names_links_and_what_is_no_file(
+    volume: modal.Volume, live: Live, env: dict[str, str | None]
+) -> None:
     outside = live.folder / "outside"
     outside.write_bytes(b"untouched")
     app = modal.App("odd")
-    runs = app.function(serialized=True, name="a", volumes={"/mn-data": volume}, single_use_containers=True)(
-        runner()
-    )
+    runs = app.function(
+        serialized=True, name="a", env=env, volumes={"/mn-data": volume}, single_use_containers=True
+    )(runner())
     with app.run():
         runs.remote(
             """
@@ -213,9 +238,11 @@ result = [os.stat('/mn-data/ ').st_mode & 0o777, sorted(os.listdir(b'/mn-data'))
     assert outside.read_bytes() == b"untouched"
 
 
-def test_a_container_that_has_a_link_follows_none_when_it_reloads(volume: modal.Volume, live: Live) -> None:
+def test_a_container_that_has_a_link_follows_none_when_it_reloads(
+    volume: modal.Volume, live: Live, env: dict[str, str | None]
+) -> None:
     app = modal.App("follows")
-    runs = app.function(serialized=True, volumes={"/mn-data": volume})(runner())
+    runs = app.function(serialized=True, env=env, volumes={"/mn-data": volume})(runner())
     with app.run():
         runs.remote(
             "os.symlink(outside, '/mn-data/folder'); volume.commit()",

@@ -184,15 +184,16 @@ def test_a_cache_that_others_may_fill_is_not_used(tmp_path: Path) -> None:
     folder.mkdir(mode=0o777)
     folder.chmod(0o777)
     environ = {"MODAL_VOLUME_CACHE_DIR": str(folder), "MODAL_SERVER_URL": "http://x"}
-    assert from_environment(environ, fetch) is fetch
+    assert from_environment(environ, fetch) is None
     folder.chmod(0o700)
-    assert from_environment(environ, fetch) is not fetch
-    assert from_environment({**environ, "MODAL_VOLUME_CACHE_MIB": "0"}, fetch) is fetch
-    assert from_environment({**environ, "MODAL_SERVER_URL": "unix:///d.sock"}, fetch) is fetch
+    assert from_environment(environ, fetch) is not None
+    assert from_environment({**environ, "MODAL_VOLUME_CACHE_MIB": "0"}, fetch) is None
+    assert from_environment({**environ, "MODAL_SERVER_URL": "unix:///d.sock"}, fetch) is None
 
 
 def test_links_where_nothing_can_be_mounted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NOMAD_ALLOC_DIR", str(tmp_path / "alloc"))
+    monkeypatch.setenv("MODAL_VOLUME_FUSE", "0")
     settings = Settings({"MODAL_SERVER_URL": "unix:///none.sock", "MODAL_TASK_ID": "ta-1"})
     shown = tmp_path / "some" / "where"
     made = Volumes([VolumeMount(str(shown), "vo-1", True)], settings)

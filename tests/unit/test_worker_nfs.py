@@ -22,7 +22,7 @@ def linked(folder: Path, *mounts: tuple[str, Path]) -> None:
 
 def test_their_directories_are_made_where_the_dispatcher_could_not(tmp_path: Path) -> None:
     shown = NetworkFileSystems([NfsMount("/a", "sv-1"), NfsMount("/b", "sv-1")], str(tmp_path))
-    assert [tuple(bind) for bind in shown.binds()] == [
+    assert [bind[:3] for bind in shown.binds()] == [
         (f"{tmp_path}/sv-1", "/a", False),
         (f"{tmp_path}/sv-1", "/b", False),
     ]

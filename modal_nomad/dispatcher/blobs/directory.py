@@ -25,6 +25,8 @@ from modal_nomad.dispatcher.blobs.base import (
 
 _FLUSH = 1 << 20
 _TEMPORARY = "incoming"
+_PIECE = 1 << 20
+"""Bytes that are read of a blob at a time while it is sent."""
 
 
 class DirectoryBlobs(BlobStore):
@@ -84,7 +86,7 @@ class DirectoryBlobs(BlobStore):
         path = self.path(sha)
         if not await asyncio.to_thread(path.is_file):
             raise not_here(sha)
-        return web.FileResponse(path, headers={"Content-Type": content_type})
+        return web.FileResponse(path, _PIECE, headers={"Content-Type": content_type})
 
     async def delete(self, hashes: Iterable[str]) -> None:
         paths = [self.path(sha) for sha in hashes]

@@ -79,19 +79,24 @@ def take_file(descriptor: int, size: int, uploader: ChunkUploader) -> Tuple[int,
     offset = 0
     while offset < size:
         wanted = min(CHUNK_BYTES, size - offset)
-        if _next_data(descriptor, offset) >= offset + wanted:
-            chunks.append(HOLE)
-            offset += wanted
-            continue
-        block = _read(descriptor, wanted, offset)
-        chunks.append(HOLE if is_hole(block) and len(block) == wanted else uploader.add(block))
-        offset += len(block)
-        if len(block) < wanted:
+        name, length = take_chunk(descriptor, offset, wanted, uploader)
+        chunks.append(name)
+        offset += length
+        if length < wanted:
             break
     if offset < size:
         # Cut off while it was read: its size decides how it is kept.
         return take_file(descriptor, offset, uploader)
     return offset, tuple(chunks), b""
+
+
+def take_chunk(descriptor: int, offset: int, size: int, uploader: ChunkUploader) -> Tuple[str, int]:
+    """Return the name of a file's chunk, and its length: less than asked for where the file ends."""
+    if _next_data(descriptor, offset) >= offset + size:
+        return HOLE, size
+    block = _read(descriptor, size, offset)
+    hole = is_hole(block) and len(block) == size
+    return HOLE if hole else uploader.add(block), len(block)
 
 
 def is_hole(block: bytes) -> bool:

@@ -9,7 +9,7 @@ import time
 from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar, Union
 
 from ..transport import BlobClient
-from .entries import Entry, decode, encode
+from .entries import Entry, decode, decode_all, encode
 
 T = TypeVar("T")
 LAST, NEW, OVER = "last", "new", "over"
@@ -61,7 +61,13 @@ class VolumeClient:
     def __init__(
         self, address: str, token: Union[str, Callable[[], str]] = "", timeout: float = 600.0
     ) -> None:
+        self._address = address
+        self._token = token
         self.blobs = BlobClient(address, token, timeout)
+
+    def with_timeout(self, timeout: float) -> "VolumeClient":
+        """Return another client of the same dispatcher, whose answers may take so many seconds."""
+        return VolumeClient(self._address, self._token, timeout)
 
     def missing(self, hashes: List[str]) -> List[str]:
         """Return which blobs the server lacks, and keep the others from collection."""
@@ -77,7 +83,11 @@ class VolumeClient:
 
     def get_chunk(self, sha: str) -> bytes:
         """Return a chunk. Raises KeyError when there is none, OSError, also for damaged content."""
-        return _again(lambda: _intact(sha, self.blobs.get(sha)))
+        return _again(lambda: self.get_chunk_once(sha))
+
+    def get_chunk_once(self, sha: str) -> bytes:
+        """Return a chunk, or raise what ``get_chunk`` does at the first failure."""
+        return _intact(sha, self.blobs.get(sha))
 
     def commit(self, volume_id: str, entries: Iterable[Entry], rule: str = LAST) -> Tuple[int, int]:
         """Commit entries, all or none; the same commit sent twice is carried out once.
@@ -114,7 +124,7 @@ class VolumeClient:
         head = json.loads(lines[0])
         following = tuple(head["after"]) if head["after"] else None
         return Changes(
-            [decode(line) for line in lines[1:]],
+            decode_all(lines[1:]),
             int(head["version"]),
             following,
             bool(head["whole"]),

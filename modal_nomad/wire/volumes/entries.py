@@ -7,7 +7,7 @@ holds them (``surrogateescape``), so every name that a file system has survives.
 import base64
 import binascii
 import json
-from typing import Any, Iterable, Iterator, List, NamedTuple, Tuple
+from typing import Any, Iterable, List, NamedTuple, Tuple
 
 REMOVED, FILE, DIRECTORY, SYMLINK = range(4)
 CHUNK_BYTES = 4 << 20
@@ -20,6 +20,7 @@ MAX_TARGET = 4096
 _MAX_NAME = 255
 _MAX_PATH = 4000
 _HEX = frozenset("0123456789abcdef")
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
 
 class Entry(NamedTuple):
@@ -93,29 +94,50 @@ def encode(entry: Entry) -> bytes:
     fields.append("".join(entry.chunks))
     fields.append(base64.b64encode(entry.data).decode())
     # ASCII: what is no UTF-8 has to survive, and a newline ends the line.
-    return json.dumps(fields, separators=(",", ":")).encode() + b"\n"
+    return _ENCODE(fields).encode() + b"\n"
 
 
 def decode(line: bytes) -> Entry:
     """Read an entry's line and check it. Raises ValueError."""
     try:
-        path, kind, size, mtime, mode, chunks, data = json.loads(line)
-        content = base64.b64decode(data, validate=True)
-    except (ValueError, TypeError, RecursionError, binascii.Error):
+        fields = json.loads(line)
+    except (ValueError, RecursionError):
         raise ValueError("a line is no entry of a Volume") from None
-    if not isinstance(path, str) or not path or clean_path(path) != path:
+    return _checked(fields)
+
+
+def _checked(fields: Any) -> Entry:
+    try:
+        path, kind, size, mtime, mode, chunks, data = fields
+        content = base64.b64decode(data, validate=True) if data else b""
+    except (ValueError, TypeError, binascii.Error):
+        raise ValueError("a line is no entry of a Volume") from None
+    if not isinstance(path, str) or not path or not (_is_plain(path) or clean_path(path) == path):
         raise ValueError(f"{str(path)[:80]!r} is no path of an entry")
-    if not all(type(x) is int and 0 <= x < 1 << 63 for x in (kind, size, mode)) or kind > SYMLINK:
+    if not (type(kind) is type(size) is type(mode) is int and 0 <= kind <= SYMLINK and 0 <= size < 1 << 63):
         raise ValueError(f"the entry of {path[:80]!r} has no proper kind, size or mode")
-    if type(mtime) is not int or not -(1 << 63) <= mtime < 1 << 63 or mode > 0o7777:
+    if type(mtime) is not int or not -(1 << 63) <= mtime < 1 << 63 or not 0 <= mode <= 0o7777:
         raise ValueError(f"the entry of {path[:80]!r} has no proper time or mode")
     if not isinstance(chunks, str) or len(chunks) % 64 or not _HEX.issuperset(chunks):
         raise ValueError(f"the chunks of {path[:80]!r} are no hashes")
-    names = tuple(chunks[start : start + 64] for start in range(0, len(chunks), 64))
+    names = tuple([chunks[start : start + 64] for start in range(0, len(chunks), 64)]) if chunks else ()
     entry = Entry(path, kind, size, mtime, mode, names, content)
     if not _consistent(entry):
         raise ValueError(f"the content of {path[:80]!r} does not have its size")
     return entry
+
+
+def _is_plain(path: str) -> bool:
+    """Tell, of most paths that are clean, that they are: in a tenth of the time that the others take."""
+    return (
+        len(path) <= _MAX_NAME
+        and path.isascii()
+        and path[0] not in "/."
+        and path[-1] != "/"
+        and "//" not in path
+        and "/." not in path
+        and "\0" not in path
+    )
 
 
 def _consistent(entry: Entry) -> bool:
@@ -133,7 +155,12 @@ def encode_all(entries: Iterable[Entry]) -> bytes:
     return b"".join(map(encode, entries))
 
 
-def decode_all(lines: Iterable[bytes]) -> Iterator[Entry]:
-    """Read lines of entries. Raises ValueError."""
-    for line in lines:
-        yield decode(line)
+def decode_all(lines: List[bytes]) -> List[Entry]:
+    """Read lines of entries, faster than one by one. Raises ValueError."""
+    try:
+        found = json.loads(b"[" + b",".join(lines) + b"]")
+    except (ValueError, RecursionError):
+        raise ValueError("a line is no entry of a Volume") from None
+    if len(found) != len(lines):
+        raise ValueError("a line is no entry of a Volume")
+    return [_checked(fields) for fields in found]

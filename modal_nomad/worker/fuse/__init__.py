@@ -1,0 +1,1 @@
+"""Volumes as a file system of their own: contents come when they are read (``docs/volumes.md``)."""
