@@ -142,7 +142,9 @@ class ChunkCache:
             descriptor, name = tempfile.mkstemp(dir=self._directory)
             with open(descriptor, "wb", closefd=False) as file:
                 file.write(data)
-            os.replace(name, path)
+            # Where the limit is small, another container may have removed it already.
+            with contextlib.suppress(FileNotFoundError):
+                os.replace(name, path)
         except OSError:
             if descriptor >= 0:
                 os.close(descriptor)
