@@ -21,7 +21,7 @@ from ..exception import ExecutionError
 from ..wire.spec import BucketMount, bucket_variables
 from . import _mounts
 from ._bucket_look import Credentials, Unusable, assume, look
-from ._volumes import Bind
+from .files import Bind
 
 _READY_SECONDS = 60.0
 _END_SECONDS = 2.0
