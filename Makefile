@@ -27,11 +27,11 @@ $(BIN)/python:
 	else echo "python3-venv is missing: apt-get install python3-venv" >&2; exit 1; fi
 
 # uv lands in the environment with the package's own dependencies; it installs the rest, quickly.
-$(STAMP): pyproject.toml | $(BIN)/python
+$(STAMP): pyproject.toml plugin/pyproject.toml | $(BIN)/python
 	@echo "Setting up $(VENV) ..."
 	@$(BIN)/python -m uv --version >/dev/null 2>&1 || \
 	  $(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.5'
-	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --editable . --group dev
+	@$(BIN)/python -m uv pip install --quiet --python $(BIN)/python --editable . --editable plugin --group dev
 	@touch $@
 
 demo: $(STAMP)
