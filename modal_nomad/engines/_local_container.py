@@ -10,6 +10,7 @@ import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
+from modal_nomad.engines._local_gpus import Grant
 from modal_nomad.engines._local_job import TaskPlan
 from modal_nomad.engines._warm import WarmInterpreter
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState
@@ -29,7 +30,7 @@ class LocalContainer:
     pid: int | None = None
     env: dict[str, str] = field(default_factory=dict)
     cpus: tuple[int, ...] = ()
-    gpus: tuple[str, ...] = ()
+    gpus: tuple[Grant, ...] = ()
     stopping: bool = False
     preparing: asyncio.Task[None] | None = None
     killer: asyncio.TimerHandle | None = None

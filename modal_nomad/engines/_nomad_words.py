@@ -20,6 +20,9 @@ _STATES = {
     # The node does not answer: its containers' sockets are gone, whatever became of the processes.
     "unknown": ContainerState.LOST,
 }
+_GPU_META = "modal_gpu"
+_NO_DEVICE = "missing devices"
+_SAME_CLASS = "computed class ineligible"
 _ASKED = {"memory": "MemoryMB", "cpu": "CPU", "cores": "Cores"}
 _START_FAILURES = (
     "Driver Failure",
@@ -101,12 +104,16 @@ def _ending(events: list[Mapping[str, Any]]) -> tuple[int | None, str]:
     return None, "stopped before it started" if stopped else ""
 
 
-def placement_words(metrics: Mapping[str, Any], core_mhz: int = 1000) -> str:
+def placement_words(metrics: Mapping[str, Any], core_mhz: int = 1000, gpu: str = "") -> str:
     """Say in words why Nomad placed nothing, from the metrics of one task group.
 
-    ``core_mhz`` is how many of Nomad's MHz one core of ``cpu=`` was rendered as.
+    Args:
+        metrics: Nomad's.
+        core_mhz: how many of Nomad's MHz one core of ``cpu=`` was rendered as.
+        gpu: which GPUs were asked for, in words.
     """
-    parts: list[str] = []
+    metrics, device = _device_words(metrics, gpu)
+    parts: list[str] = [device] if device else []
     available = metrics.get("NodesAvailable") or {}
     empty = sorted(name for name, count in available.items() if not count)
     if empty and len(empty) == len(available):
@@ -128,10 +135,34 @@ def placement_words(metrics: Mapping[str, Any], core_mhz: int = 1000) -> str:
     return "; ".join(parts)
 
 
-def evaluation_words(evaluation: Mapping[str, Any], core_mhz: int = 1000) -> str:
+def evaluation_words(evaluation: Mapping[str, Any], core_mhz: int = 1000, gpu: str = "") -> str:
     """Say why an evaluation placed nothing; empty when it placed everything."""
     failed = evaluation.get("FailedTGAllocs") or {}
-    return "; ".join(placement_words(metrics, core_mhz) for metrics in failed.values())
+    return "; ".join(placement_words(metrics, core_mhz, gpu) for metrics in failed.values())
+
+
+def gpu_of(job: Mapping[str, Any]) -> str:
+    """Return which GPUs a job (or its list stub) asks for, in words; empty for none."""
+    return str((job.get("Meta") or {}).get(_GPU_META) or "")
+
+
+def _device_words(metrics: Mapping[str, Any], gpu: str) -> tuple[Mapping[str, Any], str]:
+    """Return what is left to say without the devices, and what there is to say of them."""
+    filtered = dict(metrics.get("ConstraintFiltered") or {})
+    exhausted = dict(metrics.get("DimensionExhausted") or {})
+    lacking = int(filtered.pop(_NO_DEVICE, 0))
+    taken = sum(int(exhausted.pop(name)) for name in list(exhausted) if name.startswith("devices:"))
+    if not lacking and not taken:
+        return metrics, ""
+    if lacking and set(filtered) <= {_SAME_CLASS}:
+        # Nomad looks at one node of a class, and leaves the others out with these words.
+        lacking += int(filtered.pop(_SAME_CLASS, 0))
+    total = max(int(metrics.get("NodesEvaluated") or 0), lacking + taken)
+    reasons = [f"{lacking} lack the model" if gpu else f"{lacking} have none"] if lacking else []
+    reasons += [f"{taken} exhausted"] if taken else []
+    words = f"0 of {total} nodes have {gpu or 'such a device'} free: {', '.join(reasons)}"
+    rest = {"ConstraintFiltered": filtered, "DimensionExhausted": exhausted}
+    return {**metrics, **rest, "ClassFiltered": {} if lacking else metrics.get("ClassFiltered")}, words
 
 
 def _nodes(count: int) -> str:

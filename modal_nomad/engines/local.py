@@ -29,7 +29,7 @@ from modal_nomad.engines._local_files import (
     unpack_zip,
     usage_of,
 )
-from modal_nomad.engines._local_gpus import GPUQueue
+from modal_nomad.engines._local_gpus import GPUQueue, gpu_environment
 from modal_nomad.engines._local_ground import Blobs, Build, Ground, Prepared
 from modal_nomad.engines._local_job import (
     TaskPlan,
@@ -347,8 +347,7 @@ class LocalEngine(Engine):
             env.update({k: interpolate(v, variables) for k, v in plan.env.items()})
             env.update(request.secrets)
             env.update(request.env)
-            if container.gpus:
-                env["CUDA_VISIBLE_DEVICES"] = env["NVIDIA_VISIBLE_DEVICES"] = ",".join(container.gpus)
+            env.update(gpu_environment(container.gpus))
             if "MODAL_WORKER_TOKEN" in request.env:
                 # There is no workload identity here, so no file of one.
                 env.pop("MODAL_WORKER_TOKEN_FILE", None)

@@ -24,6 +24,7 @@ from modal_nomad.engines._nomad_words import (
     allocation_event,
     container_of,
     evaluation_words,
+    gpu_of,
     placement_words,
     task_of,
 )
@@ -65,6 +66,7 @@ class _Container:
     namespace: str
     child: str = ""
     task: str = ""
+    gpu: str = ""
     index: int = 0
     dispatched: asyncio.Event = field(default_factory=asyncio.Event)
     changed: asyncio.Event = field(default_factory=asyncio.Event)
@@ -166,7 +168,10 @@ class NomadEngine(Engine):
             changes=diff.get("Type", "None") != "None",
             diff=diff,
             warnings=str(answer.get("Warnings") or ""),
-            failures={group: placement_words(metrics, self._core_mhz) for group, metrics in failures.items()},
+            failures={
+                group: placement_words(metrics, self._core_mhz, gpu_of(job))
+                for group, metrics in failures.items()
+            },
         )
 
     async def submit(self, job: Job, *, token: str | None = None) -> None:
@@ -382,20 +387,26 @@ class NomadEngine(Engine):
             self._take_allocation(payload["Allocation"])
         elif event["Topic"] == "Evaluation":
             evaluation = payload["Evaluation"]
-            words = evaluation_words(evaluation, self._core_mhz)
             container = self._of(str(evaluation["JobID"]), str(evaluation.get("Namespace", "default")))
-            if container is not None and words and not container.event.allocation_id:
-                self._change(container, replace(container.event, reason=words))
-        elif str(event.get("Type", "")).endswith("Deregistered"):
-            job = payload.get("Job") or {}
-            container = self._of(str(event["Key"]), str(job.get("Namespace", "default")))
             if container is not None and not container.event.allocation_id:
-                self._change(
-                    container,
-                    replace(
-                        container.event, state=ContainerState.FAILED, reason="stopped before it was placed"
-                    ),
-                )
+                words = evaluation_words(evaluation, self._core_mhz, container.gpu)
+                if words:
+                    self._change(container, replace(container.event, reason=words))
+        elif event["Topic"] == "Job":
+            self._take_job(event, payload.get("Job") or {})
+
+    def _take_job(self, event: Mapping[str, Any], job: Mapping[str, Any]) -> None:
+        ended, gpu = str(event.get("Type", "")).endswith("Deregistered"), gpu_of(job)
+        container = (
+            self._of(str(event["Key"]), str(job.get("Namespace", "default"))) if ended or gpu else None
+        )
+        if container is None:
+            return
+        # Nomad tells of a job before it tells what became of placing it.
+        container.gpu = gpu
+        if ended and not container.event.allocation_id:
+            reason = "stopped before it was placed"
+            self._change(container, replace(container.event, state=ContainerState.FAILED, reason=reason))
 
     def _take_allocation(self, allocation: Mapping[str, Any]) -> None:
         container = self._of(str(allocation["JobID"]), str(allocation.get("Namespace", "default")))
@@ -466,6 +477,7 @@ class NomadEngine(Engine):
                 continue
             container = self._of(str(job["ID"]), str(job.get("Namespace", "default")))
             if container is not None:
+                container.gpu = gpu_of(job)
                 await self._take_pending(container)
         for allocation in sorted(allocations, key=lambda a: int(a["CreateIndex"])):
             self._take_allocation(allocation)
@@ -479,5 +491,5 @@ class NomadEngine(Engine):
     async def _take_pending(self, container: _Container) -> None:
         evaluations = await self.client.evaluations(container.child, namespace=container.namespace)
         newest = max(evaluations, key=lambda e: int(e["ModifyIndex"]), default={})
-        reason = evaluation_words(newest, self._core_mhz) or container.event.reason
+        reason = evaluation_words(newest, self._core_mhz, container.gpu) or container.event.reason
         self._change(container, replace(container.event, reason=reason))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from modal_nomad.render.devices import gpu_words
 from modal_nomad.render.names import job_id
 from modal_nomad.render.nfs import nfs_directory, nfs_volumes
 from modal_nomad.render.resources import disk_and_logs, task_resources
@@ -94,6 +95,8 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
             "modal_environment": settings.environment,
             "modal_deployer": settings.deployer,
             "modal_image": _image(spec),
+            # What the user asked for, in the user's words, for whoever waits for it.
+            **({"modal_gpu": gpu_words(spec.gpu)} if spec.gpu else {}),
         },
         "TaskGroups": [group],
     }

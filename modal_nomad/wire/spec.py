@@ -181,10 +181,19 @@ class ParameterSpec:
 
 @dataclass(frozen=True)
 class GPUOption:
-    """A kind of GPU that will do: ``model`` as in ``"A100-80GB"``, empty for any, and how many of it."""
+    """A kind of GPU that will do.
+
+    Attributes:
+        model: as in ``"A100-80GB"``; empty for any.
+        count: how many of it.
+        share: the least part of one card that will do, above 0 and below 1; 0 for whole cards.
+        memory: the same as MiB of its memory; 0 for whole cards.
+    """
 
     model: str
     count: int = 1
+    share: float = 0.0
+    memory: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,7 @@ class Group:
 
     type: str
     name: str
-    attributes: Mapping[str, Any]
+    attributes: dict[str, Any]
     devices: list[Device] = field(default_factory=list)
 
 
@@ -68,6 +68,10 @@ def inventory(checked: Checked, config: Config, *, mps: bool) -> list[Group]:
             attributes["driver_version"] = checked.driver_version
             group = groups.setdefault((kind, name), Group(kind, name, attributes))
             group.devices.extend(devices)
+    for group in groups.values():
+        # Nomad takes nodes with equal attributes for equal: without this number it would not look again
+        # at a node where a card got well, nor at one that has more cards than another which had too few.
+        group.attributes["healthy"] = sum(1 for device in group.devices if not device.fault)
     return [groups[key] for key in sorted(groups)]
 
 

@@ -26,14 +26,16 @@ _GRACE_SECONDS = 0.5
 
 def serve() -> None:
     """Serve one Nomad client until it says that this is enough, or a signal does."""
-    stop = threading.Event()
     plugin = Plugin()
+    # The kernel gives a signal to any thread, and only a pipe then wakes the main one.
+    ending, end = os.pipe()
+    os.set_blocking(end, False)
     directory = tempfile.mkdtemp(
         prefix="modal-nomad-gpu-", dir=os.environ.get("PLUGIN_UNIX_SOCKET_DIR") or None
     )
     socket = os.path.join(directory, "plugin.sock")
     server = grpc.server(ThreadPoolExecutor(_THREADS))
-    server.add_generic_rpc_handlers(_handlers(plugin, stop))
+    server.add_generic_rpc_handlers(_handlers(plugin, end))
     try:
         server.add_insecure_port(f"unix:{socket}")
     except RuntimeError:
@@ -43,9 +45,10 @@ def serve() -> None:
     server.start()
     # An interrupt in the terminal reaches the whole process group; Nomad ends its plugins itself.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.set_wakeup_fd(end, warn_on_full_buffer=False)
     print(f"{_CORE_PROTOCOL}|{_NOMAD_PROTOCOL}|unix|{socket}|grpc", flush=True)
-    stop.wait()
+    os.read(ending, 1)
     plugin.close()
     server.stop(_GRACE_SECONDS).wait(_GRACE_SECONDS * 4)
     shutil.rmtree(directory, ignore_errors=True)
@@ -54,7 +57,7 @@ def serve() -> None:
     os._exit(0)
 
 
-def _handlers(plugin: Plugin, stop: threading.Event) -> tuple[grpc.GenericRpcHandler, ...]:
+def _handlers(plugin: Plugin, end: int) -> tuple[grpc.GenericRpcHandler, ...]:
     return (
         _service(
             "hashicorp.nomad.plugins.base.proto.BasePlugin",
@@ -72,7 +75,7 @@ def _handlers(plugin: Plugin, stop: threading.Event) -> tuple[grpc.GenericRpcHan
             "grpc.health.v1.Health",
             Check=_unary(_health, "HealthCheckRequest", "HealthCheckResponse"),
         ),
-        _service("plugin.GRPCController", Shutdown=_unary(_stopper(stop), "Empty", "Empty")),
+        _service("plugin.GRPCController", Shutdown=_unary(_stopper(end), "Empty", "Empty")),
         # Both carry what this plugin has none of: further connections, and output of the process.
         _service("plugin.GRPCStdio", StreamStdio=_stream(_idle, "Empty", "Empty")),
         _service(
@@ -106,10 +109,10 @@ def _health(request: Mapping[str, Any], context: Any) -> dict[str, Any]:
     return {"status": SERVING if request.get("service", "") in ("", "plugin") else SERVICE_UNKNOWN}
 
 
-def _stopper(stop: threading.Event) -> Callable[[Any, Any], dict[str, Any]]:
+def _stopper(end: int) -> Callable[[Any, Any], dict[str, Any]]:
     def shutdown(request: Any, context: Any) -> dict[str, Any]:
         # After the answer has left.
-        context.add_callback(stop.set)
+        context.add_callback(lambda: os.write(end, b"."))
         return {}
 
     return shutdown

@@ -49,6 +49,24 @@ def test_containers_get_gpus_of_their_own_and_wait_for_them(
         assert sorted(both.remote().split(",")) == ["GPU-a", "GPU-b"]
 
 
+def test_containers_share_a_card(
+    own: Live, serve: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _driver(own.folder, monkeypatch, 'echo "GPU-a, NVIDIA L4, 23034"')
+    serve()
+    app = modal.App("shares")
+
+    def see() -> list[str]:
+        return [os.environ.get(k, "") for k in ("CUDA_VISIBLE_DEVICES", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT")]
+
+    half = app.function(serialized=True, gpu="L4:0.5", name="half", scaledown_window=600)(see)
+    small = app.function(serialized=True, gpu=modal.gpu.Shared("L4", memory=10_000), name="small")(see)
+    with app.run():
+        # Both are there at once: neither container leaves before the run ends.
+        assert half.remote() == ["GPU-a", "0=11517M"]
+        assert small.remote() == ["GPU-a", "0=10000M"]
+
+
 def _driver(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     program = folder / "nvidia-smi"
     program.write_text(f"#!/bin/sh\n{script}\n")

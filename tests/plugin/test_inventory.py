@@ -47,7 +47,7 @@ def test_a_card_has_the_names_that_jobs_know() -> None:
     full = replace(A100, bar1=131072, cores_clock=1410, memory_clock=1593, pci_bandwidth=32768)
     (group,) = groups(full)
     assert (group.type, group.name) == ("gpu", "NVIDIA A100-SXM4-80GB")
-    assert set(group.attributes) == NAMES
+    assert set(group.attributes) == NAMES | {"healthy"}
     assert group.attributes["memory"] == (81920, "MiB")
     assert group.attributes["power"] == (400, "W")
     assert [(d.id, d.fault, d.pci_bus_id) for d in group.devices] == [("GPU-a", "", "00000000:3B:00.0")]
@@ -55,7 +55,8 @@ def test_a_card_has_the_names_that_jobs_know() -> None:
 
 def test_what_a_card_does_not_say_is_no_attribute() -> None:
     (group,) = groups(L4)
-    assert set(group.attributes) == {"memory", "driver_version", "display_state", "persistence_mode"}
+    always = {"memory", "driver_version", "display_state", "persistence_mode", "healthy"}
+    assert set(group.attributes) == always
 
 
 def test_cards_of_one_kind_are_one_group() -> None:
@@ -64,6 +65,14 @@ def test_cards_of_one_kind_are_one_group() -> None:
         ("NVIDIA A100-SXM4-80GB", ["GPU-a"]),
         ("NVIDIA L4", ["GPU-l", "GPU-l2"]),
     ]
+
+
+def test_a_group_says_how_many_are_healthy() -> None:
+    """Nomad looks again at a node only when an attribute changed, and not at one that is like another."""
+    two = (L4, replace(L4, uuid="GPU-l2"))
+    assert groups(*two)[0].attributes["healthy"] == 2
+    assert groups(L4)[0].attributes["healthy"] == 1
+    assert groups(*two, events=(Event("GPU-l", 79),))[0].attributes["healthy"] == 1
 
 
 def test_slices_are_devices_of_another_type() -> None:
