@@ -48,7 +48,7 @@ def rows(ours: Results, peers: dict[str, Results], sizes: Sizes) -> list[Row]:
     return table
 
 
-def own_rows(ours: Results, cold: Results, imports: Results, memory: Results) -> list[Row]:
+def own_rows(ours: Results, cold: Results, imports: Results, memory: Results, plugin: Results) -> list[Row]:
     """Give the lines of ours alone."""
     table: list[Row] = [
         (".spawn() accepted, one by one", "/s", ours.get("spawn"), {}, ""),
@@ -62,6 +62,8 @@ def own_rows(ours: Results, cold: Results, imports: Results, memory: Results) ->
     for name, words in (("bare", "import modal_nomad"), ("used", "  with App and Image")):
         budget = "<= 1.3" if name == "bare" else ""
         table.append((f"{words} / asyncio", "x", imports[name] / imports["asyncio"], {}, budget))
+    table.append(("GPU plugin: start", "ms", plugin.get("plugin_line_ms"), {}, "<= 300"))
+    table.append(("  to its first devices", "ms", plugin.get("plugin_devices_ms"), {}, ""))
     for who in ("dispatcher", "client"):
         for share in ("10", "100"):
             words = f"{who} memory, {share}% of {memory.get('inputs', 0):,.0f}"

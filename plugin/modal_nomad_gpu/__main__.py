@@ -6,7 +6,7 @@ import os
 import sys
 
 # Who starts the program with this is Nomad: no secret, a guard against starting it by hand.
-_COOKIE = ("NOMAD_PLUGIN_MAGIC_COOKIE", "e4327c2e01eabfd75a8a67adb114fb34a757d57eee7728d857a8cec6e91a7255")
+COOKIE = ("NOMAD_PLUGIN_MAGIC_COOKIE", "e4327c2e01eabfd75a8a67adb114fb34a757d57eee7728d857a8cec6e91a7255")
 _BY_HAND = """\
 modal-nomad-gpu is a device plugin: Nomad starts it, nobody else. Link it into the client's plugin_dir and
 name it in the client's configuration (plugin "modal-nomad-gpu" {}); --version shows its version.
@@ -20,7 +20,7 @@ def main() -> None:
 
         print(__version__)
         return
-    if os.environ.get(_COOKIE[0]) != _COOKIE[1]:
+    if os.environ.get(COOKIE[0]) != COOKIE[1]:
         sys.stderr.write(_BY_HAND)
         raise SystemExit(1)
     # gRPC's own notes would stand in Nomad's log as errors.

@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-from modal_nomad_gpu.__main__ import _COOKIE
 from modal_nomad_gpu._messages import CODEC
 
-LIMIT = 60
+LIMIT = 150
+# As Nomad has it, and not as the plugin does.
+COOKIE = ("NOMAD_PLUGIN_MAGIC_COOKIE", "e4327c2e01eabfd75a8a67adb114fb34a757d57eee7728d857a8cec6e91a7255")
 BASE = "hashicorp.nomad.plugins.base.proto.BasePlugin"
 DEVICE = "hashicorp.nomad.plugins.device.DevicePlugin"
 PROGRAM = (sys.executable, "-m", "modal_nomad_gpu")
@@ -101,7 +102,7 @@ class Client:
 @contextmanager
 def plugin(*, program: tuple[str, ...] = PROGRAM, **env: str) -> Iterator[Client]:
     """Start the program as Nomad does, and connect."""
-    environment = {**os.environ, _COOKIE[0]: _COOKIE[1], **env}
+    environment = {**os.environ, COOKIE[0]: COOKIE[1], **env}
     process = subprocess.Popen(
         program, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

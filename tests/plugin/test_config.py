@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,11 @@ def test_the_schema_names_every_setting_with_its_default() -> None:
     assert set(attributes) == set(Config.__dataclass_fields__)
     fields = attributes["share"]["block_list"]["nested"]["object"]["attributes"]
     assert set(fields) == set(Share.__dataclass_fields__)
+
+
+def test_the_readme_names_every_setting() -> None:
+    text = (Path(__file__).parents[2] / "plugin/README.md").read_text()
+    assert set(re.findall(r"^\| `(\w+)` \| (?:`|none)", text, flags=re.M)) == set(Config.__dataclass_fields__)
 
 
 def test_what_nomad_sends_for_an_empty_block_is_the_default() -> None:

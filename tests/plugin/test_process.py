@@ -12,10 +12,9 @@ from typing import Any
 
 import grpc
 import pytest
-from modal_nomad_gpu.__main__ import _COOKIE
 from modal_nomad_gpu._messages import CODEC
 
-from tests.plugin._client import A100, BASE, DEVICE, L4, LIMIT, PROGRAM, plugin, write_cards
+from tests.plugin._client import A100, BASE, COOKIE, DEVICE, L4, LIMIT, PROGRAM, plugin, write_cards
 
 WHOLE = "gpu/NVIDIA A100-SXM4-80GB"
 
@@ -168,7 +167,7 @@ def test_it_ends_with_open_streams_and_leaves_nothing_behind(
 def test_a_place_for_its_socket_with_too_long_a_name_is_one_clear_line(tmp_path: Path) -> None:
     place = tmp_path / ("long" * 20)
     place.mkdir()
-    environment = {**os.environ, _COOKIE[0]: _COOKIE[1], "PLUGIN_UNIX_SOCKET_DIR": str(place)}
+    environment = {**os.environ, COOKIE[0]: COOKIE[1], "PLUGIN_UNIX_SOCKET_DIR": str(place)}
     done = subprocess.run(PROGRAM, env=environment, capture_output=True, text=True, timeout=LIMIT)
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
@@ -196,9 +195,9 @@ def test_a_request_that_is_none_does_no_harm(cards: Path) -> None:
 
 @pytest.mark.parametrize("cookie", [None, "wrong"])
 def test_started_by_hand_it_says_what_it_is_for(cookie: str | None) -> None:
-    environment = {k: v for k, v in os.environ.items() if k != _COOKIE[0]}
+    environment = {k: v for k, v in os.environ.items() if k != COOKIE[0]}
     if cookie is not None:
-        environment[_COOKIE[0]] = cookie
+        environment[COOKIE[0]] = cookie
     done = subprocess.run(PROGRAM, env=environment, capture_output=True, text=True, timeout=LIMIT)
     assert (done.returncode, done.stdout) == (1, "")
     assert "plugin_dir" in done.stderr and "Traceback" not in done.stderr

@@ -31,7 +31,7 @@ from tests.engine_contract._nomad_agent import (
 from tests.plugin._client import A100, L4, write_cards
 from tests.stack._dispatcher import dispatcher, get, modal_nomad
 
-LIMIT = 60
+LIMIT = 150
 PARTED = {
     "uuid": "GPU-m",
     "name": "NVIDIA H100 PCIe",
@@ -46,10 +46,10 @@ import os
 import modal
 
 app = modal.App("gpus")
-NAMES = ("CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES", "CUDA_MPS_PINNED_DEVICE_MEM_LIMIT")
+NAMES = ("VISIBLE_DEVICES", "PINNED_DEVICE_MEM_LIMIT", "PIPE_DIRECTORY")
 
 def see():
-    return {name: os.environ[name] for name in NAMES if name in os.environ}
+    return {name: value for name, value in os.environ.items() if name.endswith(NAMES)}
 
 wanted = {
     "whole": "A100-80GB",
@@ -151,8 +151,10 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         pytest.skip(NO_NOMAD)
     folder = tmp_path_factory.mktemp("gpus")
     cards, plugins = folder / "cards.json", plugin_dir(folder)
-    write_cards(cards, USED, L4, PARTED)
-    blocks = plugin_blocks(fake=str(cards), share=SHARE)
+    pipes = folder / "mps"
+    pipes.mkdir()
+    write_cards(cards, USED, L4, PARTED, mps=True)
+    blocks = plugin_blocks(fake=str(cards), share=SHARE, mps_pipe_directory=str(pipes), require_mps=True)
     telemetry = {"collection_interval": "1s"}
     with (
         nomad_agent(binary, plugin_dir=str(plugins), plugin=blocks, telemetry=telemetry) as nomad,
@@ -165,7 +167,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
 def restored(stack: Stack) -> Iterator[Stack]:
     """The same, whose cards are as before when the test is over."""
     yield stack
-    write_cards(stack.cards, USED, L4, PARTED)
+    write_cards(stack.cards, USED, L4, PARTED, mps=True)
     stack.until(lambda devices: all(i["Healthy"] for d in devices.values() for i in d["Instances"]))
 
 
@@ -183,7 +185,8 @@ def test_nomad_has_the_devices(stack: Stack) -> None:
 
 def test_a_container_sees_the_device_that_its_function_asks_for(stack: Stack) -> None:
     whole = {"CUDA_VISIBLE_DEVICES": "GPU-a", "NVIDIA_VISIBLE_DEVICES": "GPU-a"}
-    part = dict.fromkeys(whole, "GPU-l") | {"CUDA_MPS_PINNED_DEVICE_MEM_LIMIT": "0=11517M"}
+    limits = {"PINNED_DEVICE_MEM_LIMIT": "0=11517M", "PIPE_DIRECTORY": str(stack.folder / "mps")}
+    part = dict.fromkeys(whole, "GPU-l") | {f"CUDA_MPS_{name}": value for name, value in limits.items()}
     # The slice by memory runs beside the half: a card is no container's alone.
     assert stack.run("whole", "half", "memory") == [whole, part, part]
     assert stack.run("preferred") == [whole]
@@ -247,21 +250,24 @@ def test_a_job_for_hashicorps_plugin_is_placed(stack: Stack) -> None:
 
 
 def test_a_card_that_turns_unhealthy_takes_no_work_until_it_is_well(restored: Stack) -> None:
-    write_cards(restored.cards, {**USED, "fault": "7 uncorrectable memory errors"}, L4, PARTED)
+    write_cards(restored.cards, {**USED, "fault": "7 uncorrectable memory errors"}, L4, PARTED, mps=True)
     name = "gpu/NVIDIA A100-SXM4-80GB"
     devices = restored.until(lambda found: not found[name]["Instances"][0]["Healthy"])
     assert devices[name]["Instances"][0]["HealthDescription"] == "7 uncorrectable memory errors"
     with restored.running("whole") as process:
         line = first_line(process, "waiting")
         assert line.endswith("0 of 1 nodes have 1 × A100-80GB free: 1 lack the model.")
-        write_cards(restored.cards, USED, L4, PARTED)
+        write_cards(restored.cards, USED, L4, PARTED, mps=True)
         assert json.loads(first_line(process, "{"))["CUDA_VISIBLE_DEVICES"] == "GPU-a"
 
 
-def test_an_error_that_the_driver_reports_takes_every_slice_of_its_card(restored: Stack) -> None:
-    write_cards(restored.cards, USED, {**L4, "fault": "XID 79"}, PARTED)
+def test_slices_that_nobody_holds_to_their_share_are_not_given(restored: Stack) -> None:
+    write_cards(restored.cards, USED, L4, PARTED, mps=False)
     name = "gpu-slice/NVIDIA L4 slice 11517MiB"
-    restored.until(lambda found: not any(i["Healthy"] for i in found[name]["Instances"]))
+    found = restored.until(lambda found: not any(i["Healthy"] for i in found[name]["Instances"]))
+    assert {
+        "no MPS control daemon listens in" in i["HealthDescription"] for i in found[name]["Instances"]
+    } == {True}
 
 
 def test_nomad_shows_what_the_cards_do(stack: Stack) -> None:
