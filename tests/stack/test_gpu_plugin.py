@@ -28,7 +28,7 @@ from tests.engine_contract._nomad_agent import (
     nomad_agent,
     nomad_binary,
 )
-from tests.plugin._client import A100, L4, write_cards
+from tests.plugin._plugin_client import A100, L4, write_cards
 from tests.stack._dispatcher import dispatcher, get, modal_nomad
 
 LIMIT = 150

@@ -14,7 +14,7 @@ import grpc
 import pytest
 from modal_nomad_gpu._messages import CODEC
 
-from tests.plugin._client import A100, BASE, COOKIE, DEVICE, L4, LIMIT, PROGRAM, plugin, write_cards
+from tests.plugin._plugin_client import A100, BASE, COOKIE, DEVICE, L4, LIMIT, PROGRAM, plugin, write_cards
 
 WHOLE = "gpu/NVIDIA A100-SXM4-80GB"
 

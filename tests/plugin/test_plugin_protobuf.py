@@ -12,7 +12,7 @@ from modal_nomad_gpu._messages import CODEC
 from modal_nomad_gpu._msgpack import unpack
 from modal_nomad_gpu._protobuf import Codec, DecodeError, Field
 
-from tests.plugin._client import pack
+from tests.plugin._plugin_client import pack
 
 ALL = Codec(
     {
