@@ -42,11 +42,20 @@ def test_containers_get_gpus_of_their_own_and_wait_for_them(
     large = app.function(serialized=True, gpu=["H100", "any"], name="large", scaledown_window=0.2)(see)
     small = app.function(serialized=True, gpu="L4", name="small", scaledown_window=0.2)(see)
     both = app.function(serialized=True, gpu="any:2", name="both", scaledown_window=0.2)(see)
+
+    @app.cls(serialized=True, gpu="H100", scaledown_window=0.2)
+    class Seer:
+        @modal.method()
+        def see(self) -> str:
+            return os.environ["CUDA_VISIBLE_DEVICES"]
+
     with app.run():
         assert large.remote() == "GPU-b"
         assert small.remote() == "GPU-a"
         # Only when the others have left is there room for it.
         assert sorted(both.remote().split(",")) == ["GPU-a", "GPU-b"]
+        assert Seer().see.remote() == "GPU-b"  # type: ignore[attr-defined]
+        assert Seer.with_options(gpu="L4")().see.remote() == "GPU-a"  # type: ignore[attr-defined]
 
 
 def test_containers_share_a_card(

@@ -91,8 +91,9 @@ from snapshots_app import Files, Model, app
 nomad, folder = sys.argv[1], pathlib.Path(sys.argv[2])
 
 
-def ask(path, method="GET"):
-    request = urllib.request.Request(nomad + path, b"{}" if method == "PUT" else None, method=method)
+def ask(path, body=None):
+    data, method = (None, "GET") if body is None else (json.dumps(body).encode(), "PUT")
+    request = urllib.request.Request(nomad + path, data, method=method)
     with urllib.request.urlopen(request, timeout=30) as answer:
         return answer.read()
 
@@ -159,7 +160,7 @@ assert log == f"printed in {second[3]}\\n", log
 
 # Nomad stops the allocation of a forked container: it finishes what it runs.
 call, allocation, pid = hold()
-ask(f"/v1/allocation/{allocation}/stop", "PUT")
+ask(f"/v1/allocation/{allocation}/stop", {})
 until(lambda: json.loads(ask(f"/v1/allocation/{allocation}"))["DesiredStatus"] == "stop", "the stop")
 (folder / "go").touch()
 assert call.get(timeout=60) == allocation
@@ -182,6 +183,21 @@ assert call.get(timeout=60) == allocation
 third = Model().ask.remote()
 assert third[0] == third[1] != first[0]
 until(lambda: state(third[3]) == "running", "the new snapshot's allocation stays")
+
+# A drained node: the fork finishes what it runs, and the allocation that only waits ends at once.
+call, allocation, pid = hold()
+(node,) = json.loads(ask("/v1/nodes"))
+drain = f"/v1/node/{node['ID']}/drain"
+ask(drain, {"DrainSpec": {"Deadline": -1, "IgnoreSystemJobs": True}})
+try:
+    until(lambda: state(third[3]) == "complete", "the snapshot's allocation ends with its node's drain")
+    (folder / "go").touch()
+    assert call.get(timeout=60) == allocation
+    until(lambda: not alive(pid) and state(allocation) == "complete", "the drained container ends")
+finally:
+    ask(drain, {"DrainSpec": None, "MarkEligible": True})
+third = Model().ask.remote()
+until(lambda: state(third[3]) == "running", "a snapshot after the drain")
 
 # Files of the image are at their places in forks too.
 one, two = Files().ask.remote(), Files().ask.remote()
