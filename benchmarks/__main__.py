@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import peers, queues, subject, table
+from benchmarks import peers, queues, subject, table, volumes
 from benchmarks.home import private_home
 from benchmarks.imports import import_times
 
@@ -25,6 +25,7 @@ def main() -> int:
     peer_inputs = inputs // 20
     sets, peer_sets = (20, 5) if quick else (100, 20)
     limit = 60 if quick else 600
+    tree = (32, 500) if quick else (512, 5000)
 
     measured: dict[str, subject.Results] = {}
     if not options.no_peers:
@@ -48,6 +49,8 @@ def main() -> int:
             )
             _say("redis")
             measured["redis"] = queues.theirs(peers.PYTHON, calls * 3, 50)
+        _say("rsync, rclone")
+        measured["copies"] = volumes.theirs(*tree)
     with private_home():
         _say("ours: first answers and deploys")
         cold = subject.run("cold", rounds)
@@ -59,6 +62,8 @@ def main() -> int:
         ours |= subject.run("classes", inputs, sets, rounds)
         _say("ours: queues and dicts")
         held = subject.run("queue_ours", calls * 3, 50)
+        _say("ours: volumes")
+        files = subject.run("volume_ours", *tree)
         _say("ours: memory")
         memory = subject.run("memory", many)
     _say("the GPU plugin")
@@ -71,7 +76,9 @@ def main() -> int:
     print(table.render(table.own_rows(ours, cold, imports, memory, plugin)))
     print()
     print(queues.render(held, measured.get("redis", {})))
-    return 0 if ours and cold and memory and held else 1
+    print()
+    print(volumes.render(files, measured.get("copies", {})))
+    return 0 if ours and cold and memory and held and files else 1
 
 
 def _say(words: str) -> None:

@@ -12,6 +12,7 @@ from ._bridge import blocking, blocking_function, blocking_function_context, blo
 from ._object_manager import ObjectManager
 from ._options import check_object_name
 from ._renamed import renamed
+from ._volume_requests import in_thread
 from .object import Object, _by_id, _default_client, check_environment_name, environment
 from .types import FileEntry, FileEntryType, VolumeInfo, described
 from .wire.volumes.entries import CHUNK_BYTES, DIRECTORY, FILE, HOLE, Entry
@@ -241,7 +242,7 @@ class Volume(Object):
             >>> modal.Volume.from_name("models").commit()  # doctest: +SKIP
         """
         mounted = await self._mounted("commit")
-        await self._in_thread(mounted.commit)
+        await in_thread(mounted.commit)
 
     @blocking
     async def reload(self) -> None:
@@ -255,7 +256,7 @@ class Volume(Object):
             >>> modal.Volume.from_name("models").reload()  # doctest: +SKIP
         """
         mounted = await self._mounted("reload")
-        await self._in_thread(mounted.reload)
+        await in_thread(mounted.reload)
 
     async def _mounted(self, what: str) -> Any:
         from .wire.volumes.mounted import mounts
@@ -456,22 +457,7 @@ class Volume(Object):
 
         client, volume_id = await self._target()
         files = VolumeClient(client.server.address, client._token)
-        return await self._in_thread(lambda: work(files, volume_id))
-
-    @staticmethod
-    async def _in_thread(work: Callable[[], T]) -> T:
-        from .client import _translate
-        from .wire.volumes.client import Refused
-
-        try:
-            return await io(_on_a_thread(work))
-        except Refused as error:
-            builtin = {"PathMissing": FileNotFoundError, "PathExists": FileExistsError}.get(error.kind)
-            raise (builtin(str(error)) if builtin else _translate(error)) from None
-        except (FileNotFoundError, PermissionError, TimeoutError):
-            raise
-        except OSError as error:
-            raise exception.ConnectionError(f"the dispatcher did not answer: {error}") from None
+        return await in_thread(lambda: work(files, volume_id))
 
     async def _fetch(self, sha: str, size: int) -> asyncio.Future[bytes]:
         """Begin to fetch a chunk."""
@@ -482,10 +468,6 @@ class Volume(Object):
             return bytes(size) if sha == HOLE else await client._get_blob(sha)
 
         return asyncio.ensure_future(fetch())
-
-
-async def _on_a_thread(work: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(None, work)
 
 
 async def _result(future: asyncio.Future[bytes]) -> bytes:

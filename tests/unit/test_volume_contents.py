@@ -19,6 +19,7 @@ from modal_nomad.worker.fuse.nodes import Tree
 
 CHUNK = 16
 """Small, so that few bytes make many chunks."""
+SMALL = 8
 
 
 class Fetched:
@@ -88,6 +89,8 @@ class File:
 def small_chunks() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(module, "CHUNK_BYTES", CHUNK)
+        patch.setattr(module, "INLINE_BYTES", SMALL)
+        patch.setattr(module, "_MOST_LOST", 2 * SMALL)
         yield
 
 

@@ -9,13 +9,15 @@ import errno
 import os
 from typing import Any, Dict, List, Mapping, NamedTuple, Optional, Tuple
 
-from ...wire.volumes.entries import CHUNK_BYTES, HOLE
+from ...wire.volumes.entries import CHUNK_BYTES, HOLE, INLINE_BYTES
 from .chunks import Chunk, Chunks, OpenFile
 from .nodes import Node
 
 HOLE_SHA = bytes.fromhex(HOLE)
 SHA = 32
 _ZEROS = bytes(1 << 16)
+_MOST_LOST = 64 << 20
+"""Bytes of small files' earlier contents, after which a file that is written again gets one of its own."""
 
 
 class Small(int):
@@ -84,6 +86,7 @@ class Contents:
         small = os.open(os.path.join(folder, "small"), os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
         self._small = OpenFile(small)
         self._small_end = 0
+        self._small_lost = 0
 
     # --- small files ------------------------------------------------------------------------------
 
@@ -182,6 +185,8 @@ class Contents:
             return
         end = offset + len(data)
         size = max(node.size, end)
+        if size <= INLINE_BYTES and self._write_small(node, offset, data, size):
+            return
         first, last = offset // CHUNK_BYTES, (end - 1) // CHUNK_BYTES
         old_last = (node.size - 1) // CHUNK_BYTES
         partial = set()
@@ -203,6 +208,22 @@ class Contents:
             written.here[number] = 1
         written.serial += 1
         node.size = size
+
+    def _write_small(self, node: Node, offset: int, data: memoryview, size: int) -> bool:
+        """Put a small file aside as it is now; False where it needs a file of its own."""
+        content = node.content
+        if isinstance(content, Small):
+            # What it was stays behind.
+            self._small_lost += node.size
+        if not (content is None or isinstance(content, Small)) or self._small_lost > _MOST_LOST:
+            return False
+        whole = bytearray(size)
+        if content is not None:
+            self.read_parts([(self._small, int(content), node.size)], memoryview(whole))
+        whole[offset : offset + len(data)] = data
+        node.content = self.keep_small([bytes(whole)])[0]
+        node.size = size
+        return True
 
     def resize(self, node: Node, size: int, more: Mapping[bytes, Chunk] = {}) -> None:
         """Make a file shorter or longer. Raises OSError, and Missing before anything is done."""
@@ -299,10 +320,6 @@ class Contents:
             self._chunks.open.put(written.path, found)
         opened: OpenFile = found
         return opened
-
-    def create(self, node: Node) -> None:
-        """Make the file of a new node now, while there may be an error to tell. Raises OSError."""
-        node.content = self._begin(node)
 
     def drop(self, node: Node) -> None:
         """Forget the content of a file that is gone."""

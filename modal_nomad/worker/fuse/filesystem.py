@@ -19,6 +19,8 @@ from .session import NOTHING, Later, Session
 _MASK = (1 << 64) - 1
 _BILLION = 10**9
 _MAX_TARGET = 4095
+_BLOCK = 128 << 10
+"""What programs are told to read and write at a time: each time is a switch to this process and back."""
 
 
 class FileSystem:
@@ -109,7 +111,7 @@ class FileSystem:
             uid,
             gid,
             node.content if node.kind == SPECIAL else 0,
-            4096,
+            _BLOCK,
             0,
         )
 

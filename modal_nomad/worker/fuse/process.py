@@ -5,7 +5,6 @@ otherwise wait for itself.
 """
 
 import contextlib
-import errno
 import gc
 import json
 import os
@@ -350,7 +349,7 @@ class Served:
         with self._lock:
             while number not in self._answers:
                 if self._ended:
-                    raise OSError(errno.EIO, f"the process that serves {self.shown} ended")
+                    raise Refused("ExecutionError", f"the process that serves {self.shown} ended")
                 self._lock.wait()
             error = self._answers.pop(number)
         if error is not None:
