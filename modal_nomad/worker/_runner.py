@@ -442,7 +442,10 @@ class Runner:
                 self._take_queued()
                 if self._streams is not None:
                     self._streams.stop()
-                session.connect(self._held)
+                welcome = session.connect(self._held)
+                if self._pool is not None and "web_key" in welcome:
+                    # Of another dispatcher, perhaps, which took over.
+                    self._pool.key = str(welcome["web_key"]).encode()
 
     def _wake_lane(self) -> None:
         if self._pool is not None:

@@ -2,7 +2,7 @@
 
 import asyncio
 from time import monotonic
-from typing import Optional
+from typing import Optional, Tuple
 
 from .body import Body, body_of, chunk, last_chunk
 from .exchange import FOREVER, KEPT_BYTES, NOTHING, Exchange, Router
@@ -259,8 +259,8 @@ class Client(asyncio.Protocol):
 
     # --- what goes out
 
-    def begin_answer(self, exchange: Exchange, response: Response) -> bool:
-        """Write the head of an answer; gives whether its body is to be written in chunks."""
+    def begin_answer(self, exchange: Exchange, response: Response) -> Tuple[bytes, bool]:
+        """Return the head of an answer to write, and whether its body is to be written in chunks."""
         keep = self._keep_alive and exchange.complete
         chunked = False
         lines = [b"HTTP/1.1 %d %b" % (response.status, response.reason)]
@@ -278,8 +278,7 @@ class Client(asyncio.Protocol):
         if not keep:
             self._keep_alive = False
             lines.append(b"Connection: close")
-        self.transport.write(b"\r\n".join(lines) + b"\r\n\r\n")
-        return chunked
+        return b"\r\n".join(lines) + b"\r\n\r\n", chunked
 
     def end_answer(self, complete: bool) -> None:
         """The answer is written: go on with the next request, or close."""

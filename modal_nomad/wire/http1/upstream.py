@@ -3,7 +3,7 @@
 import asyncio
 from typing import Callable, Optional
 
-from .body import Body, body_of, chunk, last_chunk
+from .body import LAST_CHUNK, Body, body_of, chunk, last_chunk
 from .exchange import Exchange
 from .head import MAX_HEAD_BYTES, UNTIL_CLOSE, HttpError, Response, parse_response
 
@@ -27,6 +27,7 @@ class Upstream(asyncio.Protocol):
         self._response: Optional[Response] = None
         self._body: Optional[Body] = None
         self._chunked_out = False
+        self._head_out = b""
         self._tunnel = False
         self.gone = False
 
@@ -46,6 +47,8 @@ class Upstream(asyncio.Protocol):
                     client.transport.close()
             elif response is not None and response.length == UNTIL_CLOSE and error is None:
                 self.exchange = exchange
+                if exchange.client is not None and self._chunked_out:
+                    exchange.client.transport.write(LAST_CHUNK)
                 self._finish(exchange)
             else:
                 exchange.lost()
@@ -119,7 +122,7 @@ class Upstream(asyncio.Protocol):
         self._body = body_of(response.length, 502)
         exchange.answered = True
         if exchange.client is not None:
-            self._chunked_out = exchange.client.begin_answer(exchange, response)
+            self._head_out, self._chunked_out = exchange.client.begin_answer(exchange, response)
         else:
             # Until somebody comes for it, it stays where it is.
             self.transport.pause_reading()
@@ -132,7 +135,7 @@ class Upstream(asyncio.Protocol):
         exchange, response = self.exchange, self._response
         if exchange is None or exchange.client is None or response is None:
             return
-        self._chunked_out = exchange.client.begin_answer(exchange, response)
+        self._head_out, self._chunked_out = exchange.client.begin_answer(exchange, response)
         self.transport.resume_reading()
         data, self._buffer = self._buffer, b""
         try:
@@ -143,11 +146,17 @@ class Upstream(asyncio.Protocol):
     def _pass(self, exchange: Exchange, data: bytes) -> None:
         body, client = self._body, exchange.client
         assert body is not None
+        # One write for all that came together: the system's calls cost more than all else here.
+        out, self._head_out = self._head_out, b""
         if not body.done:
             data = body.feed(data)
-            if data and client is not None:
-                client.transport.write(chunk(data) if self._chunked_out else data)
+            if data:
+                out += chunk(data) if self._chunked_out else data
             data = body.rest
+        if body.done and self._chunked_out:
+            out += last_chunk(body.trailers)
+        if out and client is not None:
+            client.transport.write(out)
         if body.done:
             if data:
                 # More than was said: the connection is of no use any more, the answer is whole.
@@ -156,10 +165,8 @@ class Upstream(asyncio.Protocol):
             self._finish(exchange)
 
     def _finish(self, exchange: Exchange) -> None:
-        response, body, client = self._response, self._body, exchange.client
-        assert response is not None and body is not None
-        if client is not None and self._chunked_out:
-            client.transport.write(last_chunk(body.trailers))
+        response, client = self._response, exchange.client
+        assert response is not None
         self._response = self._body = None
         self._chunked_out = False
         complete = exchange.complete
