@@ -46,12 +46,18 @@ class Nvml:
     # -- what a backend does
 
     def survey(self) -> Survey:
-        with self._lock, self._asking():
-            version = _text(self._lib.nvmlSystemGetDriverVersion())
-            faults: dict[str, str] = {}
-            cards = [self._card(handle, uuid, faults) for uuid, handle in self._handles()]
-            self._listen(cards)
-            return Survey(version, tuple(cards), faults)
+        try:
+            with self._lock, self._asking():
+                version = _text(self._lib.nvmlSystemGetDriverVersion())
+                faults: dict[str, str] = {}
+                cards = [self._card(handle, uuid, faults) for uuid, handle in self._handles()]
+                self._listen(cards)
+                return Survey(version, tuple(cards), faults)
+        except BackendError:
+            # Here alone: who looks is also who waits for events, so nobody waits in what is let go.
+            with self._lock:
+                self._forget()
+            raise
 
     def events(self, seconds: float) -> Sequence[Event]:
         with self._lock:
@@ -102,7 +108,6 @@ class Nvml:
                 self._ready = True
             yield
         except lib.NVMLError as error:
-            self._forget()
             raise BackendError(str(error)) from error
 
     def _forget(self) -> None:
