@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
+from collections.abc import Mapping
 
 from benchmarks import subject
 
@@ -12,6 +13,13 @@ _LINES = (
     ("wake_us", "a waiting get wakes, p50", "us"),
     ("dict_pairs", "Dict put + get, pairs", "/s"),
 )
+
+_PROMISES = (
+    ("power", "disk_", "power cuts"),
+    ("process", "second_", "kills"),
+    ("process", "", "kills, none"),
+)
+"""Our durability, Redis' mode (always, everysec, memory), and what a write outlives: in memory, nothing."""
 
 
 def theirs(python: object, count: int, wakes: int) -> subject.Results:
@@ -24,20 +32,18 @@ def theirs(python: object, count: int, wakes: int) -> subject.Results:
     return subject.run("queue_redis", count, wakes, python=str(python))
 
 
-def render(ours: subject.Results, redis: subject.Results) -> str:
-    """Give the text: Redis' value and, in brackets, how many times better ours is."""
-    lines = [f"{'':36}{'ours':>12}{'Redis, in memory':>24}{'Redis, fsync always':>24}"]
+def render(ours: Mapping[str, subject.Results], redis: subject.Results) -> str:
+    """Give the text: for each promise ours, Redis' value and, in brackets, how many times better ours is."""
+    lines = [f"{'':32}{'outlives':>12}{'ours':>12}{'Redis':>20}"]
     for key, words, unit in _LINES:
-        mine = ours.get(key)
-        line = f"{words:36}{_value(mine, unit):>12}"
-        for mode in ("", "disk_"):
+        for durability, mode, said in _PROMISES:
+            mine = ours.get(durability, {}).get(key)
             value = redis.get(mode + key)
             cell = "-"
             if value and mine:
                 better = value / mine if unit == "us" else mine / value
                 cell = f"{_value(value, unit)} ({better:.2f}x)"
-            line += f"{cell:>24}"
-        lines.append(line)
+            lines.append(f"{words:32}{said:>12}{_value(mine, unit):>12}{cell:>20}")
     return "\n".join(lines)
 
 

@@ -87,7 +87,8 @@ def _start(folder: Path) -> None:
 def _environment() -> dict[str, str]:
     # The daemon serves every program of this user: what one of them has set for itself is not for it.
     shared = {k: v for k, v in os.environ.items() if not k.startswith("MODAL_") or k == "MODAL_LOGLEVEL"}
-    return {**shared, "MODAL_CLIENT_GRACE": str(config["client_grace"])}
+    ours = {"MODAL_CLIENT_GRACE": str(config["client_grace"]), "MODAL_DURABILITY": config["durability"]}
+    return {**shared, **ours}
 
 
 def _readable(descriptor: int, seconds: float) -> bool:

@@ -22,6 +22,7 @@ key                       environment variable                 default
 ``logs_timeout``          ``MODAL_LOGS_TIMEOUT``               10
 ``automount``             ``MODAL_AUTOMOUNT``                  true
 ``client_grace``          ``MODAL_CLIENT_GRACE``               10
+``durability``            ``MODAL_DURABILITY``                 ``power``
 ``force_build``           ``MODAL_FORCE_BUILD``                false
 ``traceback``             ``MODAL_TRACEBACK``                  false
 (trusted authorities)     ``MODAL_CA_BUNDLE``                  the system's; a PEM file adds to them
@@ -30,7 +31,8 @@ key                       environment variable                 default
 ========================  ===================================  =========================================
 
 ``client_grace`` is how many seconds a program may be gone before the embedded server stops its ephemeral
-Apps; the server takes it when it starts. A cluster's dispatcher has it in a configuration of its own.
+Apps, ``durability`` what its writes outlive (``power``: a power cut; ``process``: the end of the server
+alone); the server takes both when it starts. A cluster's dispatcher has them in a configuration of its own.
 
 Inside containers the file is neither read nor written.
 
@@ -87,9 +89,16 @@ def _to_level(value: Any) -> str:
     return level
 
 
+def _to_durability(value: Any) -> str:
+    if value not in ("power", "process"):
+        raise ValueError(value)
+    return str(value)
+
+
 _SETTINGS: Mapping[str, _Setting] = {
     "automount": _Setting(True, _to_bool),
     "client_grace": _Setting(10.0, float),
+    "durability": _Setting("power", _to_durability),
     "environment": _Setting(),
     "force_build": _Setting(False, _to_bool),
     "image_builder_version": _Setting(),

@@ -1,4 +1,4 @@
-"""This project's Queue and Dict, embedded; each write is on the disk when it returns."""
+"""This project's Queue and Dict, embedded; MODAL_DURABILITY says what its writes outlive."""
 
 import json
 import sys

@@ -102,7 +102,7 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
             loop.call_soon_threadsafe(stop.set)
 
         async with contextlib.AsyncExitStack() as stack:
-            store = choose_store(settings.store, home, superseded=lost)
+            store = choose_store(settings.store, home, durability=settings.durability, superseded=lost)
             stack.push_async_callback(store.close)
 
             async def listen(application: web.Application, scope: contextlib.AsyncExitStack) -> None:

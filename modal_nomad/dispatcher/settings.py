@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 AUTH_MODES = ("none", "token", "nomad")
 ENGINES = ("local", "nomad")
+DURABILITIES = ("power", "process")
 NFS_NAMES = frozenset({"directory", "node_directory", "volume", "volume_type"})
 WEB_TYPES: Mapping[str, type] = {
     "listen": str,
@@ -57,6 +58,10 @@ home = "/var/lib/modal-nomad"
 # Where rows live: empty for store.db in `home`, or "postgresql://user@host:5432/database", for dispatchers
 # that share it: one is at work, the others stand by. The password may be in PGPASSWORD or PGPASSFILE.
 store = ""
+
+# What an acknowledged write outlives: "power" is a power cut or a crash of the machine (each group of writes
+# is synced to the disk), "process" the end of the dispatcher alone, however sudden. PostgreSQL always syncs.
+durability = "power"
 
 # "nomad" runs containers as Nomad jobs, "local" as processes of this machine.
 engine = "nomad"
@@ -181,6 +186,7 @@ class Settings:
     advertise: str = ""
     home: str = "/var/lib/modal-nomad"
     store: str = field(default="", repr=False)
+    durability: str = "power"
     engine: str = "nomad"
     auth: str = "nomad"
     client_grace: float = 10.0
@@ -211,6 +217,8 @@ class Settings:
             raise SettingsError("client_grace must not be negative and result_days must be above 0")
         if self.garbage_age <= 0 or self.garbage_interval <= 0:
             raise SettingsError("garbage_age and garbage_interval must be above 0")
+        if self.durability not in DURABILITIES:
+            raise SettingsError(f"durability is {self.durability!r}: use one of {', '.join(DURABILITIES)}")
         if self.store and not self.store.startswith(("postgresql://", "postgres://")):
             raise SettingsError(
                 "store is no address of PostgreSQL: give postgresql://user@host:port/database, or leave it "
@@ -329,7 +337,7 @@ class Settings:
         """Return the embedded daemon's settings: a Unix socket whose directory is the permission.
 
         Raises:
-            SettingsError: MODAL_CLIENT_GRACE is no number.
+            SettingsError: MODAL_CLIENT_GRACE or MODAL_DURABILITY cannot be used.
         """
         grace = os.environ.get("MODAL_CLIENT_GRACE", "")
         try:
@@ -338,6 +346,7 @@ class Settings:
             raise SettingsError(f"MODAL_CLIENT_GRACE is {grace!r}: give a number of seconds") from None
         return cls(
             client_grace=client_grace,
+            durability=os.environ.get("MODAL_DURABILITY") or cls.durability,
             listen=f"unix://{home / 'daemon.sock'}",
             home=str(home),
             engine="local",

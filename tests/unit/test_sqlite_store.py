@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import multiprocessing
+import os
+import signal
 import sqlite3
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -82,6 +85,37 @@ async def test_a_full_disk_refuses_every_write_of_a_commit_and_forgets_none_befo
     await _bound(store, 1 << 30)
     await store.add_inputs("fc-after", "fu-1", large)
     assert [page.call.call_id for page in await _pending(store)] == ["fc-before", "fc-after"]
+
+
+@pytest.mark.parametrize("durability", ["power", "process"])
+async def test_what_was_acknowledged_outlives_a_kill(tmp_path: Path, durability: str) -> None:
+    context = multiprocessing.get_context("spawn")
+    receive, send = context.Pipe(duplex=False)
+    process = context.Process(target=_write_and_be_killed, args=(tmp_path / "store.db", durability, send))
+    process.start()
+    assert receive.recv() == 300
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    store = SqliteStore(tmp_path / "store.db")
+    await store.open()
+    (page,) = await _pending(store)
+    assert len(page.inputs) == 300
+    await store.close()
+
+
+def _write_and_be_killed(path: Path, durability: str, send: multiprocessing.connection.Connection) -> None:
+    async def write() -> None:
+        store = SqliteStore(path, durability=durability)
+        await store.open()
+        for index in range(300):
+            await store.add_inputs("fc-1", "fu-1", _inputs(index))
+        # Nobody waits for the disk: it is the system that keeps what was written.
+        synchronous = store._connections[0].execute("PRAGMA synchronous").fetchone()[0]
+        assert (synchronous == 2) is (durability == "power")
+        send.send(300)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    asyncio.run(write())
 
 
 async def _bound(store: SqliteStore, pages: int) -> None:

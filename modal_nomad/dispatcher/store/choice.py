@@ -10,7 +10,12 @@ from modal_nomad.dispatcher.store.sqlite import SqliteStore
 
 
 def choose_store(
-    address: str, home: Path, *, beside: bool = False, superseded: Callable[[], None] = lambda: None
+    address: str,
+    home: Path,
+    *,
+    beside: bool = False,
+    durability: str = "power",
+    superseded: Callable[[], None] = lambda: None,
 ) -> Store:
     """Return a store, not yet open.
 
@@ -18,6 +23,7 @@ def choose_store(
         address: ``postgresql://…``, or empty for a file of the dispatcher's home.
         home: the dispatcher's home.
         beside: open it while a dispatcher may have it, to read or write single rows.
+        durability: what an acknowledged write outlives, ``power`` or ``process``; with a file alone.
         superseded: called once when another dispatcher took over; with PostgreSQL alone.
 
     Raises:
@@ -28,7 +34,7 @@ def choose_store(
         PosixPath('/tmp/store.db')
     """
     if not address:
-        return SqliteStore(home / "store.db", beside=beside)
+        return SqliteStore(home / "store.db", beside=beside, durability=durability)
     try:
         # Loaded here alone: most have no PostgreSQL.
         import asyncpg  # noqa: F401

@@ -77,6 +77,8 @@ class SqliteStore(SqlStore):
         path: the file.
         clock: for tests.
         beside: open it while a dispatcher may have it, to read or write single rows.
+        durability: what an acknowledged write outlives: ``power`` is a power cut, ``process`` the end of this
+            process alone.
     """
 
     def __init__(
@@ -85,9 +87,12 @@ class SqliteStore(SqlStore):
         *,
         clock: Callable[[], float] = time.time,
         beside: bool = False,
+        durability: str = "power",
     ) -> None:
         self.path = Path(path)
         self._beside = beside
+        # A log that is written and not synced outlives this process in the system's cache, whole.
+        self._synchronous = {"power": "FULL", "process": "NORMAL"}[durability]
         self._clock = clock
         self._writer: _Writer | None = None
         self._reader: ThreadPoolExecutor | None = None
@@ -137,7 +142,7 @@ class SqliteStore(SqlStore):
         )
         self._connections.append(connection)
         connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         # Fewer, larger checkpoints: each one syncs the whole file besides the log.
         connection.execute("PRAGMA wal_autocheckpoint = 8000")
         return connection
