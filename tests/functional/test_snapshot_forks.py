@@ -91,7 +91,7 @@ class Node:
             process.kill()
             process.communicate()
         # The snapshot's process ends with its allocation's.
-        until(lambda: not list(self.snapshots.glob("name")), 60)
+        until(lambda: not list(self.snapshots.glob("name")), 200)
 
 
 @pytest.fixture
@@ -105,7 +105,7 @@ def test_a_stand_in_ends_as_its_fork(node: Node) -> None:
     first = node.first()
     for case, code in {"value": 7, "killed": -signal.SIGKILL}.items():
         later = node.start(LATER, CASE=case)
-        out, err = later.communicate(timeout=60)
+        out, err = later.communicate(timeout=200)
         # Descriptors, environment and working directory are those of the process that asked.
         assert out.split()[1:] == [case, str(node.folder)], out + err
         assert later.returncode == code
@@ -117,9 +117,9 @@ def test_signals_reach_the_fork(node: Node) -> None:
     later = node.start(LATER, CASE="told")
     assert node.fork(later) != later.pid
     # It stands for the fork from then on.
-    until(lambda: _catches(later.pid, signal.SIGTERM), 60)
+    until(lambda: _catches(later.pid, signal.SIGTERM), 200)
     later.send_signal(signal.SIGTERM)
-    later.communicate(timeout=60)
+    later.communicate(timeout=200)
     assert later.returncode == 8
 
 
@@ -129,7 +129,7 @@ def test_a_killed_stand_in_takes_a_fork_along_that_is_stuck_in_c(node: Node) -> 
     fork = node.fork(later)
     assert alive(fork)
     later.kill()
-    until(lambda: not alive(fork), 60)
+    until(lambda: not alive(fork), 200)
 
 
 def test_forks_outlive_the_snapshot_and_say_their_own_end(node: Node) -> None:
@@ -137,15 +137,15 @@ def test_forks_outlive_the_snapshot_and_say_their_own_end(node: Node) -> None:
     later = node.start(LATER, CASE="told")
     fork = node.fork(later)
     first.kill()
-    until(lambda: not list(node.snapshots.glob("name")), 60)
+    until(lambda: not list(node.snapshots.glob("name")), 200)
     os.kill(fork, signal.SIGTERM)
-    later.communicate(timeout=60)
+    later.communicate(timeout=200)
     assert later.returncode == 8
 
 
 def test_what_cannot_be_a_fork_starts_anew_and_says_why(node: Node) -> None:
     node.first("refuse")
-    out, err = node.start(LATER).communicate(timeout=60)
+    out, err = node.start(LATER).communicate(timeout=200)
     # The name is gone as well: it keeps no snapshot either.
     assert out == "anew None\n"
     assert err == (
@@ -153,18 +153,18 @@ def test_what_cannot_be_a_fork_starts_anew_and_says_why(node: Node) -> None:
         "cannot be entered: [Errno 13] Permission denied; the container starts anew\n"
     )
     node.snapshots.chmod(0o755)
-    out, err = node.start(LATER).communicate(timeout=60)
+    out, err = node.start(LATER).communicate(timeout=200)
     assert out == "anew None\n" and "is not this user's alone" in err
 
 
 def test_without_a_snapshot_a_container_starts_anew_without_a_word(node: Node) -> None:
-    out, err = node.start(LATER).communicate(timeout=60)
+    out, err = node.start(LATER).communicate(timeout=200)
     assert (out, err) == ("anew name\n", "")
     # What one left behind that was killed is no snapshot either.
     node.snapshots.mkdir(mode=0o700)
     with socket.socket(socket.AF_UNIX) as left:
         left.bind(f"/proc/self/fd/{os.open(node.snapshots, os.O_RDONLY)}/name")
-    out, err = node.start(LATER).communicate(timeout=60)
+    out, err = node.start(LATER).communicate(timeout=200)
     assert (out, err) == ("anew name\n", "")
     node.first()
     assert node.start(LATER, CASE="value").wait(60) == 7
