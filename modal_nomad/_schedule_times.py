@@ -6,8 +6,6 @@ import calendar
 from datetime import datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
-
 from .exception import InvalidError
 from .wire.spec import ScheduleSpec
 
@@ -30,6 +28,9 @@ def next_run(spec: ScheduleSpec, after: float, anchor: float) -> float:
 
 
 def _next_cron(spec: ScheduleSpec, after: float) -> float:
+    # Here, for containers have none of it.
+    from cronsim import CronSim, CronSimError
+
     try:
         zone = ZoneInfo(spec.timezone)
     except (OSError, ValueError, KeyError):

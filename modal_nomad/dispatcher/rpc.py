@@ -27,7 +27,7 @@ from modal_nomad.dispatcher._requests import (
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.exception import InvalidError, NotFoundError
-from modal_nomad.wire.spec import FunctionSpec, ScheduleSpec
+from modal_nomad.wire.spec import FunctionSpec
 
 
 @method("blob.missing")
@@ -53,9 +53,11 @@ async def _plan(server: Dispatcher, session: ClientSession, args: Mapping[str, A
         raise InvalidError("the request needs functions, each with its job")
     token = session.identity.token
     jobs = []
+    check_publication({"functions": [x for x in entries if x.get("spec") is not None]})
     for entry in entries:
-        spec = (entry.get("spec") or {}).get("schedule")
-        periodic = server.schedules.job_of(entry["job"], ScheduleSpec.from_dict(spec) if spec else None)
+        spec = entry.get("spec")
+        schedule = FunctionSpec.from_dict(spec).schedule if spec is not None else None
+        periodic = server.schedules.job_of(entry["job"], schedule)
         jobs += [entry["job"], *([periodic] if periodic is not None else [])]
     plans = await asyncio.gather(*(server.engine.plan(job, token=token) for job in jobs))
     return {

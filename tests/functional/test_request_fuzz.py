@@ -174,7 +174,6 @@ def test_what_was_accepted_does_not_stop_the_next_start(target: Target, home: Pa
 
 async def _copy(served: Served, path: Path) -> None:
     await served.store._write(lambda db: None)
-    await served.store._read("SELECT 1")
     import sqlite3
 
     with sqlite3.connect(served.store.path) as source, sqlite3.connect(path) as target:
