@@ -140,7 +140,6 @@ class VariantFunction(Function[Any, Any]):
         mounts: Mapping[str, Volume | CloudBucketMount], client: Client, parent: Mapping[str, Any]
     ) -> dict[str, Any]:
         from ._volume_mounts import buckets_in, volumes_in
-        from .wire.spec import VolumeMount
 
         volumes, buckets = volumes_in(mounts), buckets_in(mounts)
         for volume in volumes.values():
@@ -152,10 +151,7 @@ class VariantFunction(Function[Any, Any]):
 
             found = await io(references(client, secrets, parent["spec"]["app"], parent["environment"]))
         return {
-            "volumes": [
-                dataclasses.asdict(VolumeMount(path, volume.object_id, volume._read_only))
-                for path, volume in volumes.items()
-            ],
+            "volumes": [dataclasses.asdict(volume._mount(path)) for path, volume in volumes.items()],
             "buckets": [
                 dataclasses.asdict(bucket._mount(path, found[bucket.secret] if bucket.secret else None))
                 for path, bucket in buckets.items()

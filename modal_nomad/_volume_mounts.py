@@ -72,7 +72,9 @@ def check_once(volumes: dict[str, Volume | CloudBucketMount]) -> dict[str, Volum
     """Return Volumes by their paths. Raises InvalidError for one that is shown at two paths."""
     places: dict[Any, str] = {}
     for path, volume in volumes_in(volumes).items():
-        same: Any = (volume._name, volume._environment) if volume._name else volume._object_id
+        backend = getattr(volume, "_backend", "")
+        named = (volume._name, volume._environment, backend)
+        same: Any = named if volume._name else volume._object_id
         other = places.setdefault(same, path)
         if other != path:
             raise InvalidError(f"{volume!r} is shown at {other} and at {path}; keep one of them")

@@ -20,7 +20,7 @@ from ._volume_mounts import buckets_in, check_once, volumes_in
 from .config import config
 from .exception import InvalidError
 from .image import DEFINITION_VARIABLE, Image
-from .wire.spec import FunctionSpec, ImageSpec, NfsMount, SecretRef, VolumeMount
+from .wire.spec import FunctionSpec, ImageSpec, NfsMount, SecretRef
 
 if TYPE_CHECKING:
     from .app import App
@@ -256,8 +256,7 @@ def function_specs(
                 batch_max_size=options.batch_max_size,
                 batch_wait_ms=options.batch_wait_ms,
                 volumes=tuple(
-                    VolumeMount(path, volume._object_id or "", volume._read_only)
-                    for path, volume in volumes_in(_mounts_of(function)).items()
+                    volume._mount(path) for path, volume in volumes_in(_mounts_of(function)).items()
                 ),
                 buckets=tuple(
                     bucket._mount(path, _reference(bucket.secret, secrets) if bucket.secret else None)

@@ -20,6 +20,7 @@ from .wire.volumes.entries import CHUNK_BYTES, DIRECTORY, FILE, HOLE, Entry
 if TYPE_CHECKING:
     from ._volume_upload import VolumeUpload
     from .client import Client
+    from .wire.spec import VolumeMount
     from .wire.volumes.client import VolumeClient
 
     _Page = tuple[list[Entry], str | None]
@@ -61,6 +62,8 @@ class Volume(Object):
         version: int | None = None,
         *,
         client: Client | None = None,
+        backend: str | None = None,
+        access_mode: str | None = None,
     ) -> Volume:
         """Refer to a Volume by name; nothing is asked of the server until it is used.
 
@@ -71,6 +74,9 @@ class Volume(Object):
             create_if_missing: whether it is created where there is none.
             version: 1, 2 or None; all are the same here.
             client: the connection, or the configured one.
+            backend: ``"csi"`` or ``"host"`` for a volume of that name that Nomad has and mounts. It must be
+                there; files are shared at once, and only containers see them.
+            access_mode: Nomad's, for such a volume; by default any number of writers.
 
         Raises:
             InvalidError: for a name or version that cannot be.
@@ -83,6 +89,16 @@ class Volume(Object):
             >>> modal.Volume.delete("models")
         """
         _check_version(version)
+        if backend is not None or access_mode is not None:
+            from ._nomad_volume import NomadVolume
+
+            check_object_name("Volume", name)
+            if create_if_missing or environment_name is not None:
+                raise exception.InvalidError(
+                    f"Volume {name!r} is Nomad's: leave out create_if_missing and environment_name, and make"
+                    " it with `nomad volume create`"
+                )
+            return NomadVolume._of(name, backend, access_mode)
         return Volume._named(name, environment_name, create_if_missing=create_if_missing, client=client)
 
     @staticmethod
@@ -227,6 +243,11 @@ class Volume(Object):
         made._name, made._environment, made._create = self._name, self._environment, self._create
         made._read_only = True
         return made
+
+    def _mount(self, path: str) -> VolumeMount:
+        from .wire.spec import VolumeMount
+
+        return VolumeMount(path, self._object_id or "", self._read_only)
 
     # --- in a container that has it mounted -------------------------------------------------------
 

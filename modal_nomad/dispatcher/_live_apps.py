@@ -17,7 +17,7 @@ from modal_nomad.dispatcher.auth import Identity
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.objects.registry import ObjectRegistry
 from modal_nomad.dispatcher.schedules import Schedules
-from modal_nomad.dispatcher.scope import check
+from modal_nomad.dispatcher.scope import check, check_unscoped
 from modal_nomad.dispatcher.secrets import Secrets
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.store.base import FunctionRecord
@@ -170,6 +170,9 @@ class LiveApps:
             for ref in spec.secret_refs:
                 check(identity, ref.environment or environment)
             for volume in spec.volumes:
+                if volume.backend:
+                    check_unscoped(identity, volume.source)
+                    continue
                 check(identity, (await self.objects.find(volume.volume_id, "volume")).environment)
             for nfs in spec.network_file_systems:
                 check(identity, (await self.objects.find(nfs.nfs_id, "nfs")).environment)

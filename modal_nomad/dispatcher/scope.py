@@ -36,6 +36,19 @@ def check(identity: Identity, environment: str) -> None:
         )
 
 
+def check_unscoped(identity: Identity, volume: str) -> None:
+    """Refuse a volume of the cluster to a token of some environments: it is in none.
+
+    Raises:
+        AuthError: the token is for some environments alone.
+    """
+    if identity.environments:
+        raise AuthError(
+            f"this token is for the environments {', '.join(identity.environments)}, and Nomad's volume"
+            f" {volume!r} is in none: use a token that is for all, or a Volume without backend="
+        )
+
+
 def narrowed(one: Sequence[str], other: Sequence[str]) -> tuple[str, ...]:
     """Return what two scopes both allow; an empty one allows all."""
     if not one or not other:

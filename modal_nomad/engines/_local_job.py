@@ -69,6 +69,7 @@ class TaskPlan:
         artifacts: the zips.
         image: the image, when the job names one.
         gpus: the GPUs, when it asks for any.
+        host_volumes: the names of host volumes.
     """
 
     job_id: str
@@ -84,6 +85,7 @@ class TaskPlan:
     artifacts: tuple[Artifact, ...] = ()
     image: ImageSpec | None = field(default=None)
     gpus: GPURequest | None = None
+    host_volumes: tuple[str, ...] = ()
 
     @property
     def is_worker(self) -> bool:
@@ -158,6 +160,7 @@ def parse(job: Job) -> TaskPlan:
         artifacts=tuple(_artifact(x) for x in task.get("Artifacts") or ()),
         image=image_of(meta),
         gpus=gpu_request(resources),
+        host_volumes=tuple(str(x.get("Source")) for x in (group.get("Volumes") or {}).values()),
     )
 
 
@@ -196,6 +199,12 @@ def faults_of(job: Job) -> list[str]:
     elif not isinstance((task.get("Config") or {}).get("command"), str):
         faults.append("the task's Config has no command; name the program to run")
     meta: dict[str, Any] = {**(job.get("Meta") or {}), **(task.get("Meta") or {})}
+    for volume in (job["TaskGroups"][0].get("Volumes") or {}).values():
+        if volume.get("Type") != "host":
+            faults.append(
+                f'{volume.get("Type")} volume {volume.get("Source")!r} needs Nomad: use backend="host", or'
+                " send the app to a cluster (MODAL_SERVER_URL)"
+            )
     try:
         for artifact in task.get("Artifacts") or ():
             _artifact(artifact)

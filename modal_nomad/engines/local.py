@@ -348,6 +348,8 @@ class LocalEngine(Engine):
             env.update(request.secrets)
             env.update(request.env)
             env.update(gpu_environment(container.gpus))
+            if plan.host_volumes:
+                env["MODAL_HOST_VOLUMES"] = str(self._home / "host-volumes")
             if "MODAL_WORKER_TOKEN" in request.env:
                 # There is no workload identity here, so no file of one.
                 env.pop("MODAL_WORKER_TOKEN_FILE", None)

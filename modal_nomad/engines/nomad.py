@@ -19,6 +19,7 @@ from typing import Any
 from modal_nomad.engines._nomad_capacity import NomadCapacity
 from modal_nomad.engines._nomad_identity import NomadIdentities
 from modal_nomad.engines._nomad_logs import next_frame, rest_of_log
+from modal_nomad.engines._nomad_volumes import check_volumes
 from modal_nomad.engines._nomad_words import (
     CHILD_FILTER,
     allocation_event,
@@ -176,6 +177,7 @@ class NomadEngine(Engine):
 
     async def submit(self, job: Job, *, token: str | None = None) -> None:
         with _engine_errors("submit-job", str(job.get("Namespace") or "default")):
+            await check_volumes(self.client, job, token)
             await self.client.register(job, token=token)
 
     async def stop(self, job_id: str, *, namespace: str = "default", token: str | None = None) -> None:

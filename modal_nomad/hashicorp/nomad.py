@@ -213,6 +213,15 @@ class NomadClient:
         """List the client nodes, with their resources."""
         return list(await self._get_json("/v1/nodes", {"resources": "true"}))
 
+    async def node(self, node_id: str) -> dict[str, Any]:
+        """Return all of a node."""
+        return dict(await self._call(lambda n: n.node.get_node(node_id)))
+
+    async def volumes(self, kind: str, *, namespace: str, token: str | None = None) -> list[dict[str, Any]]:
+        """Return the volumes of a namespace that are ``csi``, or dynamic ``host`` ones."""
+        found = await self._get_json("/v1/volumes", {"type": kind, "namespace": namespace}, token=token)
+        return list(found or ())
+
     async def evaluations(self, job_id: str, *, namespace: str) -> list[dict[str, Any]]:
         """List a job's evaluations: they carry why nothing was placed."""
         return list(await self._call(lambda n: n.job.get_evaluations(job_id, namespace=namespace)))

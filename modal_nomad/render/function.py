@@ -11,6 +11,7 @@ from modal_nomad.render.nfs import nfs_directory, nfs_volumes
 from modal_nomad.render.resources import disk_and_logs, task_resources
 from modal_nomad.render.secrets import SECRETS_FILE, reads_vault, vault_blocks
 from modal_nomad.render.settings import RenderSettings
+from modal_nomad.render.volumes import nomad_volumes
 from modal_nomad.wire.spec import FunctionSpec, canonical_json
 
 CONTAINER_META = "modal_container"
@@ -34,7 +35,9 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         settings: what the cluster decides.
     """
     disk, logs = disk_and_logs(spec, settings)
-    volumes, volume_mounts = nfs_volumes(spec, settings)
+    shared, shared_mounts = nfs_volumes(spec, settings)
+    volumes, volume_mounts = nomad_volumes(spec)
+    volumes, volume_mounts = {**shared, **volumes}, [*shared_mounts, *volume_mounts]
     name = job_id(
         spec.app,
         # A class is one Function, named Class.*, and its job is called by the class.

@@ -198,11 +198,23 @@ class GPUOption:
 
 @dataclass(frozen=True)
 class VolumeMount:
-    """A Volume that a container sees: at which absolute path, its id, and whether it may only be read."""
+    """A Volume that a container sees.
+
+    Attributes:
+        path: where, absolute.
+        volume_id: of one that the dispatcher keeps.
+        read_only: whether it may only be read.
+        backend: ``csi`` or ``host`` for one that Nomad mounts.
+        source: that one's name.
+        access_mode: how Nomad mounts it.
+    """
 
     path: str
     volume_id: str
     read_only: bool = False
+    backend: str = ""
+    source: str = ""
+    access_mode: str = ""
 
 
 @dataclass(frozen=True)

@@ -99,10 +99,11 @@ class Runner:
         # By which the SDK finds the other Functions of this App, whichever engine started us.
         os.environ["MODAL_APP_ID"] = str(welcome.get("app_id", ""))
         try:
-            if spec.volumes:
+            kept = [volume for volume in spec.volumes if not volume.backend]
+            if kept:
                 from ._volumes import Volumes
 
-                self._volumes = Volumes(spec.volumes, self._settings)
+                self._volumes = Volumes(kept, self._settings)
             if spec.buckets:
                 from ._buckets import Buckets
 
@@ -166,6 +167,11 @@ class Runner:
     def _shown(self, spec: FunctionSpec) -> List[Any]:
         """Return what has directories to show: Volumes first, since a NetworkFileSystem may stand in one."""
         shown = [self._volumes] if self._volumes is not None else []
+        host_volumes = os.environ.pop("MODAL_HOST_VOLUMES", "")
+        if host_volumes and any(volume.backend for volume in spec.volumes):
+            from ._host_volumes import HostVolumes
+
+            shown.append(HostVolumes(spec.volumes, host_volumes))
         if spec.network_file_systems:
             from ._nfs import NetworkFileSystems
 

@@ -150,10 +150,11 @@ def work():
         open("/mn-bucket-ro/x", "w")
     except OSError as error:
         found["refused"] = error.strerror
-    found["leaked"] = [k for k, v in os.environ.items() if k.startswith("MODAL_BUCKET") or "4711" in v]
+    seen = "not-to-be-seen"
+    found["leaked"] = [k for k, v in os.environ.items() if k.startswith("MODAL_BUCKET") or seen in v]
     child = subprocess.run(["env"], capture_output=True, text=True).stdout
-    found["inherited"] = "4711" in child
-    found["processes"] = "4711" in subprocess.run(["ps", "axww"], capture_output=True, text=True).stdout
+    found["inherited"] = seen in child
+    found["processes"] = seen in subprocess.run(["ps", "axww"], capture_output=True, text=True).stdout
     print("worked")
     return found
 

@@ -1,0 +1,83 @@
+"""``Volume.from_name(..., backend=)``: a volume that Nomad mounts, which only containers see into."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from ._bridge import blocking
+from .exception import InvalidError
+from .volume import Volume
+
+if TYPE_CHECKING:
+    from .client import Client
+    from .wire.spec import VolumeMount
+
+BACKENDS = ("csi", "host")
+ACCESS_MODES = (
+    "single-node-reader-only",
+    "single-node-writer",
+    "single-node-single-writer",
+    "single-node-multi-writer",
+    "multi-node-reader-only",
+    "multi-node-single-writer",
+    "multi-node-multi-writer",
+)
+
+
+class NomadVolume(Volume):
+    """A CSI or host volume of Nomad: what is written there is seen by whoever mounts it, at once."""
+
+    _backend: str = ""
+    _access_mode: str = ""
+
+    @staticmethod
+    def _of(name: str, backend: Any, access_mode: Any, read_only: bool = False) -> NomadVolume:
+        if backend not in BACKENDS:
+            raise InvalidError(f"backend is {backend!r}; give {' or '.join(map(repr, BACKENDS))}, or nothing")
+        if access_mode is not None and access_mode not in ACCESS_MODES:
+            raise InvalidError(f"access_mode is {access_mode!r}; give one of {', '.join(ACCESS_MODES)}")
+        made = NomadVolume._new(None, None)
+        made._name, made._backend, made._access_mode = name, backend, access_mode or ""
+        made._read_only = read_only
+        return made
+
+    def __repr__(self) -> str:
+        return f"Volume({self._name!r}, backend={self._backend!r})"
+
+    def __reduce__(self) -> Any:
+        return NomadVolume._of, (self._name, self._backend, self._access_mode or None, self._read_only)
+
+    def _refuse(self) -> NoReturn:
+        raise InvalidError(
+            f"{self!r} is Nomad's, and only containers see into it: use a Function that has it in volumes="
+        )
+
+    async def _target(self) -> tuple[Client, str]:
+        self._refuse()
+
+    async def _hydrate(self, client: Client | None) -> None:
+        """It has no id here: Nomad is asked for it when a Function that uses it is published."""
+
+    async def _hydrate_in(self, client: Client, environment_name: str | None) -> None:
+        """Nothing is looked up here, see ``_hydrate``."""
+
+    @blocking
+    async def commit(self) -> None:
+        """Do nothing: what is written is there."""
+
+    @blocking
+    async def reload(self) -> None:
+        """Do nothing: what others write is seen."""
+
+    def read_only(self) -> Volume:
+        """Return the same volume, to be mounted such that containers cannot write to it."""
+        return NomadVolume._of(str(self._name), self._backend, self._access_mode or None, True)
+
+    def _mount(self, path: str) -> VolumeMount:
+        from .wire.spec import VolumeMount
+
+        mode = self._access_mode
+        if not mode:
+            nodes = "multi-node" if self._backend == "csi" else "single-node"
+            mode = f"{nodes}-reader-only" if self._read_only else f"{nodes}-multi-writer"
+        return VolumeMount(path, "", self._read_only, self._backend, str(self._name), mode)
