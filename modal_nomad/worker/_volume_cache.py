@@ -39,7 +39,10 @@ def of_container(folder: str, environ: Mapping[str, str], fetch: Callable[[str],
     """
     directory = os.path.join(folder, "chunks")
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    return ChunkCache(directory, _limit(environ) or DEFAULT_MIB << 20, fetch)
+    found = os.statvfs(directory)
+    # The container's own files want room as well.
+    room = found.f_bavail * found.f_frsize // 2
+    return ChunkCache(directory, min(_limit(environ) or DEFAULT_MIB << 20, room), fetch)
 
 
 def _limit(environ: Mapping[str, str]) -> int:
@@ -173,7 +176,16 @@ class ChunkCache:
             finally:
                 os.close(folder)
 
-    def _trim(self) -> None:
+    def clear(self) -> bool:
+        """Remove all chunks; False where there are none."""
+        limit, self._limit = self._limit, 0
+        try:
+            return self._trim() > 0
+        finally:
+            self._limit = limit
+
+    def _trim(self) -> int:
+        """Return how many bytes were there."""
         files = []
         for folder, _, names in os.walk(self._directory):
             for name in names:
@@ -181,11 +193,12 @@ class ChunkCache:
                 with contextlib.suppress(OSError):
                     found = os.lstat(path)
                     files.append((found.st_mtime_ns, found.st_size, path))
-        total = sum(size for _, size, _ in files)
+        total = before = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
             if total <= self._limit:
-                return
+                break
             # What a killed container left half written is among them.
             with contextlib.suppress(OSError):
                 os.unlink(path)
             total -= size
+        return before

@@ -7,7 +7,7 @@ import os
 import threading
 from pathlib import Path
 
-from modal_nomad.worker._volume_cache import ChunkCache
+from modal_nomad.worker._volume_cache import ChunkCache, of_container
 from modal_nomad.worker.fuse.chunks import Chunk, Chunks, InMemory
 
 CHUNKS = {hashlib.sha256(x).hexdigest(): x for x in (b"%05d" % n * 200 for n in range(64))}
@@ -133,3 +133,14 @@ def test_an_absent_dispatcher_is_asked_again() -> None:
 
     found = wait(Chunks(fetch, 60.0, print, "/data"), next(iter(CHUNKS)))
     assert isinstance(found, dict) and len(attempts) == 2
+
+
+def test_a_containers_own_cache_gives_way(tmp_path: Path) -> None:
+    cache = of_container(str(tmp_path), {}, CHUNKS.__getitem__)
+    for name in CHUNKS:
+        cache.get(name)
+    assert len(held(tmp_path)) == len(CHUNKS)
+    assert cache.clear() and not held(tmp_path) and not cache.clear()
+    name = next(iter(CHUNKS))
+    assert cache.get(name) == CHUNKS[name]
+    assert list(held(tmp_path)) == [name]

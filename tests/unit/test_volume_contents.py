@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +31,9 @@ class Fetched:
         self.open = OpenFiles()
         self.stored: dict[bytes, bytes] = {}
         self.asked = 0
+
+    def make_room(self) -> bool:
+        return False
 
     def get(self, sha: bytes) -> None:
         return None
@@ -143,3 +148,29 @@ def test_where_data_and_holes_begin(tmp_path: Any) -> None:
     with pytest.raises(OSError, match="No such device"):
         seek(file.node, 4 * CHUNK, True)
     assert file.contents.blocks(file.node) == 1
+
+
+def test_what_is_written_comes_before_what_can_be_fetched_again(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = File(str(tmp_path), bytes(range(1, 100)))
+    full = [True]
+    write = os.pwrite
+
+    def pwrite(*args: Any) -> int:
+        if full[0]:
+            raise OSError(errno.ENOSPC, "full")
+        return write(*args)
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    with pytest.raises(OSError, match="full"):
+        file.write(0, b"x" * CHUNK)
+    assert file.read(0, 200) == file.model
+
+    def make_room() -> bool:
+        full[0] = False
+        return True
+
+    monkeypatch.setattr(file.chunks, "make_room", make_room)
+    file.write(0, b"x" * CHUNK)
+    assert file.read(0, 200) == file.model

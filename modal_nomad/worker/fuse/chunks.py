@@ -18,13 +18,19 @@ Failed = Callable[[int], None]
 
 
 class OpenFile:
-    """A descriptor that is closed when nobody has it any more."""
+    """A descriptor that is closed when nobody has it any more.
 
-    __slots__ = ("fd",)
-    weight = 1
+    Args:
+        fd: the descriptor.
+        weight: how many of ``MAX_OPEN`` it counts for. An open chunk takes room even when its cache has
+            removed it.
+    """
 
-    def __init__(self, fd: int) -> None:
+    __slots__ = ("fd", "weight")
+
+    def __init__(self, fd: int, weight: int = 1) -> None:
         self.fd = fd
+        self.weight = weight
 
     def __del__(self) -> None:
         os.close(self.fd)
@@ -82,6 +88,12 @@ class OpenFiles:
         # Closed by its last user, which may be another thread.
         del gone
 
+    def clear(self) -> None:
+        """Keep nothing."""
+        with self._lock:
+            gone, self._files, self._weight = self._files, OrderedDict(), 0
+        del gone
+
     def drop(self, key: Any) -> None:
         """Keep it no longer."""
         with self._lock:
@@ -99,6 +111,7 @@ class Chunks:
         wait: seconds for which it is asked again when it raises OSError.
         say: takes a line for the log.
         what: the path at which user code sees the Volume.
+        clear: removes chunks that were kept on the disk of the container; False where there are none.
     """
 
     def __init__(
@@ -107,7 +120,9 @@ class Chunks:
         wait: float,
         say: Callable[[str], None],
         what: str,
+        clear: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._clear = clear
         self._open_chunk = open_chunk
         self._wait = wait
         self._say = say
@@ -126,6 +141,13 @@ class Chunks:
         """Return a chunk that can be read at once, or None."""
         found: Optional[Chunk] = self.open.get(sha)
         return found
+
+    def make_room(self) -> bool:
+        """Give up what can be fetched again, for what is written; False where nothing can be given up."""
+        if not self._clear():
+            return False
+        self.open.clear()
+        return True
 
     def when_here(
         self, hashes: Iterable[bytes], ready: Callable[[Dict[bytes, Chunk]], None], failed: Failed

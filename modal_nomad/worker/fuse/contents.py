@@ -97,7 +97,7 @@ class Contents:
         for part in parts:
             places.append(Small(at))
             at += len(part)
-        _write_all(self._small.fd, b"".join(parts), self._small_end)
+        self._write_all(self._small.fd, b"".join(parts), self._small_end)
         self._small_end = at
         return places
 
@@ -199,7 +199,7 @@ class Contents:
             partial.add(old_last)
         written = self._prepare(node, partial, more)
         file = self._file(written)
-        _write_all(file.fd, data, offset)
+        self._write_all(file.fd, data, offset)
         self._resize_lists(written, size)
         if old_last < first and node.size % CHUNK_BYTES:
             self._changed(written, old_last)
@@ -282,7 +282,7 @@ class Contents:
         if isinstance(content, Small):
             data = bytearray(node.size)
             self.read_parts([(self._small, int(content), node.size)], memoryview(data))
-            _write_all(descriptor, data, 0)
+            self._write_all(descriptor, data, 0)
             written.hashes, written.here = [None], bytearray(b"\1")
         elif content is not None:
             written.hashes = [content[x : x + SHA] for x in range(0, len(content), SHA)]
@@ -294,7 +294,7 @@ class Contents:
         size = self.read_parts([(chunk, 0, CHUNK_BYTES)], memoryview(data))
         file = self._file(written)
         end = min(number * CHUNK_BYTES + size, os.fstat(file.fd).st_size)
-        _write_all(file.fd, memoryview(data)[: end - number * CHUNK_BYTES], number * CHUNK_BYTES)
+        self._write_all(file.fd, memoryview(data)[: end - number * CHUNK_BYTES], number * CHUNK_BYTES)
         written.here[number] = 1
 
     @staticmethod
@@ -328,6 +328,17 @@ class Contents:
             with contextlib.suppress(OSError):
                 os.unlink(node.content.path)
         node.content = None
+
+    def _write_all(self, descriptor: int, data: Any, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            try:
+                count = os.pwrite(descriptor, view, offset)
+            except OSError as error:
+                if error.errno != errno.ENOSPC or not self._chunks.make_room():
+                    raise
+                continue
+            view, offset = view[count:], offset + count
 
     # --- for commits ------------------------------------------------------------------------------
 
@@ -381,10 +392,3 @@ def _sha(content: Any, number: int) -> bytes:
         return content.hashes[number] or b""
     found: bytes = content[number * SHA : number * SHA + SHA]
     return found
-
-
-def _write_all(descriptor: int, data: Any, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        count = os.pwrite(descriptor, view, offset)
-        view, offset = view[count:], offset + count

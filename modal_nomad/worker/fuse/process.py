@@ -28,6 +28,7 @@ from .volume import Told, Volume, describe
 READ_TIMEOUT = 120.0
 """Seconds that a read waits for a dispatcher that is away, before it fails."""
 _ATTEMPT = 30.0
+_CHUNK_WEIGHT = 4
 _KEEP_EVERY = 1800.0
 _MAX_MESSAGE = 1 << 16
 _NAME = b"modal-volume"
@@ -70,17 +71,18 @@ class Service:
         self.source = os.path.join(folder, "tree")
         self.unmount = ""
 
-    def open_chunk(self) -> Callable[[str], Chunk]:
-        """Return what gives a chunk: through the node's cache, else one of this container's."""
+    def chunks(self, say: Callable[[str], None]) -> Chunks:
+        """Return what gives chunks: through the node's cache, else one of this container's."""
         # Each attempt is short: who waits for it may be told to end.
         fetch = self.client.with_timeout(min(_ATTEMPT, self.wait)).get_chunk_once
-        cache = from_environment(os.environ, fetch) or of_container(self.folder, os.environ, fetch)
+        node = from_environment(os.environ, fetch)
+        cache = node or of_container(self.folder, os.environ, fetch)
 
         def open_chunk(sha: str) -> Chunk:
             found = cache.open(sha)
-            return OpenFile(found) if isinstance(found, int) else InMemory(found)
+            return OpenFile(found, _CHUNK_WEIGHT) if isinstance(found, int) else InMemory(found)
 
-        return open_chunk
+        return Chunks(open_chunk, self.wait, say, self.shown, lambda: node is None and cache.clear())
 
 
 def read_timeout(environ: Mapping[str, str]) -> float:
@@ -136,7 +138,7 @@ class _Server:
         self._said = ""
         self._ending = threading.Event()
         self._session = Session(descriptor)
-        self._chunks = Chunks(service.open_chunk(), service.wait, self._say, service.shown)
+        self._chunks = service.chunks(self._say)
         contents = Contents(service.folder, self._chunks)
         self._volume = Volume(
             service.volume_id,
