@@ -213,6 +213,7 @@ async def test_what_ops_wrote_is_a_secret_too(bao: Bao) -> None:
     assert await store.info(info.key) is await store.values(info.key) is None
     await store.put(info.key, {"A": "1"})
     assert await store.values(info.key) == {"A": "1"}
+    assert await store.delete(info.key)
     await store.close()
 
 

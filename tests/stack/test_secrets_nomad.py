@@ -154,7 +154,7 @@ def shown_by(nomad: str) -> str:
 
 
 def test_an_allocation_reads_its_secrets_and_nobody_else_has_them(cluster: Cluster, tmp_path: Path) -> None:
-    marker = f"hunter-{os.urandom(8).hex()}"
+    marker, ephemeral = f"hunter-{os.urandom(8).hex()}", "secret/metadata/modal/main/ephemeral"
     stored = f"hunter-{os.urandom(8).hex()}"
     (tmp_path / "odd.json").write_text(json.dumps({**ODD, "MARKER": stored}))
     with dispatcher(
@@ -175,12 +175,12 @@ def test_an_allocation_reads_its_secrets_and_nobody_else_has_them(cluster: Clust
         # The token that they were read with is not the task's.
         assert read["vault"] == [] and "vault_token" not in read["files"] and read["file"] is None
         # What came with the run has ended with it; what is stored stays.
-        assert cluster.bao.call("LIST", "secret/metadata/modal/main/ephemeral") is None
+        until(lambda: not cluster.bao.call("LIST", ephemeral), "the end of what came with the run")
         assert cluster.bao.call("GET", "secret/data/modal/main/odd") is not None
 
         deployed = modal_nomad(tmp_path, url, "deploy", "app.py", file=FILE, MN_MARKER=marker)
         assert deployed.returncode == 0, deployed.stderr
-        assert len(cluster.bao.call("LIST", "secret/metadata/modal/main/ephemeral")["data"]["keys"]) == 1
+        assert len(cluster.bao.call("LIST", ephemeral)["data"]["keys"]) == 1
         job = get(cluster.nomad, "/v1/job/secret-app-read?namespace=main")
         template = job["TaskGroups"][0]["Tasks"][0]["Templates"][0]
         assert "secret/data/modal/main/odd" in template["EmbeddedTmpl"] and not template["Envvars"]
@@ -200,7 +200,7 @@ def test_an_allocation_reads_its_secrets_and_nobody_else_has_them(cluster: Clust
         for value in (marker, stored):
             assert value.encode() not in haystack
         assert modal_nomad(tmp_path, url, "app", "stop", "secret-app").returncode == 0
-        assert cluster.bao.call("LIST", "secret/metadata/modal/main/ephemeral") is None
+        until(lambda: not cluster.bao.call("LIST", ephemeral), "the end of what came with the run")
 
 
 def test_a_missing_secret_is_said_before_a_job_is_registered(cluster: Cluster, tmp_path: Path) -> None:
