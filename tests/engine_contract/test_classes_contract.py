@@ -50,6 +50,16 @@ class Model:
     def exit(self):
         self.mark("exit")
 
+@app.cls(enable_memory_snapshot=True, single_use_containers=True, max_containers=1)
+class Forked:
+    @modal.enter(snap=True)
+    def load(self):
+        self.loaded = os.getpid()
+
+    @modal.method()
+    def pids(self):
+        return [self.loaded, os.getpid()]
+
 @app.function()
 @modal.batched(max_batch_size=3, wait_ms=600_000)
 def sizes(xs):
@@ -64,6 +74,7 @@ def main(path: str):
         "other": Model(label="two").where.remote(),
         "nested": Model(label="two").again.remote(),
         "options": Model.with_options(env={"SAID": "yes"})(label="one").where.remote(),
+        "forked": [Forked().pids.remote() for _ in range(3)],
         "sizes": list(sizes.map(range(6))),
     }))
 """
@@ -86,4 +97,7 @@ def test_a_class_lives_alike(name: str, request: pytest.FixtureRequest, tmp_path
     assert [x[0] for x in found["nested"]] == ["two", "two"]
     assert found["options"][:2] == ["one", "yes"]
     assert found["sizes"] == [3] * 6
+    # The first container loads, and the later ones are forks of what it had loaded.
+    loaded, pids = zip(*found["forked"], strict=True)
+    assert set(loaded) == {pids[0]} and len(set(pids)) == 3
     assert marks.read_text().split() == ["snap", "enter", "input", "input", "exit"]

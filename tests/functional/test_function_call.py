@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import builtins
 import pickle
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -181,3 +181,31 @@ def test_cancel_with_terminate_containers_runs_the_others_again(live: Live) -> N
         (live.folder / "go").touch()
         name, pid = other.get(timeout=100)
         assert name == "other" and pid != first and len(pids("victim")) == 1
+
+
+def test_results_are_kept_for_the_time_that_the_dispatcher_is_told(
+    own: Live, serve: Callable[..., Any]
+) -> None:
+    # No time at all: what is kept is looked through at each start, and every ten minutes.
+    first = serve(result_days=1e-9)
+    app = modal.App("expires")
+
+    @app.function(serialized=True)
+    def same(x: int) -> int:
+        return x
+
+    app.deploy()
+    call = same.spawn(3)
+    assert call.get(timeout=100) == 3
+    first.terminate()
+    first.wait()
+    serve(result_days=1e-9)
+
+    def expired() -> bool:
+        try:
+            modal.FunctionCall.from_id(call.object_id).get(timeout=0)
+        except exception.OutputExpiredError as error:
+            return "no longer kept: spawn it again" in str(error)
+        return False
+
+    until(expired)
