@@ -250,12 +250,13 @@ class Containers:
 
     def _engine_event(self, event: ContainerEvent) -> None:
         info = self.infos.get(event.container_id)
-        if event.state is ContainerState.PENDING and event.reason and not event.allocation_id:
-            # No node has room for it.
-            self.parked.give_way()
+        if event.state.ended:
+            self.parked.ended(event.container_id)
+        elif event.allocation_id:
+            self.parked.placed(event.container_id)
+        elif event.reason:
+            self.parked.unplaced(event.container_id)
         if info is None:
-            if event.state.ended:
-                self.parked.ended(event.container_id)
             return
         function = info.function
         if event.state.ended:

@@ -24,15 +24,19 @@ class Parked:
         self._functions = functions
         self._stop = stop
         self._held: dict[str, tuple[str, str]] = {}
+        self._unplaced: set[str] = set()
 
     def add(self, info: ContainerInfo) -> None:
         """Take note of a container that has ended and whose allocation stays."""
         self._held[info.container_id] = (info.function.function_id, info.version)
         self.review()
+        if self._unplaced:
+            self._give_way()
 
     def ended(self, container_id: str) -> None:
         """Take note of an allocation's end."""
         self._held.pop(container_id, None)
+        self._unplaced.discard(container_id)
 
     def review(self) -> None:
         """End those of Functions and versions that are no longer there."""
@@ -42,8 +46,16 @@ class Parked:
                 del self._held[container_id]
                 self._stop(container_id)
 
-    def give_way(self) -> None:
-        """End all of them: a container waits for a place."""
+    def unplaced(self, container_id: str) -> None:
+        """Take note of a container that no node has room for: they all give way to it."""
+        self._unplaced.add(container_id)
+        self._give_way()
+
+    def placed(self, container_id: str) -> None:
+        """Take note of a container that has a place now."""
+        self._unplaced.discard(container_id)
+
+    def _give_way(self) -> None:
         held, self._held = self._held, {}
         for container_id in held:
             self._stop(container_id)

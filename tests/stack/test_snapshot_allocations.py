@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.stack._dispatcher import dispatcher, modal_nomad
+from tests.stack._dispatcher import dispatcher, get, modal_nomad
 
 APP = """
 import os
@@ -264,6 +264,38 @@ def _rest(caller: subprocess.Popen[str], folder: Path) -> str:
     caller.kill()
     out, err = caller.communicate()
     return out + err + (folder / "dispatcher.log").read_text()
+
+
+def test_an_allocation_that_only_waits_gives_way(nomad_address: str, tmp_path: Path) -> None:
+    (node,) = get(nomad_address, "/v1/nodes?resources=true")
+    total, reserved = node["NodeResources"]["Memory"], node["ReservedResources"]["Memory"]
+    file = f"""
+import os
+import modal
+
+app = modal.App("gives-way")
+# Room for one of them.
+memory = {int((total["MemoryMB"] - reserved["MemoryMB"]) * 0.6)}
+
+@app.function(enable_memory_snapshot=True, single_use_containers=True, memory=memory)
+def one():
+    return os.environ["NOMAD_ALLOC_ID"]
+
+@app.function(memory=memory)
+def two():
+    return os.environ["NOMAD_ALLOC_ID"]
+
+@app.local_entrypoint()
+def main():
+    print("allocations", one.remote(), two.remote())
+"""
+    with dispatcher(tmp_path, {"address": nomad_address}, auth="none") as url:
+        done = modal_nomad(tmp_path, url, "run", "-q", "app.py", file=file)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (line,) = (x for x in done.stdout.splitlines() if x.startswith("allocations"))
+        _, first, second = line.split()
+        one, two = (get(nomad_address, f"/v1/allocation/{x}") for x in (first, second))
+        assert one["DesiredStatus"] == "stop" and one["CreateIndex"] < two["CreateIndex"]
 
 
 def test_where_nothing_can_be_forked_a_deployment_says_so(nomad_address: str, tmp_path: Path) -> None:

@@ -79,12 +79,17 @@ def test_allocations_that_only_wait_end_with_what_they_wait_for() -> None:
     functions["fu-1"] = _state(_job(), "fu-1", env={"A": "1"})
     parked.review()
     assert stopped == ["ta-1"]
-    parked.give_way()
+    parked.unplaced("ta-8")
     assert stopped == ["ta-1", "ta-2"]
+    # Others are not kept before that one has its place.
+    for number, last in enumerate(["ta-3", "ta-4", "ta-5"], 3):
+        parked.add(ContainerInfo(f"ta-{number}", functions["fu-2"], functions["fu-2"].version))
+        assert stopped[-1] == (last if number < 5 else "ta-4")
+        (parked.unplaced if number == 3 else parked.placed)("ta-8")
     # One that comes too late ends at once.
     del functions["fu-2"]
-    parked.add(ContainerInfo("ta-3", _state(_job(), "fu-2"), "v"))
-    assert stopped == ["ta-1", "ta-2", "ta-3"]
+    parked.review()
+    assert stopped[-1] == "ta-5"
 
 
 @pytest.mark.parametrize("mode", [0o755, 0o710, 0o702])
