@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 
-from modal_nomad.dispatcher.store import Store, TokenRecord
+from modal_nomad.dispatcher.store import Store, StoreError, TokenRecord
 from modal_nomad.dispatcher.store.objects import (
     Entry,
     EnvironmentRecord,
@@ -154,3 +155,27 @@ async def test_schedules_are_followed_until_they_are_removed(store: Store) -> No
     await store.remove_schedule("fu-2")
     await store.remove_schedule("fu-none")
     assert await store.schedules() == [replace(first, next_at=3.5, last_call="fc-1")]
+
+
+async def test_items_of_many_clients_are_put_and_taken_at_once(store: Store) -> None:
+    async def put(client: int) -> Kept:
+        item = (Item(client + 1, "p", 1, 50.0), b"%d" % client)
+        return await store.queue_put(f"qu-{client % 3}", [item], Ticket(f"c{client}", 1))
+
+    async def take(client: int) -> Kept:
+        return await store.queue_take(f"qu-{client % 3}", [client + 1], Ticket(f"c{client}", 2, 2))
+
+    assert await asyncio.gather(*map(put, range(60))) == [Kept({"accepted": True})] * 60
+    mixed = await asyncio.gather(*map(take, range(30)), *map(put, range(30, 60)), *map(put, range(60, 90)))
+    assert mixed[:30] == [Kept({"taken": [n + 1]}) for n in range(30)]
+    assert mixed[30:] == [Kept({"accepted": True})] * 60
+    assert await take(0) == Kept({"taken": [1]})
+    # The answer to its first request is needed no more, and that to its second is.
+    assert await store.kept_answer(Ticket("c0", 1)) is None
+    assert await store.kept_answer(Ticket("c0", 2)) == Kept({"taken": [1]})
+    left = [x.number for n in range(3) for x in await store.queue_items(f"qu-{n}")]
+    assert sorted(left) == list(range(31, 91))
+    # One that cannot be carried out, for its number is taken, costs the others nothing.
+    clash = store.queue_put("qu-0", [(Item(40, "p", 1, 50.0), b"")], Ticket("d", 1))
+    results = await asyncio.gather(put(90), clash, put(91), return_exceptions=True)
+    assert [isinstance(x, StoreError) for x in results] == [False, True, False]

@@ -12,12 +12,14 @@ from typing import TypeVar
 import asyncpg
 
 from modal_nomad.dispatcher.store import _postgresql_bulk as bulk
+from modal_nomad.dispatcher.store import _postgresql_once as once
 from modal_nomad.dispatcher.store._postgresql_session import SCHEMA, Away, Session
 from modal_nomad.dispatcher.store._postgresql_writer import PATIENCE_SECONDS, Bulk, Writer
 from modal_nomad.dispatcher.store._references import referenced_blobs
 from modal_nomad.dispatcher.store._sql import Connection
 from modal_nomad.dispatcher.store._sql_store import SqlStore
 from modal_nomad.dispatcher.store.base import StoreBusy, StoredInput, StoredOutput, StoreError
+from modal_nomad.dispatcher.store.objects import Item, Kept, Ticket
 
 T = TypeVar("T")
 _READERS = 4
@@ -152,6 +154,12 @@ class PostgresqlStore(SqlStore):
         self, call_id: str, outputs: Sequence[StoredOutput], *, expires_at: float | None = None
     ) -> None:
         await self._write(Bulk(bulk.add_outputs, bulk.NewOutputs(call_id, outputs, expires_at)))
+
+    async def queue_put(self, object_id: str, items: Sequence[tuple[Item, bytes]], ticket: Ticket) -> Kept:
+        return await self._write(Bulk(once.move, once.Move(ticket, self._clock(), object_id, put=items)))
+
+    async def queue_take(self, object_id: str, numbers: Collection[int], ticket: Ticket) -> Kept:
+        return await self._write(Bulk(once.move, once.Move(ticket, self._clock(), object_id, take=numbers)))
 
     # What is looked at whole
 
