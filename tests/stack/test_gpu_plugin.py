@@ -20,6 +20,9 @@ from typing import Any
 
 import pytest
 
+import modal_nomad as modal
+from modal_nomad.gpu import gpu_options
+from modal_nomad.render.devices import gpu_devices
 from tests.conftest import NO_NOMAD
 from tests.engine_contract._nomad_agent import (
     agent_config,
@@ -29,7 +32,7 @@ from tests.engine_contract._nomad_agent import (
     nomad_binary,
 )
 from tests.plugin._plugin_client import A100, L4, write_cards
-from tests.stack._dispatcher import dispatcher, get, modal_nomad
+from tests.stack._dispatcher import dispatcher, get, modal_nomad, put
 
 LIMIT = 150
 PARTED = {
@@ -304,6 +307,66 @@ def test_a_bad_configuration_is_one_clear_line_in_nomads_log(tmp_path: Path) -> 
     with agent_process(binary, str(tmp_path), config, "-dev") as (process, log):
         assert process.wait(LIMIT) != 0
     assert "modal-nomad-gpu: share.slices = 1: a card has 2 to 48 slices" in log.read_text()
+
+
+PRODUCTS = {
+    "T4": "Tesla T4",
+    "L4": "NVIDIA L4",
+    "A10": "NVIDIA A10",
+    "A10G": "NVIDIA A10G",
+    "A100-40GB": "NVIDIA A100-SXM4-40GB",
+    "A100-80GB": "NVIDIA A100 80GB PCIe",
+    "L40S": "NVIDIA L40S",
+    "H100": "NVIDIA H100 80GB HBM3",
+    "H200": "NVIDIA H200",
+    "B200": "NVIDIA B200",
+}
+
+
+def test_every_name_finds_its_own_card(tmp_path: Path) -> None:
+    """Nomad's regular expressions are not Python's."""
+    binary = nomad_binary()
+    if binary is None:
+        pytest.skip(NO_NOMAD)
+    # Two of each: one stays free for whoever asks for either size, or for one of several.
+    gpus = [{"uuid": f"{n}-{x}", "name": x, "memory": 1000} for x in PRODUCTS.values() for n in (1, 2)]
+    # And of each one that is parted, which nobody gets.
+    parted = [
+        {
+            "uuid": f"3-{x}",
+            "name": x,
+            "memory": 1000,
+            "mig": [{"uuid": f"MIG-{x}", "profile": "1g.10gb", "memory": 500}],
+        }
+        for x in PRODUCTS.values()
+    ]
+    write_cards(tmp_path / "cards.json", *gpus, *parted)
+    asked: dict[str, Any] = {name: name for name in PRODUCTS}
+    asked |= {"A100": "A100", "list": ["L40S", "T4"], "class": modal.gpu.A100(size="80GB", count=1)}
+    also = {"A100": "A100-40GB", "list": "L40S", "class": "A100-80GB"}
+    expected = PRODUCTS | {name: PRODUCTS[model] for name, model in also.items()}
+    blocks = plugin_blocks(fake=str(tmp_path / "cards.json"))
+    with nomad_agent(binary, plugin_dir=str(plugin_dir(tmp_path)), plugin=blocks) as nomad:
+        for name, value in asked.items():
+            resources = {"CPU": 1, "MemoryMB": 10, "Devices": gpu_devices(gpu_options(value))}
+            task = {
+                "Name": "t",
+                "Driver": "raw_exec",
+                "Config": {"command": "/bin/true"},
+                "Resources": resources,
+                "LogConfig": {"MaxFiles": 1, "MaxFileSizeMB": 5},
+            }
+            group = {"Name": "g", "Tasks": [task], "EphemeralDisk": {"SizeMB": 50}}
+            job = {"ID": name, "Name": name, "Type": "batch", "Datacenters": ["*"], "TaskGroups": [group]}
+            put(nomad, "/v1/jobs", {"Job": job})
+        found: dict[str, str] = {}
+        deadline = time.monotonic() + LIMIT
+        while set(found) != set(asked):
+            assert time.monotonic() < deadline, set(asked) - set(found)
+            for allocation in get(nomad, "/v1/allocations?resources=true"):
+                (device,) = allocation["AllocatedResources"]["Tasks"]["t"]["Devices"]
+                found[allocation["JobID"]] = device["Name"]
+    assert found == expected
 
 
 def test_the_drivers_own_cards(tmp_path: Path) -> None:
