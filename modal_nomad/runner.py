@@ -103,9 +103,8 @@ def prepare(
 
     suffix = "" if state == "deployed" else os.urandom(4).hex()
     extras: dict[str, Any] = {"app_suffix": suffix, "deployer": _deployer()}
-    if environment is not None:
-        extras["environment"] = environment
     settings = RenderSettings.from_dict({**render, **extras})
+    settings = settings.placed(environment or settings.environment)
     dev_suffix = "" if state == "deployed" else DEV_SUFFIX
     specs, contents = function_specs(app, _app_name(app, name), secrets, dev_suffix=dev_suffix)
     if any(spec.network_file_systems for spec in specs) and not (

@@ -1,6 +1,6 @@
 # What the dispatcher itself may do, in each namespace it serves. Jobs are registered under the caller's
 # token; this one dispatches containers of them, watches, stops, and reads logs.
-namespace "default" {
+namespace "*" {
   capabilities = [
     "list-jobs",
     "read-job",

@@ -6,6 +6,7 @@ The cluster's settings come from the configured dispatcher; with ``--server-url`
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import typer
@@ -52,6 +53,8 @@ def render(
         settings = RenderSettings.from_dict(
             {**_cluster(server_url), **{key: value for key, value in given.items() if value}}
         )
+        if namespace:
+            settings = replace(settings, namespaces={})
     except ValueError as exc:
         raise UsageError(f"{exc}.") from None
     publication = runner.prepare(

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher._containers import FunctionState, takes_snapshots
 from modal_nomad.dispatcher._graces import Graces
+from modal_nomad.dispatcher._namespaces import EnvironmentNamespaces
 from modal_nomad.dispatcher._publication import check_publication
 from modal_nomad.dispatcher._variants import Variants
 from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT, AppRegistry
 from modal_nomad.dispatcher.auth import Identity
 from modal_nomad.dispatcher.loghub import LogHub
-from modal_nomad.dispatcher.objects.registry import ObjectRegistry
+from modal_nomad.dispatcher.objects.registry import ObjectRegistry, check_environment
 from modal_nomad.dispatcher.schedules import Schedules
 from modal_nomad.dispatcher.scope import check, check_unscoped
 from modal_nomad.dispatcher.secrets import Secrets
@@ -23,6 +24,7 @@ from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.store.base import FunctionRecord
 from modal_nomad.dispatcher.web import Web
 from modal_nomad.engines.base import Engine, EngineError
+from modal_nomad.exception import InvalidError
 from modal_nomad.wire.spec import FunctionSpec
 
 logger = logging.getLogger("modal_nomad.dispatcher")
@@ -37,6 +39,7 @@ class LiveApps:
 
     Args:
         engine: a started engine.
+        namespaces: where environments are on it.
         apps: the registry.
         functions: the live Functions, by id; they are added and removed here.
         variants: what callers made from them.
@@ -53,6 +56,7 @@ class LiveApps:
     def __init__(
         self,
         engine: Engine,
+        namespaces: EnvironmentNamespaces,
         apps: AppRegistry,
         functions: dict[str, FunctionState],
         variants: Variants,
@@ -66,6 +70,7 @@ class LiveApps:
         background: Callable[[Coroutine[Any, Any, Any]], None],
     ) -> None:
         self.engine = engine
+        self.namespaces = namespaces
         self.apps = apps
         self.functions = functions
         self.variants = variants
@@ -110,9 +115,11 @@ class LiveApps:
             # Kept with the Function, whatever its author wrote there: its containers are held to it.
             entry["spec"]["scope"] = list(session.identity.environments)
         specs = [FunctionSpec.from_dict(entry["spec"]) for entry in args.get("functions") or ()]
-        await self.check_use(specs, args.get("environment") or DEFAULT_ENVIRONMENT, session.identity)
+        environment = args.get("environment") or DEFAULT_ENVIRONMENT
+        await self.check_use(specs, environment, session.identity)
         await self._check_web(args, specs)
         jobs = [entry["job"] for entry in args.get("functions") or ()]
+        await self._place(environment, jobs, token)
         # Before anything is recorded: an engine that refuses leaves the App as it was.
         await asyncio.gather(*(self.engine.submit(job, token=token) for job in jobs))
         published = await self.apps.publish(args, deployed_by=session.identity.name)
@@ -121,6 +128,7 @@ class LiveApps:
         before = {f.function_id: self.functions.get(f.function_id) for f in published.functions}
         states = [self._add_function(record, deployed) for record in published.functions]
         for state in states:
+            await self._leave(before[state.function_id], state, token)
             await self._serve(state)
         for record in published.removed:
             await self._remove_function(record.function_id, "its app was deployed without it", token)
@@ -150,6 +158,25 @@ class LiveApps:
             # What is deployed under this name gives its endpoints to what replaces it.
             app_id = await self.apps.deployed_id(args["name"], environment) or app_id
         await self.web.check(specs, environment, app_id)
+
+    async def _place(self, environment: str, jobs: Sequence[Mapping[str, Any]], token: str | None) -> None:
+        """Make an environment's namespace, and see that jobs are in no other one."""
+        if self.engine.name == "local":
+            return
+        check_environment(environment)
+        namespace = self.namespaces.of(environment)
+        for job in jobs:
+            if (job.get("Namespace") or "default") != namespace:
+                raise InvalidError(
+                    f"jobs of environment {environment!r} belong in the Nomad namespace {namespace!r}, not in"
+                    f" {job.get('Namespace')!r}: run or deploy the App with a newer client"
+                )
+        await self.namespaces.make(environment, token)
+
+    async def _leave(self, before: FunctionState | None, now: FunctionState, token: str | None) -> None:
+        """Stop the job that a Function had elsewhere, before its environment had this namespace."""
+        if before is not None and before.namespace != now.namespace:
+            await self.engine.stop(before.job_id, namespace=before.namespace, token=token)
 
     def _warnings(self, functions: Sequence[FunctionRecord]) -> list[str]:
         return [

@@ -200,7 +200,8 @@ def _checked(
     if not isinstance(spec, dict) or not isinstance(job, dict) or spec.get("name") != parent.name:
         raise InvalidError(f"the options are not those of {parent.name}: update the client")
     check_publication({"functions": [{"spec": spec, "job": job}]})
-    if not str(job.get("ID", "")).startswith(f"{parent.job_id}--"):
+    named = str(job.get("ID", "")).startswith(f"{parent.job_id}--")
+    if not named or (job.get("Namespace") or "default") != parent.namespace:
         # Else a caller could put a job of its own in the place of another's.
         raise InvalidError(f"the job of a variant is named after {parent.job_id}: update the client")
     return spec, job

@@ -75,6 +75,7 @@ class Authenticator:
             ``container:<id>``); raises AuthError. None where the engine is local.
         launched: asks Nomad which launch of a periodic job holds a workload identity: its job's id and
             namespace; raises AuthError.
+        scope_of: the only environments that a Nomad ACL token may touch, none for all; raises AuthError.
     """
 
     def __init__(
@@ -85,7 +86,10 @@ class Authenticator:
         identify: Callable[[str], Awaitable[str]] | None = None,
         launched: Callable[[str], Awaitable[tuple[str, str]]] | None = None,
         clock: Callable[[], float] = time.monotonic,
+        *,
+        scope_of: Callable[[str], Awaitable[tuple[str, ...]]] | None = None,
     ) -> None:
+        self._scope_of = scope_of
         self._mode = mode
         self._store = store
         self._workers = workers
@@ -120,7 +124,8 @@ class Authenticator:
             name = await self._identify(token)
             if name.startswith("container:"):
                 return Identity(name, container=name.partition(":")[2])
-            return Identity(name, token=token)
+            allowed = await self._scope_of(token) if self._scope_of is not None else ()
+            return Identity(name, token=token, environments=allowed)
         if self._mode == "none":
             return Identity("anonymous", token=token or None)
         token_id, _, secret = token.partition(":")

@@ -20,6 +20,7 @@ from modal_nomad.dispatcher._durable_calls import GENERATOR, DurableCalls
 from modal_nomad.dispatcher._durable_items import DurableItems
 from modal_nomad.dispatcher._graces import Graces
 from modal_nomad.dispatcher._live_apps import LiveApps
+from modal_nomad.dispatcher._namespaces import EnvironmentNamespaces
 from modal_nomad.dispatcher._variants import Variants
 from modal_nomad.dispatcher.apps import AppRegistry
 from modal_nomad.dispatcher.auth import WorkerTokens
@@ -42,6 +43,7 @@ from modal_nomad.dispatcher.volumes import Volumes
 from modal_nomad.dispatcher.web import Web
 from modal_nomad.engines.base import Engine
 from modal_nomad.exception import InvalidError
+from modal_nomad.render import RenderSettings
 from modal_nomad.wire import frames
 
 logger = logging.getLogger("modal_nomad.dispatcher")
@@ -75,6 +77,7 @@ class Dispatcher:
         volumes: the trees of Volumes.
         nfs: the directories of NetworkFileSystems.
         environments: what they and Apps are in.
+        namespaces: where those are on the engine.
         answers: requests that are carried out once.
         secrets: the Secrets.
         queues: what is in Queues.
@@ -140,8 +143,12 @@ class Dispatcher:
         )
         self.durable = DurableCalls(store, self.calls, settings.result_days, self.handle)
         self.schedules = Schedules(store, engine, self.functions, self.durable, self.submit_durable)
+        self.namespaces = EnvironmentNamespaces(
+            engine, RenderSettings.from_dict(settings.render_dict(runtime_sha))
+        )
         self.live_apps = LiveApps(
             engine,
+            self.namespaces,
             self.apps,
             self.functions,
             self.variants,
@@ -170,7 +177,9 @@ class Dispatcher:
         self.graph = CallGraph(store, self.calls, self.functions, self.durable.ids, self.background)
         self.volumes = Volumes(store, blobs, self.objects)
         self.nfs = NetworkFileSystems(settings, self.objects)
-        self.environments = Environments(store, self.objects, self.live_apps, self.secrets.store)
+        self.environments = Environments(
+            store, self.objects, self.live_apps, self.secrets.store, self.namespaces, self.background
+        )
         self.answers = Answers(store)
         self.queues = Queues(store, self.background, lambda owner: owner in self.clients)
         self.objects.on_delete("queue", self.queues.deleted)

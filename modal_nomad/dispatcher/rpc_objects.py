@@ -118,7 +118,9 @@ async def _environments(server: Dispatcher, session: ClientSession, args: Mappin
 async def _create_environment(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     _unscoped(session)
     allow = bool(args.get("allow_existing"))
-    return _environment(await server.environments.create(text(args, "name"), allow_existing=allow)), []
+    token = session.identity.token
+    made = await server.environments.create(text(args, "name"), allow_existing=allow, token=token)
+    return _environment(made), []
 
 
 @method("environment.find")
@@ -135,7 +137,10 @@ async def _update_environment(server: Dispatcher, session: ClientSession, args: 
     if suffix is not None and not isinstance(suffix, str):
         raise InvalidError("web_suffix must be a string")
     changed = await server.environments.update(
-        text(args, "name"), new_name=optional(args, "new_name"), web_suffix=suffix
+        text(args, "name"),
+        new_name=optional(args, "new_name"),
+        web_suffix=suffix,
+        token=session.identity.token,
     )
     return _environment(changed), []
 

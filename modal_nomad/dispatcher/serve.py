@@ -150,7 +150,13 @@ async def _build(
     dispatcher = Dispatcher(settings, store, blobs, engine, workers, sha, web_sha)
     identify = getattr(engine, "identify", None)
     launched = getattr(engine, "launched", None)
-    authenticator = Authenticator(settings.auth, store, workers, identify, launched)
+    namespaces_of = getattr(engine, "namespaces_of", None)
+
+    async def scope_of(token: str) -> tuple[str, ...]:
+        visible = await namespaces_of(token) if namespaces_of is not None else None
+        return dispatcher.namespaces.environments(visible)
+
+    authenticator = Authenticator(settings.auth, store, workers, identify, launched, scope_of=scope_of)
     await dispatcher.start()
     stack.push_async_callback(dispatcher.close)
     if settings.engine == "local":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
 AUTH_MODES = ("none", "token", "nomad")
 ENGINES = ("local", "nomad")
 DURABILITIES = ("power", "process")
+DEFAULT_ENVIRONMENT = "main"
+NAMESPACE = re.compile(r"[A-Za-z0-9-]{1,128}")
 NFS_NAMES = frozenset({"directory", "node_directory", "volume", "volume_type"})
 WEB_TYPES: Mapping[str, type] = {
     "listen": str,
@@ -131,6 +134,11 @@ ca_file = ""
 # where they cannot reach it they ask the dispatcher after all.
 redirect = false
 
+[namespaces]
+# Each environment is a Nomad namespace of its name, made with the first thing that is put into it, where the
+# caller's token may; "main" is the namespace under [render]. Say here which are called otherwise, as
+# prod = "batch"; a line "*" = "default" has all others share one.
+
 [nfs]
 # The directory that all nodes share, for NetworkFileSystems: an NFS mount, say. Where this dispatcher has it
 # mounted; empty means a directory of its home with engine = "local", else none: then containers may use
@@ -197,6 +205,7 @@ class Settings:
     nomad: Mapping[str, Any] = field(default_factory=dict)
     vault: Mapping[str, Any] = field(default_factory=dict, repr=False)
     s3: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    namespaces: Mapping[str, Any] = field(default_factory=dict)
     nfs: Mapping[str, Any] = field(default_factory=dict)
     web: Mapping[str, Any] = field(default_factory=dict)
     render: Mapping[str, Any] = field(default_factory=dict)
@@ -243,6 +252,11 @@ class Settings:
                 )
             if wrong := sorted(name for name, value in values.items() if not isinstance(value, str)):
                 raise SettingsError(f"[{table}]: {wrong[0]} must be a string")
+        for name, value in self.namespaces.items():
+            if not isinstance(value, str) or not NAMESPACE.fullmatch(value):
+                raise SettingsError(
+                    f"[namespaces]: {name} is {value!r}; give a Nomad namespace: letters, digits and '-'"
+                )
         for name in ("directory", "node_directory"):
             if not self.nfs.get(name, "/").startswith("/") and self.nfs[name]:
                 raise SettingsError(f"[nfs]: {name} is {self.nfs[name]!r}; give an absolute path")
@@ -308,7 +322,10 @@ class Settings:
             vault["vault_prefix"] = self.vault_prefix
             vault["vault_role"] = self.vault.get("role", "")
             vault["vault_namespace"] = self.vault.get("namespace", "")
-        ours = {"server_url": self.address, "runtime_sha": runtime_sha, "web_sha": web_sha}
+        ours: dict[str, Any] = {"server_url": self.address, "runtime_sha": runtime_sha, "web_sha": web_sha}
+        if self.engine == "nomad":
+            main = self.render.get("namespace", RenderSettings.namespace)
+            ours["namespaces"] = {DEFAULT_ENVIRONMENT: main, **self.namespaces}
         return RenderSettings.from_dict({**vault, **self._nfs_render(), **self.render, **ours}).to_dict()
 
     def _nfs_render(self) -> dict[str, Any]:

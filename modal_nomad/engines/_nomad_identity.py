@@ -61,6 +61,21 @@ class NomadIdentities:
             raise AuthError(f"the token cannot be checked now: {error}") from error
         return str(known.get("Name") or known.get("AccessorID") or "nomad")
 
+    async def namespaces(self, token: str) -> frozenset[str] | None:
+        """Return the namespaces that an ACL token has any right in; None for one that may do everything.
+
+        Raises:
+            AuthError: Nomad cannot be asked.
+        """
+        if not await self._client.acls_enabled():
+            return None
+        try:
+            if (await self._client.token_self(token)).get("Type") == "management":
+                return None
+            return frozenset(await self._client.visible_namespaces(token))
+        except NomadError as error:
+            raise AuthError(f"the token cannot be checked now: {error}") from error
+
     async def launched(self, token: str) -> tuple[str, str]:
         """Return id and namespace of the launched periodic job that holds a workload identity.
 

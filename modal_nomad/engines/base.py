@@ -157,6 +157,18 @@ class Engine(abc.ABC):
     async def submit(self, job: Job, *, token: str | None = None) -> None:
         """Register or update a parameterized job. Raises EngineError, EngineDenied."""
 
+    async def make_namespace(self, name: str, environment: str, *, token: str | None = None) -> None:
+        """Make the namespace of an environment where there is none, if the engine has such.
+
+        Raises:
+            EngineDenied: there is none, and the caller may not make it; the text names the remedy.
+        """
+        return None
+
+    async def drop_namespace(self, name: str, environment: str, *, token: str | None = None) -> None:
+        """Remove a namespace that ``make_namespace`` made, once nothing runs in it; others stay."""
+        return None
+
     @abc.abstractmethod
     async def stop(self, job_id: str, *, namespace: str = "default", token: str | None = None) -> None:
         """Stop a job and every container of it. Unknown jobs are no error."""

@@ -19,6 +19,7 @@ from typing import Any
 from modal_nomad.engines._nomad_capacity import NomadCapacity
 from modal_nomad.engines._nomad_identity import NomadIdentities
 from modal_nomad.engines._nomad_logs import next_frame, rest_of_log
+from modal_nomad.engines._nomad_namespaces import Namespaces
 from modal_nomad.engines._nomad_volumes import check_volumes
 from modal_nomad.engines._nomad_words import (
     CHILD_FILTER,
@@ -113,6 +114,8 @@ class NomadEngine(Engine):
         self._placed: dict[str, str] = {}
         identities = NomadIdentities(self.client, self._placed.get)
         self.identify, self.launched = identities.identify, identities.launched
+        self.namespaces_of = identities.namespaces
+        self._namespaces = Namespaces(self.client)
         self._namespace = namespace
         self._core_mhz = core_mhz
         self._capacity = NomadCapacity(self.client, node_pool, datacenters)
@@ -179,6 +182,13 @@ class NomadEngine(Engine):
         with _engine_errors("submit-job", str(job.get("Namespace") or "default")):
             await check_volumes(self.client, job, token)
             await self.client.register(job, token=token)
+
+    async def make_namespace(self, name: str, environment: str, *, token: str | None = None) -> None:
+        with _engine_errors():
+            await self._namespaces.make(name, environment, token)
+
+    async def drop_namespace(self, name: str, environment: str, *, token: str | None = None) -> None:
+        await self._namespaces.drop(name, environment, token)
 
     async def stop(self, job_id: str, *, namespace: str = "default", token: str | None = None) -> None:
         with _engine_errors("submit-job", namespace):

@@ -289,6 +289,22 @@ class NomadClient:
             return "ACL support disabled" not in str(error)
         return True
 
+    async def namespace(self, name: str) -> dict[str, Any]:
+        """Return a namespace. NomadNotFound when there is none."""
+        return dict(await self._call(lambda n: n.namespace.get_namespace(name)))
+
+    async def create_namespace(self, namespace: Mapping[str, Any], *, token: str | None = None) -> None:
+        """Make a namespace."""
+        await self._call(lambda n: n.namespace.create_namespace(dict(namespace)), token=token)
+
+    async def delete_namespace(self, name: str, *, token: str | None = None) -> None:
+        """Remove a namespace; one in which something runs is refused."""
+        await self._call(lambda n: n.namespace.delete_namespace(name), token=token)
+
+    async def visible_namespaces(self, token: str) -> set[str]:
+        """Return the names of the namespaces that an ACL token has any right in."""
+        return {str(x["Name"]) for x in await self._get_json("/v1/namespaces", token=token)}
+
     async def jwks(self) -> dict[str, Any]:
         """Return the key set that signs workload identities."""
         return dict(await self._get_json("/.well-known/jwks.json"))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 DRIVERS = ("raw_exec", "exec")
@@ -22,6 +22,8 @@ class RenderSettings:
         driver: Nomad task driver, ``raw_exec`` or ``exec``.
         datacenters: where jobs may run when a Function names no region.
         namespace: Nomad namespace.
+        namespaces: Nomad namespaces by environments, ``*`` for those that are not named; without that they
+            are called as their environments. With none at all everything is in ``namespace``.
         node_pool: Nomad node pool.
         python: interpreter on the node that starts the worker.
         app_suffix: makes the jobs of an ephemeral App unique; empty for deployed ones.
@@ -51,6 +53,7 @@ class RenderSettings:
     driver: str = "raw_exec"
     datacenters: tuple[str, ...] = ("*",)
     namespace: str = "default"
+    namespaces: Mapping[str, str] = field(default_factory=dict)
     node_pool: str = "default"
     python: str = "python3"
     app_suffix: str = ""
@@ -83,6 +86,16 @@ class RenderSettings:
                 "the driver raw_exec mounts no volumes: for NetworkFileSystems give node_directory under"
                 " [nfs], or use the driver exec"
             )
+
+    def namespace_of(self, environment: str) -> str:
+        """Return the Nomad namespace that an environment's jobs are in."""
+        if not self.namespaces:
+            return self.namespace
+        return self.namespaces.get(environment) or self.namespaces.get("*") or environment
+
+    def placed(self, environment: str) -> RenderSettings:
+        """Return the settings for an environment, with its namespace."""
+        return replace(self, environment=environment, namespace=self.namespace_of(environment))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON object of these settings."""

@@ -46,6 +46,7 @@ def dispatcher(
     vault: Mapping[str, str] = {},
     s3: Mapping[str, Any] = {},
     nfs: Mapping[str, str] = {},
+    namespaces: Mapping[str, str] = {},
     **settings: Any,
 ) -> Iterator[str]:
     """Yield the URL of a dispatcher on ``nomad``, the settings of its table of that name; so the others."""
@@ -56,6 +57,7 @@ def dispatcher(
     lines += ["[nomad]", *(f"{name} = {json.dumps(value)}" for name, value in nomad.items())]
     lines += ["[vault]", *(f"{name} = {json.dumps(value)}" for name, value in vault.items())]
     lines += ["[s3]", *(f"{name} = {json.dumps(value)}" for name, value in s3.items())]
+    lines += ["[namespaces]", *(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in namespaces.items())]
     lines += ["[nfs]", *(f"{name} = {json.dumps(value)}" for name, value in nfs.items())]
     lines += ["[render]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in {"python": sys.executable, **render}.items()]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from typing import Any
 
 from modal_nomad.dispatcher._live_apps import LiveApps
+from modal_nomad.dispatcher._namespaces import EnvironmentNamespaces
 from modal_nomad.dispatcher.objects.registry import DEFAULT_ENVIRONMENT, ObjectRegistry, check_environment
 from modal_nomad.dispatcher.secrets import SecretStore
 from modal_nomad.dispatcher.store.base import Store
@@ -22,6 +24,8 @@ class Environments:
         objects: the registry of what is in them.
         apps: the Apps that are in them.
         secrets: the Secrets that are in them.
+        namespaces: where they are on the engine.
+        background: runs a coroutine that nobody waits for.
         clock: the time in seconds.
     """
 
@@ -31,12 +35,16 @@ class Environments:
         objects: ObjectRegistry,
         apps: LiveApps,
         secrets: SecretStore,
+        namespaces: EnvironmentNamespaces,
+        background: Callable[[Coroutine[Any, Any, None]], None],
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._store = store
         self._objects = objects
         self._apps = apps
         self._secrets = secrets
+        self._namespaces = namespaces
+        self._background = background
         self._clock = clock
 
     async def list(self) -> list[EnvironmentRecord]:
@@ -55,20 +63,34 @@ class Environments:
             f"there is no environment {name!r}: `modal-nomad environment list` shows what there is"
         )
 
-    async def create(self, name: str, *, allow_existing: bool = False) -> EnvironmentRecord:
-        """Create one. Raises AlreadyExistsError, InvalidError."""
+    async def create(
+        self, name: str, *, allow_existing: bool = False, token: str | None = None
+    ) -> EnvironmentRecord:
+        """Create one, and its namespace under the caller's token.
+
+        Raises:
+            AlreadyExistsError: there is one of that name.
+            InvalidError: no environment can have that name.
+            EngineDenied: the caller may not make its namespace.
+        """
         check_environment(name)
         for record in await self.list():
             if record.name == name:
                 if allow_existing:
                     return record
                 raise AlreadyExistsError(f"environment {name!r} exists already: choose another name")
+        await self._namespaces.make(name, token)
         record = EnvironmentRecord(name, self._clock())
         await self._store.add_environment(record)
         return record
 
     async def update(
-        self, name: str, *, new_name: str | None = None, web_suffix: str | None = None
+        self,
+        name: str,
+        *,
+        new_name: str | None = None,
+        web_suffix: str | None = None,
+        token: str | None = None,
     ) -> EnvironmentRecord:
         """Change one's name or the suffix of its web endpoints.
 
@@ -98,10 +120,12 @@ class Environments:
                     f"environment {name!r} cannot be renamed while it has Secrets: create them in"
                     f" {new_name!r} and delete them here first (`modal-nomad secret list --env {name}`)"
                 )
+            await self._namespaces.make(new_name, token)
         await self._store.add_environment(record)
         if new_name is not None and new_name != name:
             await self._store.rename_environment(name, new_name)
             self._objects.forget_all()
+            self._background(self._namespaces.drop(name, token))
             record = dataclasses.replace(record, name=new_name)
         return record
 
@@ -124,3 +148,4 @@ class Environments:
         for info in await self._secrets.named(name):
             await self._secrets.delete(info.key)
         await self._store.remove_environment(name)
+        self._background(self._namespaces.drop(name, token))
