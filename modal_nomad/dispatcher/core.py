@@ -198,7 +198,7 @@ class Dispatcher:
         """Resume what the store has and begin watching the engine."""
         await self.secrets.open()
         await self.nfs.open()
-        self.background(self.secrets.run())
+        self.background(self.secrets.run(self._replace))
         self.background(self.containers.watch())
         self.background(self._follow_capacity())
         resumed = await self.live_apps.resume()
@@ -252,6 +252,11 @@ class Dispatcher:
         if self.engine.name == "local":
             return max(4, cores)
         return max(_NOMAD_CEILING, _NOMAD_CEILING_PER_CORE * cores)
+
+    def _replace(self, container_id: str) -> None:
+        """Have a container end after what it runs; who comes next gets another."""
+        self.handle(ev.WorkerDraining(container_id))
+        self.containers.drain(container_id)
 
     def background(self, coroutine: Coroutine[Any, Any, Any]) -> None:
         """Run a coroutine that nobody waits for; its failure is logged."""

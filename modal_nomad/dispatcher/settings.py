@@ -6,7 +6,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +27,20 @@ AUTH_MODES = ("none", "token", "nomad")
 ENGINES = ("local", "nomad")
 DURABILITIES = ("power", "process")
 DEFAULT_ENVIRONMENT = "main"
+LOCAL_FILE = "local.toml"
+# What of the embedded dispatcher is not decided by its being one.
+LOCAL_NAMES = frozenset(
+    {
+        "default_max_containers",
+        "garbage_age",
+        "garbage_interval",
+        "nfs",
+        "render",
+        "result_days",
+        "s3",
+        "vault",
+    }
+)
 NAMESPACE = re.compile(r"[A-Za-z0-9-]{1,128}")
 NFS_NAMES = frozenset({"directory", "node_directory", "volume", "volume_type"})
 WEB_TYPES: Mapping[str, type] = {
@@ -311,6 +325,7 @@ class Settings:
 
         given = {k: v for k, v in self.vault.items() if v and k not in ("prefix", "role")}
         if given.get("token_file"):
+            given["token_file"] = os.path.expanduser(given["token_file"])
             given.setdefault("token", "")
         return dataclasses.replace(VaultSettings.from_env(), **given)
 
@@ -353,15 +368,20 @@ class Settings:
     def for_home(cls, home: Path) -> Settings:
         """Return the embedded daemon's settings: a Unix socket whose directory is the permission.
 
+        What ``local.toml`` in that directory says of Vault, a shared directory or how long results are kept
+        holds as in any dispatcher's file.
+
         Raises:
-            SettingsError: MODAL_CLIENT_GRACE or MODAL_DURABILITY cannot be used.
+            SettingsError: MODAL_CLIENT_GRACE or MODAL_DURABILITY, or the file, cannot be used.
         """
         grace = os.environ.get("MODAL_CLIENT_GRACE", "")
         try:
             client_grace = float(grace) if grace else cls.client_grace
         except ValueError:
             raise SettingsError(f"MODAL_CLIENT_GRACE is {grace!r}: give a number of seconds") from None
+        file = home / LOCAL_FILE
         return cls(
+            **(cls._read(file, LOCAL_NAMES) if file.exists() else {}),
             client_grace=client_grace,
             durability=os.environ.get("MODAL_DURABILITY") or cls.durability,
             listen=f"unix://{home / 'daemon.sock'}",
@@ -378,19 +398,21 @@ class Settings:
         Raises:
             SettingsError: naming the file and the fault.
         """
+        return cls(**cls._read(path, {f.name for f in dataclasses.fields(cls)} - {"embedded"}))
+
+    @classmethod
+    def _read(cls, path: Path, names: Set[str]) -> dict[str, Any]:
         try:
-            data = tomllib.loads(path.read_text())
+            data: dict[str, Any] = tomllib.loads(path.read_text())
         except OSError as error:
             raise SettingsError(
                 f"cannot read {path}: {error.strerror}; `--print-config` prints an example"
             ) from error
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
             raise SettingsError(f"{path} is not TOML: {error}") from error
-        fields = {f.name: f for f in dataclasses.fields(cls) if f.name != "embedded"}
-        unknown = sorted(set(data) - set(fields))
-        if unknown:
+        if unknown := sorted(set(data) - names):
             raise SettingsError(
-                f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(fields))}"
+                f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}"
             )
         defaults = cls()
         for name, value in data.items():
@@ -399,7 +421,7 @@ class Settings:
                 data[name] = float(value)
             elif not isinstance(value, expected):
                 raise SettingsError(f"{path}: {name} is {value!r}; it must be a {expected.__name__}")
-        return cls(**data)
+        return data
 
 
 def _check_s3(given: Mapping[str, Any]) -> None:

@@ -379,6 +379,17 @@ class Runner:
             pool.abandoned = True
             raise KeyboardInterrupt
 
+    def _follow_leases(self) -> None:
+        """End when Nomad has read a leased Secret anew: what is in the environment cannot be changed."""
+        settings = self._settings
+        if not settings.secrets_file or self._draining:
+            return
+        from ._secrets import replaced
+
+        if replaced(settings.secrets_file, settings.secret_leases):
+            self._say_drain()
+            self.request_drain()
+
     def _give_back(self, leases: List[Any]) -> None:
         if leases:
             self._session.send({"t": "back", "x": leases})
@@ -430,6 +441,7 @@ class Runner:
             if now >= beat_at:
                 session.send({"t": "hb", "u": session.cpu.beat()})
                 beat_at = now + HEARTBEAT
+                self._follow_leases()
             turn.pass_on()
             if turn.lanes:
                 turn.park(beat_at)

@@ -3,7 +3,7 @@
 import json
 import os
 import sys
-from typing import MutableMapping
+from typing import Any, Dict, List, MutableMapping
 
 from modal_nomad.wire.secret_values import merge
 
@@ -23,9 +23,23 @@ def take(environ: MutableMapping[str, str]) -> None:
     with open(path, encoding="utf-8") as file:
         rendered = json.load(file)
     environ.update(merge(rendered["secrets"], rendered["keep"], _say))
-    leases = [secret["lease"] for secret in rendered["secrets"] if secret.get("lease")]
+    leases = _leases(rendered)
     if leases:
-        environ[LEASES] = json.dumps(leases)
+        environ[LEASES] = json.dumps({"file": path, "leases": leases})
+
+
+def replaced(path: str, leases: List[str]) -> bool:
+    """Say whether Nomad has rendered the file anew, with other leases: the ones taken are near their end."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            return _leases(json.load(file)) != leases
+    except (OSError, ValueError):
+        # Half written, or gone with its task.
+        return False
+
+
+def _leases(rendered: Dict[str, Any]) -> List[str]:
+    return [secret["lease"] for secret in rendered["secrets"] if secret.get("lease")]
 
 
 def take_own() -> None:

@@ -50,7 +50,9 @@ class Settings:
         self.snapshot_seconds = float(environ.get("MODAL_SNAPSHOT_SECONDS") or 0)
         self.grace = float(environ.get("MODAL_KILL_TIMEOUT") or DEFAULT_GRACE)
         self._token = environ.get("MODAL_WORKER_TOKEN", "")
-        self.secret_leases = json.loads(environ.get("MODAL_SECRET_LEASES") or "[]")
+        leased = json.loads(environ.get("MODAL_SECRET_LEASES") or "{}")
+        self.secret_leases: List[str] = leased.get("leases") or []
+        self.secrets_file = str(leased.get("file") or "")
         self._token_file = environ.get("MODAL_WORKER_TOKEN_FILE")
         # One for all: it learns whether a bucket can be reached from here.
         self._blobs: Optional[BlobClient] = None

@@ -131,6 +131,50 @@ def test_a_container_of_this_machine_has_its_own_until_it_ends(bao: Bao, tmp_pat
         assert refused.returncode == 1 and "is where Secrets are kept" in refused.stderr, refused.stderr
 
 
+async def test_a_container_is_told_before_its_lease_ends(bao: Bao) -> None:
+    with rabbitmq_engine(bao, ttl=4) as users:
+        bao.call("POST", "rabbitmq/config/lease", {"ttl": 4, "max_ttl": 6})
+        client = VaultClient(VaultSettings(bao.address, bao.token))
+        leases = Leases(client)
+        told: list[tuple[str, int]] = []
+        leases.ending = lambda container_id: told.append((container_id, len(users)))
+        running = asyncio.ensure_future(leases.run())
+        try:
+            assert await leases.take("ta-1", PATH)
+            await become(lambda: told)
+            # Once, and while what it has is still good.
+            assert told == [("ta-1", 1)]
+            await become(lambda: not users)
+            assert len(told) == 1
+        finally:
+            running.cancel()
+            await client.close()
+
+
+def test_a_container_whose_lease_ends_is_replaced(bao: Bao, tmp_path: Path) -> None:
+    vault = {"address": bao.address, "token": bao.token}
+    bao.call("POST", "secret/data/modal/main/stored", {"data": {"A": "1"}})
+    asks = FILE.replace(
+        'print("user", who.remote())',
+        """
+    import time
+
+    found, until = set(), time.monotonic() + 100
+    while len(found) < 2 and time.monotonic() < until:
+        found.add(who.remote())
+        time.sleep(0.05)
+    print("users", len(found))
+""",
+    )
+    with (
+        rabbitmq_engine(bao, ttl=4),
+        dispatcher(tmp_path, {}, engine="local", auth="none", vault=vault) as url,
+    ):
+        bao.call("POST", "rabbitmq/config/lease", {"ttl": 4, "max_ttl": 6})
+        ran = modal_nomad(tmp_path, url, "run", "app.py", file=asks)
+    assert ran.returncode == 0 and "users 2" in ran.stdout, ran.stdout + ran.stderr
+
+
 def test_a_vault_without_the_path_is_said_to_the_caller(bao: Bao, tmp_path: Path) -> None:
     bao.call("POST", "secret/data/modal/main/stored", {"data": {"A": "1"}})
     vault = {"address": bao.address, "token": bao.token}

@@ -259,6 +259,39 @@ def test_a_dynamic_secret_is_leased_while_its_allocation_lives(cluster: Cluster,
         assert cluster.bao.leases("rabbitmq/creds/readonly") == []
 
 
+def test_an_allocation_whose_lease_ends_is_replaced(cluster: Cluster, tmp_path: Path) -> None:
+    with (
+        rabbitmq_engine(cluster.bao, ttl=4),
+        dispatcher(
+            tmp_path,
+            {"address": cluster.nomad},
+            auth="none",
+            vault=cluster.vault,
+            render={"namespace": "main"},
+        ) as url,
+    ):
+        cluster.bao.call("POST", "rabbitmq/config/lease", {"ttl": 4, "max_ttl": 8})
+        assert modal_nomad(tmp_path, url, "deploy", "app.py", file=LEASED).returncode == 0
+        ask = """
+import time
+import modal_nomad as modal
+
+who = modal.Function.from_name("leased-app", "who")
+found, until = set(), time.monotonic() + 150
+while len(found) < 2 and time.monotonic() < until:
+    found.add(who.remote())
+    time.sleep(0.1)
+print(len(found))
+"""
+        (tmp_path / "ask.py").write_text(ask)
+        env = {**os.environ, "MODAL_CONFIG_PATH": "/nonexistent", "MODAL_SERVER_URL": url}
+        done = subprocess.run(
+            [sys.executable, "ask.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=250
+        )
+        assert done.returncode == 0 and done.stdout.strip() == "2", done.stdout + done.stderr
+        assert modal_nomad(tmp_path, url, "app", "stop", "leased-app").returncode == 0
+
+
 def until(condition: Callable[[], bool], what: str) -> None:
     deadline = time.monotonic() + 200
     while not condition():

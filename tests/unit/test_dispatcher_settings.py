@@ -86,3 +86,19 @@ def test_where_network_file_systems_are(given: dict[str, Any], place: str | None
 def test_what_cannot_be_under_nfs(nfs: dict[str, Any], text: str) -> None:
     with pytest.raises(SettingsError, match=text):
         Settings(nfs=nfs)
+
+
+def test_the_embedded_dispatcher_takes_what_its_home_says_of_vault(tmp_path: Path) -> None:
+    assert Settings.for_home(tmp_path).vault_settings() is None
+    file = tmp_path / "local.toml"
+    file.write_text(
+        'result_days = 1\n[vault]\naddress = "http://127.0.0.1:1"\ntoken_file = "~/.vault-token"\n'
+    )
+    settings = Settings.for_home(tmp_path)
+    assert (settings.result_days, settings.engine, settings.embedded) == (1.0, "local", True)
+    vault = settings.vault_settings()
+    assert vault is not None and vault.address == "http://127.0.0.1:1"
+    assert vault.token_file == str(Path("~/.vault-token").expanduser())
+    file.write_text('listen = "http://0.0.0.0:1"\n')
+    with pytest.raises(SettingsError, match=r"local\.toml: unknown setting 'listen'; known are .*vault"):
+        Settings.for_home(tmp_path)

@@ -1,5 +1,8 @@
 """Leases of Vault that containers have: renewed while they live, revoked at their end.
 
+A lease that has come near its longest time cannot be renewed any more, and what a process has in its
+environment cannot be changed: its container is told to end after what it runs, and the next one has another.
+
 On Nomad an allocation reads such Secrets itself and Nomad renews them; at their end it leaves them to their
 time, so the container tells the dispatcher their ids. After a killed dispatcher nobody renews those that it
 read for containers of its own: Vault ends them when their time is up.
@@ -29,6 +32,8 @@ class _Held:
     path: str
     lease_id: str
     due: float
+    seconds: float = 0.0
+    renewable: bool = True
 
 
 class Leases:
@@ -37,9 +42,13 @@ class Leases:
     Args:
         client: the adapter.
         clock: seconds, monotonic.
+
+    Attributes:
+        ending: told the container whose lease comes to its end.
     """
 
     def __init__(self, client: VaultClient, clock: Callable[[], float] = time.monotonic) -> None:
+        self.ending: Callable[[str], None] = lambda container_id: None
         self._client = client
         self._clock = clock
         self._held: dict[str, _Held] = {}
@@ -55,8 +64,10 @@ class Leases:
         if lease is None:
             return None
         if lease.lease_id:
-            due = self._clock() + lease.seconds / 2 if lease.renewable else float("inf")
-            self._held[lease.lease_id] = _Held(container_id, path, lease.lease_id, due)
+            due = self._clock() + lease.seconds / 2 if lease.seconds else float("inf")
+            self._held[lease.lease_id] = _Held(
+                container_id, path, lease.lease_id, due, lease.seconds, lease.renewable
+            )
             self._changed.set()
         return lease.data
 
@@ -101,6 +112,9 @@ class Leases:
         return max(seconds / 2, 1.0) if seconds else 3600.0
 
     async def _renew(self, held: _Held) -> None:
+        if not held.renewable:
+            self._end_soon(held)
+            return
         try:
             lease = await self._client.renew(held.lease_id)
         except VaultUnavailable as error:
@@ -110,9 +124,18 @@ class Leases:
         except VaultError as error:
             lease = Lease("", 0.0, renewable=False)
             logger.warning("the lease of %s for %s ends: %s", held.path, held.container_id, error)
-        # Near its longest time a lease gets less and less: the rest is not worth asking for.
-        again = lease.renewable and lease.seconds > _SHORTEST
-        held.due = self._clock() + lease.seconds / 2 if again else float("inf")
+        # Near its longest time a lease gets less and less. Half of a full one is what is left to run out in.
+        if lease.renewable and lease.seconds > max(_SHORTEST, held.seconds / 2):
+            held.due = self._clock() + lease.seconds / 2
+        else:
+            self._end_soon(held)
+
+    def _end_soon(self, held: _Held) -> None:
+        held.due = float("inf")
+        logger.info(
+            "the lease of %s for %s is near its end: the container is replaced", held.path, held.container_id
+        )
+        self.ending(held.container_id)
 
     async def _revoke(self, held: _Held) -> None:
         for attempt in range(_REVOKE_TRIES):

@@ -96,9 +96,14 @@ class Secrets:
         """Open the store."""
         await self.store.open()
 
-    async def run(self) -> None:
-        """Keep leases alive, for ever."""
+    async def run(self, ending: Callable[[str], None]) -> None:
+        """Keep leases alive, for ever.
+
+        Args:
+            ending: gets the container whose lease comes to its end.
+        """
         if self._leases is not None:
+            self._leases.ending = ending
             await self._leases.run()
 
     async def close(self) -> None:
