@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ._bridge import blocking
 
 if TYPE_CHECKING:
     from .client import Client
 
-T = TypeVar("T")
-
 
 class Resolvable:
     """Gives what has ``hydrate`` its older name."""
 
     @blocking
-    async def resolve(self: T, client: Client | None = None) -> T:
+    async def resolve(self, client: Client | None = None) -> Any:
         """Deprecated form of ``hydrate()``."""
         from ._options import warn_deprecated
 
         warn_deprecated(f"{type(self).__name__}.resolve() is now called .hydrate()")
         mine: Any = self
-        hydrated: T = await mine.hydrate.aio(client)
-        return hydrated
+        return await mine.hydrate.aio(client)
 
 
 class Called:

@@ -8,7 +8,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import exception
-from ._bridge import blocking, blocking_context, blocking_function, blocking_gen, io
+from ._bridge import blocking, blocking_function, blocking_function_context, blocking_gen, io
 from ._invocation import blob_payload
 from ._object_manager import ObjectManager
 from ._renamed import renamed
@@ -116,7 +116,7 @@ class Dict(Object):
         return made
 
     @staticmethod
-    @blocking_context
+    @blocking_function_context
     async def ephemeral(
         data: Mapping[Any, Any] | None = None,
         client: Client | None = None,
@@ -159,21 +159,10 @@ class Dict(Object):
         """
         await Dict._delete(name, client, environment_name)
 
-    @blocking
-    async def hydrate(self, client: Client | None = None) -> Dict:
-        """Find the Dict on the server now, or create it, and return it.
+    if TYPE_CHECKING:
 
-        Raises:
-            NotFoundError: naming the Dict and the environment.
-
-        Example:
-            >>> modal.Dict.from_name("no-such-dict").hydrate()
-            Traceback (most recent call last):
-            ...
-            modal_nomad.exception.NotFoundError: ...
-        """
-        await self._hydrate(client)
-        return self
+        @blocking
+        async def hydrate(self, client: Client | None = None) -> Dict: ...
 
     @blocking
     async def info(self) -> DictInfo:

@@ -146,21 +146,10 @@ class NetworkFileSystem(Object):
         """
         await NetworkFileSystem._delete(name, client, environment_name)
 
-    @blocking
-    async def hydrate(self, client: Client | None = None) -> NetworkFileSystem:
-        """Find the NetworkFileSystem on the server now, or create it, and return it.
+    if TYPE_CHECKING:
 
-        Raises:
-            NotFoundError: naming it and the environment.
-
-        Example:
-            >>> modal.NetworkFileSystem.from_name("no-such-nfs").hydrate()
-            Traceback (most recent call last):
-            ...
-            modal_nomad.exception.NotFoundError: ...
-        """
-        await self._hydrate(client)
-        return self
+        @blocking
+        async def hydrate(self, client: Client | None = None) -> NetworkFileSystem: ...
 
     # --- files, from outside of containers --------------------------------------------------------
 

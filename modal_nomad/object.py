@@ -1,4 +1,4 @@
-"""What Dicts, Queues, Secrets and Volumes share: a name in an environment, an id on the server."""
+"""What all named objects share: a name in an environment, an id on the server."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 from . import exception
-from ._bridge import io
+from ._bridge import blocking, io
 from ._older_names import Resolvable
 from ._options import check_object_name, warn_deprecated
 
@@ -89,6 +89,25 @@ class Object(Resolvable):
     def name(self) -> str | None:
         """The name; None for one that is ephemeral or known by its id alone."""
         return self._name
+
+    if not TYPE_CHECKING:
+        # Typed by each kind: a checker would make nothing of this one.
+
+        @blocking
+        async def hydrate(self, client: Client | None = None) -> Any:
+            """Find the object on the server now, or create it if it is to be created, and return it.
+
+            Raises:
+                NotFoundError: naming the object and the environment.
+
+            Example:
+                >>> modal.Dict.from_name("no-such-dict").hydrate()
+                Traceback (most recent call last):
+                ...
+                modal_nomad.exception.NotFoundError: ...
+            """
+            await self._hydrate(client)
+            return self
 
     # --- for subclasses ---------------------------------------------------------------------------
 

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import exception
-from ._bridge import blocking, blocking_context, blocking_function, blocking_gen, io
+from ._bridge import blocking, blocking_function, blocking_function_context, blocking_gen, io
 from ._object_manager import ObjectManager
 from ._options import warn_deprecated
 from ._renamed import renamed
@@ -130,7 +130,7 @@ class Queue(Object):
         return made
 
     @staticmethod
-    @blocking_context
+    @blocking_function_context
     async def ephemeral(
         client: Client | None = None,
         environment_name: str | None = None,
@@ -166,21 +166,10 @@ class Queue(Object):
         """
         await Queue._delete(name, client, environment_name)
 
-    @blocking
-    async def hydrate(self, client: Client | None = None) -> Queue:
-        """Find the Queue on the server now, or create it, and return it.
+    if TYPE_CHECKING:
 
-        Raises:
-            NotFoundError: naming the Queue and the environment.
-
-        Example:
-            >>> modal.Queue.from_name("no-such-queue").hydrate()
-            Traceback (most recent call last):
-            ...
-            modal_nomad.exception.NotFoundError: ...
-        """
-        await self._hydrate(client)
-        return self
+        @blocking
+        async def hydrate(self, client: Client | None = None) -> Queue: ...
 
     @blocking
     async def info(self) -> QueueInfo:

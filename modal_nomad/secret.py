@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any
 from . import exception
 from ._bridge import blocking, blocking_function, io
 from ._options import check_object_name, warn_deprecated
+from ._secret_values import check_values, read_dotenv
 from .config import in_container
 from .object import Object, _default_client, check_environment_name, environment
 from .types import SecretInfo
-from .wire.secret_values import RESERVED, is_variable
+from .wire.secret_values import is_variable
 from .wire.spec import SecretRef
 
 if TYPE_CHECKING:
@@ -366,7 +367,7 @@ class Secret(Object):
     def _values(self) -> dict[str, str]:
         """Return the variables of one that is sent with its App."""
         if self._source == _DOTENV and self._given is not None:
-            return check_values(_DOTENV, _read_dotenv(*self._given))
+            return check_values(_DOTENV, read_dotenv(*self._given))
         if self._given is None:
             raise exception.InvalidError(
                 f"{self!r} came here in a pickle, without its values: make it anew, or use Secret.from_name"
@@ -422,38 +423,6 @@ async def _store(
     await io(client._request("secret.create", request))
 
 
-def check_values(where: str, env_dict: Any) -> dict[str, str]:
-    """Return variables whose value is not None.
-
-    Raises:
-        InvalidError: one cannot be a variable. The text holds no value.
-    """
-    if env_dict is None:
-        return {}
-    if not isinstance(env_dict, Mapping):
-        raise exception.InvalidError(
-            f"Secret.{where} takes a dict of strings, not a {type(env_dict).__name__}"
-        )
-    for name, value in env_dict.items():
-        if not isinstance(name, str) or not is_variable(name):
-            raise exception.InvalidError(
-                f"Secret.{where} got the name {name!r}; give a non-empty string without '='"
-            )
-        if name in RESERVED:
-            raise exception.InvalidError(
-                f"Secret.{where} got {name}, which is the container's own; give the variable another name"
-            )
-        if value is not None and not isinstance(value, str):
-            raise exception.InvalidError(
-                f"Secret.{where} got a {type(value).__name__} for {name}; give a string, or None for nothing"
-            )
-        if value is not None and ("\0" in value or not _encodable(value)):
-            raise exception.InvalidError(
-                f"Secret.{where} got a value for {name} that no variable can have; encode it, as with base64"
-            )
-    return {name: value for name, value in env_dict.items() if value is not None}
-
-
 def check_secrets(where: str, secrets: Any) -> tuple[Secret, ...]:
     """Return the Secrets of a parameter.
 
@@ -467,27 +436,6 @@ def check_secrets(where: str, secrets: Any) -> tuple[Secret, ...]:
             f"secrets of {where} must be a list or tuple of Secrets, as [modal.Secret.from_name('my-secret')]"
         )
     return tuple(secrets)
-
-
-def _encodable(value: str) -> bool:
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _read_dotenv(start: Path, filename: str) -> dict[str, str | None]:
-    try:
-        from dotenv import dotenv_values
-    except ImportError:
-        raise ImportError("Secret.from_dotenv needs python-dotenv: pip install python-dotenv") from None
-    folder = start if start.is_dir() else start.parent
-    for place in (folder, *folder.parents):
-        if (place / filename).is_file():
-            # What is in the file counts, not what this process happens to have of that name.
-            return dict(dotenv_values(place / filename))
-    raise FileNotFoundError(f"there is no {filename} in {folder} or above: create it, or give path=")
 
 
 def _time(value: datetime | str | None) -> float | None:

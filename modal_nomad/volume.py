@@ -205,21 +205,10 @@ class Volume(Object):
         }
         await io(client._request("object.rename", request))
 
-    @blocking
-    async def hydrate(self, client: Client | None = None) -> Volume:
-        """Find the Volume on the server now, or create it, and return it.
+    if TYPE_CHECKING:
 
-        Raises:
-            NotFoundError: naming the Volume and the environment.
-
-        Example:
-            >>> modal.Volume.from_name("no-such-volume").hydrate()
-            Traceback (most recent call last):
-            ...
-            modal_nomad.exception.NotFoundError: ...
-        """
-        await self._hydrate(client)
-        return self
+        @blocking
+        async def hydrate(self, client: Client | None = None) -> Volume: ...
 
     @blocking
     async def info(self) -> VolumeInfo:

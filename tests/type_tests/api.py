@@ -84,3 +84,17 @@ async def twins() -> None:
     async with app.run() as running:
         assert_type(running, modal.App)
     await length.remote.aio(1)  # type: ignore[arg-type]
+
+
+def objects() -> None:
+    assert_type(modal.Dict.from_name("d").hydrate(), modal.Dict)
+    assert_type(modal.Queue.from_name("q").hydrate(), modal.Queue)
+    assert_type(modal.Secret.from_name("s").hydrate(), modal.Secret)
+    assert_type(modal.Volume.from_name("v").hydrate(), modal.Volume)
+    assert_type(modal.NetworkFileSystem.from_name("n").hydrate(), modal.NetworkFileSystem)
+    with modal.Dict.ephemeral({"a": 1}) as d, modal.Queue.ephemeral() as q:
+        assert_type(d, modal.Dict)
+        assert_type(q, modal.Queue)
+    with modal.Volume.ephemeral() as v, modal.NetworkFileSystem.ephemeral() as n:
+        assert_type(v, modal.Volume)
+        assert_type(b"".join(n.read_file("a")), bytes)
