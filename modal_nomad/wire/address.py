@@ -45,4 +45,4 @@ def parse_address(url: str) -> Address:
     if not parts.hostname:
         raise ValueError(f"server URL {url!r} names no host; {remedy}")
     tls = parts.scheme == "https"
-    return Address(parts.hostname, port or (443 if tls else 80), tls)
+    return Address(parts.hostname, (443 if tls else 80) if port is None else port, tls)

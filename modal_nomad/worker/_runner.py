@@ -243,6 +243,15 @@ class Runner:
             self.request_drain,
             **options,
         )
+        if spec.served:
+            try:
+                self._session.web = pool.open()
+            except KeyboardInterrupt:
+                raise
+            except BaseException as error:
+                self._init_failed(error)
+                return EXIT_FAILED
+        # Only now: until here the container starts, and is held to its startup_timeout.
         self._pool = pool
         if not options and not spec.is_async and pool.slots == 1:
             pool.turn = self._turn
@@ -253,14 +262,6 @@ class Runner:
         elif len(spec.methods) == 1:
             # Of several at a time, only the name that all share is known.
             self._name_output(next(iter(spec.methods)))
-        if spec.served:
-            try:
-                self._session.web = pool.open()
-            except KeyboardInterrupt:
-                raise
-            except BaseException as error:
-                self._init_failed(error)
-                return EXIT_FAILED
         self._session.ready(spec.slots)
         pool.run()
         return EXIT_FAILED if spec.served and pool.failed else 0

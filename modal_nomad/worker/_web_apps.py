@@ -21,6 +21,8 @@ App = Callable[[Dict[str, Any], Receive, Send], Awaitable[None]]
 _FOREVER = 10 * 365 * 86400
 """Seconds that an idle connection is kept: the gateway decides."""
 _HEAD_BYTES = 1 << 17
+_GRACE = 0.1
+_SOCKET_GRACE = 10.0
 
 
 def make_app(spec: WebSpec, function: Callable[..., Any], name: str, slots: int) -> "Served":
@@ -222,9 +224,14 @@ class Request:
             await _say_late(self._scope, send, pool.timeout)
 
     def client_left(self) -> None:
-        """Cancel the work: nobody waits for it any more."""
+        """Cancel the work, of which nobody waits for the result any more.
+
+        An app that listens for it is told first (``http.disconnect``, ``websocket.disconnect``), and may end
+        by itself.
+        """
         self._left = True
-        self.cancel()
+        grace = _SOCKET_GRACE if self._scope["type"] == "websocket" else _GRACE
+        self._pool.loop.call_later(grace, self.cancel)
 
     def _out_of_time(self) -> None:
         self._late = True

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 from typing import Any
@@ -27,14 +26,16 @@ packages = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def port() -> int:
+    """Decided where the module is first imported; in the container the job says it."""
+    if "TEST_PORT" in os.environ:
+        return int(os.environ["TEST_PORT"])
+    from tests._ports import free_ports
+
+    return free_ports(1)[0]
 
 
-# Decided where the module is first imported; in the container the job says it.
-PORT = int(os.environ.get("TEST_PORT") or free_port())
+PORT = port()
 
 
 async def answer(send: Any, status: int, body: bytes, *fields: tuple[bytes, bytes]) -> None:
@@ -84,6 +85,8 @@ class Raw:
                 await send({"type": "websocket.send", "text": message["text"].upper()})
             else:
                 await send({"type": "websocket.send", "bytes": message["bytes"][::-1]})
+        assert message["type"] == "websocket.disconnect"
+        self.cancelled += 1
 
     async def body(self, receive: Any) -> bytes:
         found = b""

@@ -156,6 +156,11 @@ async def test_a_websocket(base: str) -> None:
         assert await socket_.recv() == "HELLO"
         await socket_.send(b"abc" * 100_000)
         assert await socket_.recv() == b"cba" * 100_000
+        before = int(get(f"{base}/served-raw-dev/counts").text.split()[1])
+        socket_.transport.abort()
+    # The app is told, and may clean up.
+    while int(get(f"{base}/served-raw-dev/counts").text.split()[1]) <= before:
+        continue
 
 
 def test_wsgi_apps(base: str) -> None:

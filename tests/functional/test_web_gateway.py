@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import suppress
@@ -11,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx
 import pytest
-from conftest import Live
+from conftest import Live, alive, until
 
 import modal_nomad as modal
 
@@ -35,6 +37,9 @@ def gate_app(name: str, word: str = "open", **options: Any) -> modal.App:
             while not file.exists():
                 time.sleep(0.01)
 
+        def note(file: Path) -> None:
+            file.touch()
+
         def die_once(file: Path) -> None:
             if not file.exists():
                 file.touch()
@@ -43,7 +48,10 @@ def gate_app(name: str, word: str = "open", **options: Any) -> modal.App:
         async def served(scope: Any, receive: Any, send: Any) -> None:
             if scope["type"] == "lifespan":
                 return
-            file = Path(scope["query_string"].decode().partition("&")[0])
+            name, _, begun = scope["query_string"].decode().partition("&")
+            file = Path(name)
+            if begun.startswith("/"):
+                note(Path(begun))
             if scope["path"].endswith("/wait"):
                 await asyncio.to_thread(appeared, file)
             if scope["path"].endswith("/once"):
@@ -121,6 +129,27 @@ def test_a_new_version_fails_no_request(live: Live, stopped: list[modal.App]) ->
         slow.join(LIMIT)
     assert not failed and "old" in seen and "new" in seen
     assert [x.text.split()[0] for x in held] in (["old"], ["new"])
+
+
+def test_a_container_that_is_told_to_end_answers_first(live: Live, stopped: list[modal.App]) -> None:
+    app = gate_app("ending").deploy()
+    stopped.append(app)
+    base, file = address(app), live.folder / "go-on"
+    pid = int(httpx.get(f"{base}/", timeout=LIMIT).text.split()[1])
+    held: list[str] = []
+    begun = live.folder / "begun"
+    slow = threading.Thread(
+        target=lambda: held.append(httpx.post(f"{base}/wait?{file}&{begun}", timeout=LIMIT).text)
+    )
+    slow.start()
+    until(begun.exists, LIMIT)
+    os.kill(pid, signal.SIGTERM)
+    # Out of rotation: others are answered by another container while this one ends what it has.
+    until(lambda: httpx.get(f"{base}/", timeout=LIMIT).text != f"open {pid}", LIMIT)
+    file.touch()
+    slow.join(LIMIT)
+    assert held == [f"open {pid}"]
+    until(lambda: not alive(pid), LIMIT)
 
 
 def test_a_late_answer_is_had_at_another_address(serve: Any, own: Live) -> None:

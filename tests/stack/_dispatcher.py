@@ -47,6 +47,7 @@ def dispatcher(
     s3: Mapping[str, Any] = {},
     nfs: Mapping[str, str] = {},
     namespaces: Mapping[str, str] = {},
+    web: Mapping[str, Any] = {},
     **settings: Any,
 ) -> Iterator[str]:
     """Yield the URL of a dispatcher on ``nomad``, the settings of its table of that name; so the others."""
@@ -59,6 +60,7 @@ def dispatcher(
     lines += ["[s3]", *(f"{name} = {json.dumps(value)}" for name, value in s3.items())]
     lines += ["[namespaces]", *(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in namespaces.items())]
     lines += ["[nfs]", *(f"{name} = {json.dumps(value)}" for name, value in nfs.items())]
+    lines += ["[web]", *(f"{name} = {json.dumps(value)}" for name, value in web.items())]
     lines += ["[render]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in {"python": sys.executable, **render}.items()]
     file, out = directory / "dispatcher.toml", directory / "dispatcher.log"

@@ -117,6 +117,18 @@ def test_who_is_out_keeps_what_it_has() -> None:
     assert service.load() == {} and (service.finished, service.seconds) == (1, 1.0)
 
 
+def test_a_container_that_came_back_is_counted_once_with_all_it_has() -> None:
+    service = Service("fu", 5, False)
+    one, again = instance("ta-1"), instance("ta-1")
+    service.add(one)
+    service.begin(one)
+    service.add(again)
+    service.begin(again)
+    assert service.load() == {"ta-1": 2}
+    service.end(one, 0.1)
+    assert service.load() == {"ta-1": 1}
+
+
 def test_single_use() -> None:
     service = Service("fu", 5, True)
     one = instance("ta-1")

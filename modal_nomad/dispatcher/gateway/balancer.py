@@ -129,5 +129,8 @@ class Service:
     def load(self) -> dict[str, int]:
         """Return how many requests each container has."""
         busy = {x.container_id: x.running for x in self.leaving.values()}
-        busy.update({x.container_id: x.running for x in self.instances.values() if x.running})
+        for x in self.instances.values():
+            if x.running:
+                # Twice there where its worker lost its connection and came back amid a request.
+                busy[x.container_id] = busy.get(x.container_id, 0) + x.running
         return busy

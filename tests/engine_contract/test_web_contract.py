@@ -1,0 +1,87 @@
+"""Web endpoints must behave alike on every engine: started from zero, asked, ended."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stack._dispatcher import dispatcher
+
+PROGRAM = """
+import urllib.request
+
+import modal_nomad as modal
+
+app = modal.App("contract-web")
+
+async def hello(scope, receive, send):
+    if scope["type"] == "http":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": scope["path"].encode()})
+
+@app.function(scaledown_window=2)
+@modal.asgi_app()
+def web():
+    return hello
+
+def by_wsgi(environ, start_response):
+    start_response("200 OK", [])
+    return [environ["PATH_INFO"].encode()]
+
+@app.cls()
+class Both:
+    @modal.wsgi_app()
+    def serve(self):
+        return by_wsgi
+
+    @modal.method()
+    def double(self, x):
+        return 2 * x
+
+def ask(url, path):
+    label, _, port = url.removeprefix("http://").partition(".localhost:")
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{label}{path}", timeout=90) as answer:
+        return answer.read().decode()
+
+if __name__ == "__main__":
+    with app.run():
+        url = web.get_web_url()
+        assert ask(url, "/a") == "/contract-web-web-dev/a"
+        assert ask(url, "/b") == "/contract-web-web-dev/b"
+        assert ask(Both().serve.get_web_url(), "/c") == "/c"
+        assert Both().double.remote(4) == 8
+    print("done")
+"""
+
+
+@pytest.fixture(params=["local", "nomad"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    nomad = {"address": ""}
+    if request.param == "nomad":
+        nomad = {"address": request.getfixturevalue("nomad_address")}
+    # Short: the embedded engine's sockets have short paths.
+    folder = tmp_path_factory.mktemp("c")
+    web = {"listen": "http://127.0.0.1:0"}
+    with dispatcher(folder, nomad, web=web, engine=request.param, auth="none") as url:
+        yield url
+
+
+def test_web(server: str, tmp_path: Path) -> None:
+    file = tmp_path / "contract_web.py"
+    file.write_text(PROGRAM)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_"))}
+    environment = {**clean, "MODAL_SERVER_URL": server, "MODAL_CONFIG_PATH": "/nonexistent"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["done"]
