@@ -1,0 +1,212 @@
+"""The gateway between a client and a container that the test plays, byte by byte."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from modal_nomad.dispatcher.gateway.balancer import Instance
+from modal_nomad.dispatcher.gateway.gateway import Gateway
+from modal_nomad.dispatcher.gateway.routes import Route
+from modal_nomad.dispatcher.gateway.settings import GatewaySettings
+
+LIMIT = 60.0
+GET = b"GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n"
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+class Loads:
+    """What a dispatcher would be told."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, dict[str, int]]] = []
+
+    def web_load(self, function_id: str, waiting: int, running: Any, finished: int, seconds: float) -> None:
+        self.seen.append((waiting, dict(running)))
+
+
+@asynccontextmanager
+async def gateway(
+    container: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], **settings: Any
+) -> AsyncIterator[Callable[[], Awaitable[Streams]]]:
+    async def check(key: str, secret: str, route: Route) -> bool:
+        return False
+
+    async def played(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await container(reader, writer)
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            writer.close()
+
+    made = Gateway(GatewaySettings(**settings), Loads(), check)
+    made.serve("fu-1", [Route("web", "fu-1")], 10, False)
+    loop = asyncio.get_running_loop()
+    inside = await asyncio.start_server(played, "127.0.0.1", 0)
+    outside = await loop.create_server(made.protocol, "127.0.0.1", 0)
+    port = inside.sockets[0].getsockname()[1]
+    made.instance_up("fu-1", Instance("ta-1", "127.0.0.1", port, "the-key"))
+    address = outside.sockets[0].getsockname()[:2]
+    opened: list[asyncio.StreamWriter] = []
+
+    async def connect() -> Streams:
+        reader, writer = await asyncio.open_connection(*address)
+        opened.append(writer)
+        return reader, writer
+
+    try:
+        async with asyncio.timeout(LIMIT):
+            yield connect
+    finally:
+        for writer in opened:
+            writer.close()
+        outside.close()
+        inside.close()
+        await made.close()
+        await asyncio.sleep(0)
+
+
+async def head(reader: asyncio.StreamReader) -> bytes:
+    return await reader.readuntil(b"\r\n\r\n")
+
+
+def answering(*answers: bytes) -> Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]:
+    """A container that gives these answers, one to a request, and closes behind the last."""
+
+    async def container(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers:
+            await head(reader)
+            writer.write(answer)
+
+    return container
+
+
+async def exchange(connect: Callable[[], Awaitable[Streams]], request: bytes = GET) -> bytes:
+    reader, writer = await connect()
+    writer.write(request.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n", 1))
+    return await reader.read()
+
+
+async def test_what_the_container_is_told() -> None:
+    seen: list[bytes] = []
+
+    async def container(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await head(reader))
+        writer.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+
+    async with gateway(container) as connect:
+        request = GET.replace(
+            b"\r\n\r\n", b"\r\nX-Modal-Nomad-Key: forged\r\nX-Forwarded-For: 9.9.9.9\r\n\r\n"
+        )
+        assert (await exchange(connect, request)).startswith(b"HTTP/1.1 204 ")
+    lines = seen[0].split(b"\r\n")
+    assert [x for x in lines if x.lower().startswith(b"x-modal-nomad-key")] == [b"x-modal-nomad-key: the-key"]
+    assert [x for x in lines if x.lower().startswith(b"x-forwarded-for")] == [b"X-Forwarded-For: 127.0.0.1"]
+    assert not any(x.lower().startswith(b"connection") for x in lines)
+
+
+async def test_answers_that_are_none() -> None:
+    for answer in (
+        b"hello\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\nx",
+        b"HTTP/1.1 200 OK\r\nX: " + b"y" * 70_000,
+        b"HTTP/1.1 101 Switching Protocols\r\n\r\n",
+    ):
+        async with gateway(answering(answer)) as connect:
+            assert (await exchange(connect)).startswith(b"HTTP/1.1 502 ")
+
+
+async def test_an_answer_that_is_cut_off_is_seen_to_be() -> None:
+    async with gateway(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")) as connect:
+        assert (await exchange(connect)).endswith(b"\r\n\r\nhalf")
+    chunked = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"
+    async with gateway(answering(chunked)) as connect:
+        assert (await exchange(connect)).endswith(b"4\r\nhalf\r\n")
+
+
+async def test_framings_and_interim_answers() -> None:
+    early = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n"
+    async with gateway(
+        answering(early + b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nall of it")
+    ) as connect:
+        answer = await exchange(connect)
+        assert answer.startswith(early)
+        assert answer.endswith(b"9\r\nall of it\r\n0\r\n\r\n")
+    trailing = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1;x\r\na\r\n0\r\nX-Sum: 1\r\n\r\n"
+    async with gateway(answering(trailing)) as connect:
+        assert (await exchange(connect)).endswith(b"1\r\na\r\n0\r\nX-Sum: 1\r\n\r\n")
+
+
+async def test_more_than_was_said_reaches_nobody() -> None:
+    """What a container sends behind an answer must not be taken for the next one."""
+    poison = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"
+    first = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok" + poison
+    async with gateway(answering(first, first)) as connect:
+        for _ in range(3):
+            assert (await exchange(connect)).endswith(b"\r\n\r\nok")
+
+
+async def test_who_is_slow_is_not_waited_for() -> None:
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+
+    async with gateway(silent, head_seconds=0.2, stall_seconds=0.2) as connect:
+        reader, writer = await connect()
+        writer.write(b"GET / HTT")
+        assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+        reader, writer = await connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: web.localhost\r\nContent-Length: 5\r\n\r\nx")
+        assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+        reader, _ = await connect()
+        assert await reader.read() == b""
+
+
+async def test_nothing_is_collected() -> None:
+    """Neither an answer that its client does not read, nor a request that its container does not."""
+    sent = 0
+    stalled = asyncio.Event()
+
+    async def talking(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        await head(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000\r\n\r\n")
+        while sent < 1_000_000_000:
+            sent += 1 << 16
+            writer.write(b"x" * (1 << 16))
+            try:
+                # Longer than any turn of the loop that would go on reading.
+                await asyncio.wait_for(writer.drain(), 2.0)
+            except asyncio.TimeoutError:
+                stalled.set()
+                await reader.read()
+                return
+
+    async with gateway(talking) as connect:
+        reader, writer = await connect()
+        writer.write(GET)
+        await head(reader)
+        await stalled.wait()
+        assert sent < 100_000_000
+        writer.transport.abort()
+
+
+async def test_a_container_learns_that_its_client_left() -> None:
+    left = asyncio.Event()
+
+    async def container(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head(reader)
+        writer.write(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+        try:
+            await reader.read()
+        finally:
+            left.set()
+
+    async with gateway(container) as connect:
+        reader, writer = await connect()
+        writer.write(GET)
+        await head(reader)
+        writer.close()
+        await left.wait()
