@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import tempfile
 from collections.abc import Iterator
@@ -143,23 +144,23 @@ def _sound(served: Served, client: Raw) -> None:
 @given(requests=st.lists(st.tuples(st.sampled_from(METHODS), _args | _json), min_size=1, max_size=4))
 def test_any_arguments(target: Target, requests: list[tuple[str, Any]]) -> None:
     client = target.served.client()
-    for method, args in requests:
-        # Not waited for: some of them wait, as they should, for a call that does not end.
-        client.send({"t": "rq", "i": 0, "m": method, "a": target.real(args)})
-    _sound(target.served, client)
-    client.socket.close()
+    with contextlib.closing(client.socket):
+        for method, args in requests:
+            # Not waited for: some of them wait, as they should, for a call that does not end.
+            client.send({"t": "rq", "i": 0, "m": method, "a": target.real(args)})
+        _sound(target.served, client)
 
 
 @settings(max_examples=60, deadline=None, database=None)
 @given(args=_publications)
 def test_publications_of_odd_functions(target: Target, args: dict[str, Any]) -> None:
     client = target.served.client()
-    answer = client.request("app.publish", args)
-    if "e" in answer:
-        kind, text = answer["e"]
-        assert kind not in ("InternalFailure",) and text and "\n" not in text, answer
-    _sound(target.served, client)
-    client.socket.close()
+    with contextlib.closing(client.socket):
+        answer = client.request("app.publish", args)
+        if "e" in answer:
+            kind, text = answer["e"]
+            assert kind not in ("InternalFailure",) and text and "\n" not in text, answer
+        _sound(target.served, client)
 
 
 def test_what_was_accepted_does_not_stop_the_next_start(target: Target, home: Path) -> None:
