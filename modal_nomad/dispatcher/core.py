@@ -38,7 +38,7 @@ from modal_nomad.dispatcher.schedules import Schedules
 from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
-from modal_nomad.dispatcher.store import Store
+from modal_nomad.dispatcher.store import Store, StoreError
 from modal_nomad.dispatcher.volumes import Volumes
 from modal_nomad.dispatcher.web import Web
 from modal_nomad.engines.base import Engine
@@ -237,7 +237,10 @@ class Dispatcher:
     async def _expire_objects(self) -> None:
         while True:
             now = time.time()
-            await self.store.expire_objects(now, now - _ANSWER_SECONDS)
+            try:
+                await self.store.expire_objects(now, now - _ANSWER_SECONDS)
+            except StoreError as error:
+                logger.warning("expired entries cannot be removed: %s", error)
             await asyncio.sleep(_EXPIRY_SECONDS)
 
     async def _follow_capacity(self) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import tempfile
+import threading
 from pathlib import Path
 from typing import Any
 
 import pytest
 from _served import Served
 
-from modal_nomad.dispatcher.store import StoreError
+from modal_nomad.dispatcher import core
+from modal_nomad.dispatcher.store import SqliteStore, StoreError
 from modal_nomad.wire.ids import new_id
 
 
@@ -52,3 +55,23 @@ def test_a_spawn_that_is_not_on_the_disk_is_refused(monkeypatch: pytest.MonkeyPa
         assert client.request("call.get", {"call_id": call, "timeout": 100})["v"]["done"]
         client.socket.close()
         worker.socket.close()
+
+
+def test_expired_entries_are_looked_for_again_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    tries: list[float] = []
+    again = threading.Event()
+
+    async def expire(self: SqliteStore, now: float, answers_before: float) -> None:
+        tries.append(now)
+        if len(tries) == 1:
+            raise StoreError("the store went away")
+        again.set()
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(core, "_EXPIRY_SECONDS", 0.0)
+    monkeypatch.setattr(SqliteStore, "expire_objects", expire)
+    with (
+        tempfile.TemporaryDirectory(prefix="mn-", dir="/tmp") as home,
+        Served(Path(home)).running(),
+    ):
+        assert again.wait(60)
