@@ -79,6 +79,7 @@ class Decorators:
         volumes: Mapping[Any, Volume | CloudBucketMount] | None = None,
         network_file_systems: Mapping[Any, NetworkFileSystem] | None = None,
         enable_memory_snapshot: bool = False,
+        restrict_modal_access: bool = False,
         allow_concurrent_inputs: int | None = None,
         **older_names: Any,
     ) -> Callable[[Callable[P, R]], Function[P, R]]:
@@ -117,6 +118,7 @@ class Decorators:
             volumes: Volumes by the absolute paths at which its containers see them, besides the App's.
             network_file_systems: NetworkFileSystems by the absolute paths at which its containers see them.
             enable_memory_snapshot: keep what a container has loaded for those that start later.
+            restrict_modal_access: its code may call no Functions and use no Dicts, Queues and the like.
             allow_concurrent_inputs: deprecated: use ``@modal.concurrent(max_inputs=...)``.
             **older_names: older names of these, which warn; parameters of Modal that have no effect here;
                 and those that are not there yet, as long as they ask for nothing.
@@ -163,6 +165,7 @@ class Decorators:
             volumes=volumes,
             network_file_systems=network_file_systems,
             enable_memory_snapshot=enable_memory_snapshot,
+            restrict_modal_access=restrict_modal_access,
             allow_concurrent_inputs=allow_concurrent_inputs,
         )
         return lambda raw_f: self._add_function(raw_f, options)
@@ -195,6 +198,7 @@ class Decorators:
         volumes: Mapping[Any, Volume | CloudBucketMount] | None = None,
         network_file_systems: Mapping[Any, NetworkFileSystem] | None = None,
         enable_memory_snapshot: bool = False,
+        restrict_modal_access: bool = False,
         allow_concurrent_inputs: int | None = None,
         **older_names: Any,
     ) -> ClassDecorator:
@@ -249,6 +253,7 @@ class Decorators:
             volumes=volumes,
             network_file_systems=network_file_systems,
             enable_memory_snapshot=enable_memory_snapshot,
+            restrict_modal_access=restrict_modal_access,
             allow_concurrent_inputs=allow_concurrent_inputs,
         )
         return cast("ClassDecorator", lambda user_cls: self._add_class(user_cls, options))

@@ -104,6 +104,7 @@ class FunctionOptions:
     volumes: Mapping[str, Volume | CloudBucketMount] = field(default_factory=dict)
     network_file_systems: Mapping[str, NetworkFileSystem] = field(default_factory=dict)
     enable_memory_snapshot: bool = False
+    restrict_modal_access: bool = False
     max_concurrent_inputs: int = 1
     target_concurrent_inputs: int | None = None
     batch_max_size: int | None = None
@@ -291,6 +292,7 @@ def function_options(
     volumes: Mapping[Any, Volume | CloudBucketMount] | None = None,
     network_file_systems: Mapping[Any, NetworkFileSystem] | None = None,
     enable_memory_snapshot: bool = False,
+    restrict_modal_access: bool = False,
     allow_concurrent_inputs: int | None = None,
     schedule: Schedule | None = None,
 ) -> FunctionOptions:
@@ -345,6 +347,7 @@ def function_options(
         volumes=mounted_volumes(volumes),
         network_file_systems=_network_file_systems(network_file_systems),
         enable_memory_snapshot=_flag("enable_memory_snapshot", enable_memory_snapshot),
+        restrict_modal_access=_flag("restrict_modal_access", restrict_modal_access),
         max_concurrent_inputs=_old_concurrency(allow_concurrent_inputs),
         schedule=_schedule(schedule),
     )

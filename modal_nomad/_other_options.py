@@ -26,7 +26,6 @@ NOT_YET: Mapping[str, str] = {
     "block_network": "start such code on a node without a route out",
     "i6pn": "containers reach each other by their nodes' addresses",
     "proxy": "name a region= whose nodes have that address",
-    "restrict_modal_access": "every container may call Functions",
 }
 
 

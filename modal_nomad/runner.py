@@ -265,6 +265,7 @@ def function_specs(
                     NfsMount(path, nfs._object_id or "") for path, nfs in options.network_file_systems.items()
                 ),
                 enable_memory_snapshot=options.enable_memory_snapshot,
+                restrict_modal_access=options.restrict_modal_access,
                 schedule=options.schedule,
                 web=replace(options.web, dev_suffix=dev_suffix) if options.web is not None else None,
                 **_of_class(app, info.name, dev_suffix),

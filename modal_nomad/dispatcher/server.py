@@ -47,6 +47,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 _HELLO_SECONDS = 15.0
 _MAX_CLIENT_ID = 64
 _MAX_SECONDS = 1e9
+_RESTRICTED = ["AuthError", "this Function has restrict_modal_access=True: its code may use nothing of modal"]
 
 
 class Server:
@@ -182,6 +183,9 @@ class Server:
     # --- clients
 
     def _serve_client(self, peer: Peer, identity: Identity, hello: frames.Header) -> Callable[[], None]:
+        container = self.dispatcher.containers.infos.get(identity.container)
+        if container is not None and container.function.spec.restrict_modal_access:
+            return _refuse(peer, _RESTRICTED)
         owner = identity.container or text(hello.get("client"))[:_MAX_CLIENT_ID]
         if identity.container:
             # Several connections of one container are several owners of calls.

@@ -349,6 +349,7 @@ class FunctionSpec:
         network_file_systems: the NetworkFileSystems that they see.
         buckets: the buckets that its containers see.
         enable_memory_snapshot: its ``@enter(snap=True)`` hooks run before the others.
+        restrict_modal_access: its containers may not be clients of the dispatcher.
         secrets: where its Secrets are; of two that have a variable, the later one's counts.
         scope: the only environments that its code may touch, none for all; the dispatcher says so, by who
             deployed it.
@@ -396,6 +397,7 @@ class FunctionSpec:
     network_file_systems: Tuple[NfsMount, ...] = ()
     buckets: Tuple[BucketMount, ...] = ()
     enable_memory_snapshot: bool = False
+    restrict_modal_access: bool = False
     secrets: Tuple[SecretRef, ...] = ()
     scope: Tuple[str, ...] = ()
     schedule: Optional[ScheduleSpec] = None

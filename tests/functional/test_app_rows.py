@@ -300,3 +300,31 @@ def test_every_status_of_a_graphs_inputs(live: Live) -> None:
         assert {x.name for x in InputStatus} == set(wanted)
     finally:
         live.cli("app", "stop", "statuses")
+
+
+def test_a_restricted_function_may_use_nothing_of_modal(live: Live) -> None:
+    app = modal.App("rows-restricted")
+
+    def ask(name: str) -> str:
+        import modal_nomad as modal
+
+        try:
+            return str(modal.Dict.from_name(name, create_if_missing=True).get("key"))
+        except modal.exception.AuthError as error:
+            return str(error)
+
+    restricted = app.function(serialized=True, name="restricted", restrict_modal_access=True)(ask)
+    free = app.function(serialized=True, name="free")(ask)
+
+    class Holder:
+        @modal.method()
+        def ask(self, name: str) -> str:
+            return ask(name)
+
+    holder = app.cls(serialized=True, restrict_modal_access=True)(Holder)
+    with app.run():
+        assert "restrict_modal_access=True" in restricted.remote("rows-restricted")
+        assert "restrict_modal_access=True" in holder().ask.remote("rows-restricted")
+        assert free.remote("rows-restricted") == "None"
+    with pytest.raises(exception.InvalidError, match="restrict_modal_access"):
+        app.function(serialized=True, restrict_modal_access=1)(ask)  # type: ignore[arg-type]
