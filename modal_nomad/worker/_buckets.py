@@ -88,14 +88,16 @@ class Buckets:
             for bucket in self._buckets:
                 with contextlib.suppress(OSError):
                     _mounts.unmount(bucket.mount.path)
-        for place in self._outside:
-            subprocess.run(["fusermount3", "-u", "-z", place], stderr=subprocess.DEVNULL, check=False)
-            with contextlib.suppress(OSError):
-                os.rmdir(place)
         for process in self._processes:
-            # When nothing is open any more it ends.
+            if self._outside:
+                # Mounted where this process cannot unmount it any more: who mounted it does.
+                process.terminate()
+            # Otherwise it ends when nothing is open any more.
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(_END_SECONDS)
+        for place in self._outside:
+            with contextlib.suppress(OSError):
+                os.rmdir(place)
 
     def _mount(self, bucket: _Bucket, place: str) -> None:
         mount = bucket.mount
