@@ -48,10 +48,10 @@ def raw_exchange(base: str, data: bytes) -> bytes:
     where = urlsplit(base)
     with socket.create_connection((where.hostname, where.port), timeout=LIMIT) as sock:
         sock.sendall(data)
-        found = b""
+        found = bytearray()
         while part := sock.recv(65536):
             found += part
-        return found
+        return bytes(found)
 
 
 # --- what user code sees --------------------------------------------------------------------------
