@@ -197,7 +197,7 @@ def gpu_options(value: object) -> tuple[GPUOption, ...]:
 
     Example:
         >>> gpu_options("a100-80gb:2")
-        (GPUOption(model='A100-80GB', count=2),)
+        (GPUOption(model='A100-80GB', count=2, share=0.0, memory=0),)
         >>> [option.model for option in gpu_options(["H100", A100(size="80GB")])]
         ['H100', 'A100-80GB']
     """
