@@ -169,6 +169,29 @@ class Postgresql:
             return thread.submit(lambda: asyncio.run(run())).result()
 
 
+def contents(dsn: str) -> list[tuple[Any, ...]]:
+    """Return all rows of all tables of a database."""
+    import asyncpg
+
+    async def run() -> list[tuple[Any, ...]]:
+        connection = await asyncpg.connect(dsn, timeout=60)
+        try:
+            tables = await connection.fetch(
+                "SELECT schemaname, tablename FROM pg_tables"
+                " WHERE schemaname NOT IN ('pg_catalog', 'information_schema')"
+            )
+            found: list[tuple[Any, ...]] = []
+            for schema, table in tables:
+                rows = await connection.fetch(f'SELECT * FROM "{schema}"."{table}"')
+                found += [tuple(row) for row in rows]
+            return found
+        finally:
+            await connection.close()
+
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(lambda: asyncio.run(run())).result()
+
+
 def _family(pid: int) -> list[int]:
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(int(x) for x in children)]

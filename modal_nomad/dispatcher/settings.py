@@ -38,6 +38,7 @@ LOCAL_NAMES = frozenset(
         "render",
         "result_days",
         "s3",
+        "store",
         "vault",
     }
 )

@@ -20,6 +20,7 @@ import pytest
 
 from modal_nomad.cli import _client as cli_client
 from modal_nomad.client import Client, _session
+from tests._postgresql import PREPARED, Postgresql
 
 # A shell that started this in the background has it ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -138,20 +139,36 @@ def processes_of(home: Path) -> set[int]:
 
 
 @contextlib.contextmanager
-def _home() -> Iterator[Path]:
+def _folder() -> Iterator[Path]:
     # A Unix socket's path must be short, which pytest's own folders are not.
     home = Path(tempfile.mkdtemp(prefix="mn-", dir="/tmp"))
-    with pytest.MonkeyPatch.context() as patch:
+    try:
+        yield home
+    finally:
+        _close_clients()
+        _end(processes_of(home))
+        shutil.rmtree(home, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _home() -> Iterator[Path]:
+    with pytest.MonkeyPatch.context() as patch, _folder() as home:
         for name in _SETTINGS:
             patch.delenv(name, raising=False)
         patch.setenv("MODAL_NOMAD_HOME", str(home))
         patch.setenv("MODAL_CONFIG_PATH", str(home / "modal.toml"))
-        try:
-            yield home
-        finally:
-            _close_clients()
-            _end(processes_of(home))
-            shutil.rmtree(home, ignore_errors=True)
+        yield home
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of a module that says ``ON_BOTH_STORES = True`` on SQLite and on PostgreSQL."""
+    if getattr(metafunc.module, "ON_BOTH_STORES", False) and "_store" in metafunc.fixturenames:
+        metafunc.parametrize("_store", ["sqlite", "postgresql"], indirect=True)
+
+
+@pytest.fixture
+def _store(request: pytest.FixtureRequest) -> str:
+    return str(getattr(request, "param", "sqlite"))
 
 
 @pytest.fixture(scope="session")
@@ -160,16 +177,45 @@ def _shared_home() -> Iterator[Path]:
         yield home
 
 
+@pytest.fixture(scope="session")
+def _home_on_postgresql(_shared_home: Path, postgresql: Postgresql) -> Iterator[Path]:
+    with _folder() as home:
+        _keep_in(home, postgresql)
+        yield home
+
+
+def _keep_in(home: Path, postgresql: Postgresql) -> None:
+    (home / "local.toml").write_text(f'store = "{postgresql.database(PREPARED)}"\n')
+
+
 @pytest.fixture
-def live(_shared_home: Path, tmp_path: Path) -> Live:
+def live(
+    _shared_home: Path,
+    _store: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Live]:
     """The session's dispatcher; tests leave it as they found it."""
-    return Live(_shared_home, tmp_path)
+    home = _shared_home
+    if _store == "postgresql":
+        home = request.getfixturevalue("_home_on_postgresql")
+    # There is a session's home for each store.
+    monkeypatch.setenv("MODAL_NOMAD_HOME", str(home))
+    monkeypatch.setenv("MODAL_CONFIG_PATH", str(home / "modal.toml"))
+    if _store == "postgresql":
+        _close_clients()
+    yield Live(home, tmp_path)
+    if _store == "postgresql":
+        _close_clients()
 
 
 @pytest.fixture
-def own(tmp_path: Path) -> Iterator[Live]:
+def own(tmp_path: Path, _store: str, request: pytest.FixtureRequest) -> Iterator[Live]:
     """A dispatcher for this test alone, which may kill it."""
     with _home() as home:
+        if _store == "postgresql":
+            _keep_in(home, request.getfixturevalue("postgresql"))
         yield Live(home, tmp_path)
 
 

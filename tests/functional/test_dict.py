@@ -13,6 +13,8 @@ from conftest import Live, until
 import modal_nomad as modal
 from modal_nomad import exception
 
+ON_BOTH_STORES = True
+
 
 def test_methods_and_operators(live: Live) -> None:
     with modal.Dict.ephemeral({"a": 1}) as d:

@@ -13,6 +13,8 @@ from conftest import Live
 import modal_nomad as modal
 from modal_nomad import exception
 
+ON_BOTH_STORES = True
+
 
 def test_objects_and_apps_of_one_are_invisible_to_another(own: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     app = modal.App("here")

@@ -19,6 +19,8 @@ from modal_nomad.cli._root import app as root
 from modal_nomad.exception import ConnectionError, DeprecationError, InvalidError, NotFoundError
 from modal_nomad.types import FileEntryType
 
+ON_BOTH_STORES = True
+
 LARGE = os.urandom(5 << 20)
 
 
@@ -191,15 +193,16 @@ def test_a_link_that_a_container_made_leads_nowhere(live: Live, nfs: modal.Netwo
         os.symlink(target, "/mn-shared/out")
 
     with app.run():
-        link.remote(str(live.home))
+        link.remote(str(live.folder))
+    live.write("kept", "")
     for attempt in (
-        lambda: content(nfs, "out/store.db"),
+        lambda: content(nfs, "out/kept"),
         lambda: nfs.write_file("out/new", io.BytesIO(b"")),
-        lambda: nfs.remove_file("out/store.db"),
+        lambda: nfs.remove_file("out/kept"),
     ):
         with pytest.raises(InvalidError, match="link"):
             attempt()
-    assert (live.home / "store.db").exists() and not (live.home / "new").exists()
+    assert (live.folder / "kept").exists() and not (live.folder / "new").exists()
 
 
 def test_by_name(live: Live) -> None:

@@ -9,6 +9,8 @@ from conftest import Live
 
 import modal_nomad as modal
 
+ON_BOTH_STORES = True
+
 
 def test_dict(own: Live) -> None:
     assert own.cli("dict", "create", "d").returncode == 0

@@ -212,3 +212,11 @@ def test_a_standby_takes_over_what_a_killed_dispatcher_had(
             assert list(many.iter()) == [x * x for x in range(2000)]
         finally:
             pair.close()
+
+
+def test_the_embedded_dispatcher_takes_it_from_its_own_file(own: Live, postgresql_database: str) -> None:
+    (own.home / "local.toml").write_text(f'store = "{postgresql_database}"\n')
+    modal.Dict.from_name("things", create_if_missing=True)["key"] = 1
+    own.kill()
+    assert modal.Dict.from_name("things")["key"] == 1
+    assert not (own.home / "store.db").exists()

@@ -17,6 +17,8 @@ from conftest import Live, until
 import modal_nomad as modal
 from modal_nomad import exception
 
+ON_BOTH_STORES = True
+
 
 def test_first_in_first_out_in_partitions_of_their_own(live: Live) -> None:
     with modal.Queue.ephemeral() as q:

@@ -11,6 +11,8 @@ import modal_nomad as modal
 from modal_nomad._bridge import run_blocking
 from modal_nomad.wire.volumes.entries import SYMLINK, Entry
 
+ON_BOTH_STORES = True
+
 
 def test_files(live: Live, tmp_path: Path) -> None:
     tree = tmp_path / "tree"

@@ -13,6 +13,8 @@ from conftest import Live
 import modal_nomad as modal
 from modal_nomad.exception import AlreadyExistsError, InvalidError, NotFoundError
 
+ON_BOTH_STORES = True
+
 pytestmark = pytest.mark.usefixtures("live")
 
 LARGE = os.urandom(9 << 20)
