@@ -25,7 +25,15 @@ from tests._postgresql import PREPARED, Postgresql
 # A shell that started this in the background has it ignored, and children would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_SETTINGS = ("MODAL_SERVER_URL", "MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET", "MODAL_ENVIRONMENT", "MODAL_PROFILE")
+# Unbuffered, a program's print may be cut by a container's line; that is for the tests that ask for it.
+_SETTINGS = (
+    "MODAL_SERVER_URL",
+    "MODAL_TOKEN_ID",
+    "MODAL_TOKEN_SECRET",
+    "MODAL_ENVIRONMENT",
+    "MODAL_PROFILE",
+    "PYTHONUNBUFFERED",
+)
 
 
 def until(condition: Callable[[], Any], seconds: float = 100.0, what: str = "the condition") -> Any:

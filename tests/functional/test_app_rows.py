@@ -326,5 +326,6 @@ def test_a_restricted_function_may_use_nothing_of_modal(live: Live) -> None:
         assert "restrict_modal_access=True" in restricted.remote("rows-restricted")
         assert "restrict_modal_access=True" in holder().ask.remote("rows-restricted")
         assert free.remote("rows-restricted") == "None"
+    modal.Dict.objects.delete("rows-restricted")
     with pytest.raises(exception.InvalidError, match="restrict_modal_access"):
         app.function(serialized=True, restrict_modal_access=1)(ask)  # type: ignore[arg-type]
