@@ -25,7 +25,7 @@ async def in_thread(work: Callable[[], T]) -> T:
         Error: what it answered.
     """
     from .client import _translate
-    from .wire.volumes.client import Refused
+    from .wire.asking import Refused
 
     try:
         return await io(_on_a_thread(work))

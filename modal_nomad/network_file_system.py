@@ -16,7 +16,8 @@ from ._object_manager import ObjectManager
 from ._renamed import renamed
 from .object import Object, _by_id
 from .types import FileEntry, FileEntryType
-from .wire.nfs import Listed, NfsClient, Refused, file_name
+from .wire.asking import Refused
+from .wire.nfs import Listed, NfsClient, file_name
 
 if TYPE_CHECKING:
     from .client import Client

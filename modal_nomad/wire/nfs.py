@@ -10,6 +10,7 @@ import re
 import time
 from typing import Any, BinaryIO, Callable, Iterator, List, NamedTuple, Union
 
+from .asking import Refused, again, checked, pauses
 from .transport import Answer, BlobClient
 
 FILE, DIRECTORY, SYMLINK, FIFO, SOCKET = 1, 2, 3, 4, 5
@@ -17,22 +18,6 @@ MOUNTED_AT = "/modal-nfs"
 """Where an allocation has the Nomad volume with all of them; its containers see their own alone."""
 _GLOB = re.compile(r"[*?\[]")
 _PART = 1 << 20
-_ATTEMPTS = 10
-_FIRST_PAUSE = 0.05
-_LAST_PAUSE = 2.0
-
-
-class Refused(Exception):
-    """The dispatcher refused a request.
-
-    Args:
-        kind: the name of the exception.
-        text: why.
-    """
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
 
 
 class Listed(NamedTuple):
@@ -65,13 +50,13 @@ class NfsClient:
 
     def list(self, object_id: str, path: str) -> List[Listed]:
         """Return what is in a directory, or matches a glob. Raises Refused, OSError."""
-        answer = self._again(lambda: self._ask(object_id, "list", {"path": path}))
+        answer = again(lambda: self._ask(object_id, "list", {"path": path}))
         return [Listed(*entry) for entry in json.loads(answer)["entries"]]
 
     def remove(self, object_id: str, path: str, recursive: bool) -> None:
         """Remove a file, or a directory with all that is in it. Raises Refused, OSError."""
         lost = False
-        for pause in _pauses():
+        for pause in pauses():
             try:
                 self._ask(object_id, "remove", {"path": path, "recursive": recursive})
             except OSError:
@@ -89,7 +74,7 @@ class NfsClient:
 
     def read(self, object_id: str, path: str) -> Answer:
         """Return an open answer that gives the bytes of a file. Raises Refused, OSError."""
-        answer: Answer = self._again(lambda: self._open(object_id, path))
+        answer: Answer = again(lambda: self._open(object_id, path))
         return answer
 
     def write(
@@ -116,33 +101,21 @@ class NfsClient:
                 file.seek(start)
             return self._ask(object_id, "write", {"path": path}, _Body(file, progress))
 
-        answer = send() if start is None else self._again(send)
+        answer = send() if start is None else again(send)
         return int(json.loads(answer)["size"])
 
     def _open(self, object_id: str, path: str) -> Answer:
         answer = self._http.open("POST", _where(object_id, "read"), _head({"path": path}))
         if answer.status >= 300:
             with answer:
-                _checked(answer.status, answer.read())
+                checked(answer.status, answer.read())
         return answer
 
     def _ask(self, object_id: str, verb: str, request: Any, content: Any = None) -> bytes:
         head = _head(request)
         if content is None:
-            return _checked(*self._http.exchange("POST", _where(object_id, verb), head))
-        return _checked(*self._http.exchange("POST", _where(object_id, verb), _after(head, content)))
-
-    @staticmethod
-    def _again(work: Callable[[], Any]) -> Any:
-        """Do something once more while the dispatcher is away for a moment."""
-        for pause in _pauses():
-            try:
-                return work()
-            except OSError:
-                if pause is None:
-                    raise
-                time.sleep(pause)
-        raise AssertionError
+            return checked(*self._http.exchange("POST", _where(object_id, verb), head))
+        return checked(*self._http.exchange("POST", _where(object_id, verb), _after(head, content)))
 
 
 class _Body:
@@ -172,12 +145,6 @@ def _after(head: bytes, content: Any) -> Iterator[bytes]:
     yield from content
 
 
-def _pauses() -> Iterator[Any]:
-    for attempt in range(_ATTEMPTS - 1):
-        yield min(_FIRST_PAUSE * 2**attempt, _LAST_PAUSE)
-    yield None
-
-
 def _seekable(file: Any) -> bool:
     try:
         return bool(file.seekable())
@@ -191,16 +158,6 @@ def _where(object_id: str, verb: str) -> str:
 
 def _head(request: Any) -> bytes:
     return json.dumps(request).encode() + b"\n"
-
-
-def _checked(status: int, body: bytes) -> bytes:
-    if status < 300:
-        return body
-    try:
-        kind, text = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError):
-        raise ConnectionError(f"the dispatcher answered {status}: {body[:200]!r}") from None
-    raise Refused(str(kind), str(text))
 
 
 def file_name(file: Any) -> str:

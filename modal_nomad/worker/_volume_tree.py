@@ -10,8 +10,9 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterable, Iterator, List, Optional, Set, Tuple
 
+from ..wire.asking import Refused
 from ..wire.volumes.chunks import PARALLEL, ChunkUploader, take_file
-from ..wire.volumes.client import Changes, Refused, VolumeClient
+from ..wire.volumes.client import Changes, VolumeClient
 from ..wire.volumes.entries import (
     CHUNK_BYTES,
     DIRECTORY,

@@ -11,8 +11,9 @@ import time
 from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..exception import ExecutionError
+from ..wire.asking import Refused
 from ..wire.spec import VolumeMount
-from ..wire.volumes.client import Refused, VolumeClient
+from ..wire.volumes.client import VolumeClient
 from ..wire.volumes.mounted import mounts
 from ._session import Settings
 from ._volume_cache import ChunkCache, from_environment

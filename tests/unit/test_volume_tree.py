@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from modal_nomad.exception import ExecutionError
+from modal_nomad.wire.asking import Refused
 from modal_nomad.wire.spec import VolumeMount
 from modal_nomad.wire.volumes.chunks import ChunkUploader, take_file
-from modal_nomad.wire.volumes.client import Changes, Refused
+from modal_nomad.wire.volumes.client import Changes
 from modal_nomad.wire.volumes.entries import CHUNK_BYTES, HOLE, REMOVED, Entry
 from modal_nomad.worker._session import Settings
 from modal_nomad.worker._volume_cache import ChunkCache, from_environment

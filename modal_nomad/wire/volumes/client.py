@@ -5,32 +5,15 @@ import io
 import json
 import os
 import tempfile
-import time
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, TypeVar, Union
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
 
+from ..asking import again, checked
 from ..transport import BlobClient
 from .entries import Entry, decode, decode_all, encode
 
-T = TypeVar("T")
 LAST, NEW, OVER = "last", "new", "over"
 """What a commit does to what is there: a container's wins; an upload's is refused, or wins over files."""
 _IN_MEMORY = 8 << 20
-_ATTEMPTS = 10
-_FIRST_PAUSE = 0.05
-_LAST_PAUSE = 2.0
-
-
-class Refused(Exception):
-    """The dispatcher refused a request.
-
-    Args:
-        kind: the name of the exception.
-        text: why.
-    """
-
-    def __init__(self, kind: str, text: str) -> None:
-        super().__init__(text)
-        self.kind = kind
 
 
 class Changes(NamedTuple):
@@ -74,16 +57,16 @@ class VolumeClient:
         if not hashes:
             return []
         body = json.dumps(hashes).encode()
-        found = _again(lambda: _checked(*self.blobs.exchange("POST", "/v1/blobs/missing", body)))
+        found = again(lambda: checked(*self.blobs.exchange("POST", "/v1/blobs/missing", body)))
         return [str(x) for x in json.loads(found)["missing"]]
 
     def put_chunk(self, data: bytes) -> None:
         """Send a chunk. Raises OSError."""
-        _again(lambda: self.blobs.put(data))
+        again(lambda: self.blobs.put(data))
 
     def get_chunk(self, sha: str) -> bytes:
         """Return a chunk. Raises KeyError when there is none, OSError, also for damaged content."""
-        return _again(lambda: self.get_chunk_once(sha))
+        return again(lambda: self.get_chunk_once(sha))
 
     def get_chunk_once(self, sha: str) -> bytes:
         """Return a chunk, or raise what ``get_chunk`` does at the first failure."""
@@ -166,20 +149,10 @@ class VolumeClient:
 
         def post() -> bytes:
             body.seek(0)
-            return _checked(*self.blobs.exchange("POST", f"/v1/volumes/{path}", body, headers))
+            return checked(*self.blobs.exchange("POST", f"/v1/volumes/{path}", body, headers))
 
         # A change may have been carried out already: its id keeps it from being so twice.
-        return _again(post)
-
-
-def _again(work: Callable[[], T]) -> T:
-    """Do something once more while the dispatcher is away for a moment."""
-    for attempt in range(_ATTEMPTS - 1):
-        try:
-            return work()
-        except OSError:
-            time.sleep(min(_FIRST_PAUSE * 2**attempt, _LAST_PAUSE))
-    return work()
+        return again(post)
 
 
 def _intact(sha: str, data: bytes) -> bytes:
@@ -190,13 +163,3 @@ def _intact(sha: str, data: bytes) -> bytes:
 
 def _new_id() -> str:
     return os.urandom(12).hex()
-
-
-def _checked(status: int, body: bytes) -> bytes:
-    if status < 300:
-        return body
-    try:
-        kind, text = json.loads(body)["error"]
-    except (ValueError, KeyError, TypeError):
-        raise ConnectionError(f"the dispatcher answered {status}: {body[:200]!r}") from None
-    raise Refused(str(kind), str(text))

@@ -15,7 +15,8 @@ import sys
 import threading
 from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional
 
-from ...wire.volumes.client import Refused, VolumeClient
+from ...wire.asking import Refused
+from ...wire.volumes.client import VolumeClient
 from .._in_use import check_unused
 from .._volume_cache import from_environment, of_container
 from . import mounting

@@ -6,8 +6,9 @@ import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
+from ...wire.asking import Refused
 from ...wire.volumes.chunks import ChunkUploader, take_chunk
-from ...wire.volumes.client import Changes, Refused, VolumeClient
+from ...wire.volumes.client import Changes, VolumeClient
 from ...wire.volumes.entries import (
     CHUNK_BYTES,
     DIRECTORY,

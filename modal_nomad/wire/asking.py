@@ -1,0 +1,53 @@
+"""Requests over HTTP that are made again while the dispatcher is away, and what its refusals are."""
+
+import json
+import time
+from typing import Callable, Iterator, Optional, TypeVar
+
+T = TypeVar("T")
+_ATTEMPTS = 10
+_FIRST_PAUSE = 0.05
+_LAST_PAUSE = 2.0
+
+
+class Refused(Exception):
+    """The dispatcher refused a request.
+
+    Args:
+        kind: the name of the exception.
+        text: why.
+    """
+
+    def __init__(self, kind: str, text: str) -> None:
+        super().__init__(text)
+        self.kind = kind
+
+
+def checked(status: int, body: bytes) -> bytes:
+    """Return the body of an answer. Raises Refused, or OSError for what is no answer of a dispatcher."""
+    if status < 300:
+        return body
+    try:
+        kind, text = json.loads(body)["error"]
+    except (ValueError, KeyError, TypeError):
+        raise ConnectionError(f"the dispatcher answered {status}: {body[:200]!r}") from None
+    raise Refused(str(kind), str(text))
+
+
+def pauses() -> Iterator[Optional[float]]:
+    """Yield the seconds to wait after each attempt that failed; None after the last one."""
+    for attempt in range(_ATTEMPTS - 1):
+        yield min(_FIRST_PAUSE * 2**attempt, _LAST_PAUSE)
+    yield None
+
+
+def again(work: Callable[[], T]) -> T:
+    """Do something once more while the dispatcher is away for a moment. Raises what ``work`` does."""
+    for pause in pauses():
+        try:
+            return work()
+        except OSError:
+            if pause is None:
+                raise
+            time.sleep(pause)
+    raise AssertionError
