@@ -17,7 +17,8 @@ class Socket(asyncio.Protocol):
         heard: when the last bytes came, on the loop's clock.
         descriptor: the socket's.
         plain: not encrypted, so that any thread may read and write the descriptor.
-        queued: what other threads have for the loop to write.
+        full: the transport still has something to write.
+        queued: what other threads have for the loop to write, before anything else.
     """
 
     def __init__(self, owner: "Connection", decoder: websocket.Decoder, request: bytes) -> None:
@@ -29,13 +30,23 @@ class Socket(asyncio.Protocol):
         self.heard = 0.0
         self.descriptor = -1
         self.plain = False
+        self.full = False
         self.queued: List[bytes] = []
 
     def connection_made(self, transport: Any) -> None:
         self.transport = transport
         self.plain = transport.get_extra_info("sslcontext") is None
         self.descriptor = transport.get_extra_info("socket").fileno()
+        # Any byte left over is told, and when the last one has gone: the size of the transport's buffer,
+        # asked in another thread, is wrong while the loop shortens it.
+        transport.set_write_buffer_limits(high=0)
         transport.write(self.request)
+
+    def pause_writing(self) -> None:
+        self.full = True
+
+    def resume_writing(self) -> None:
+        self.full = False
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -134,7 +134,7 @@ class Connection:
         if self._task is not None:
             self._task.cancel()
         if self._protocol is not None and self._protocol.transport is not None:
-            self._protocol.transport.write(websocket.encode(b"\x03\xe8", websocket.CLOSE))
+            self._write_raw(self._protocol, websocket.encode(b"\x03\xe8", websocket.CLOSE))
             self._protocol.transport.close()
         self._fail(ConnectionError("the client is closed"))
 
@@ -243,9 +243,13 @@ class Connection:
             return
         with self._write_lock:
             if threading.get_ident() == self._thread:
+                if peer.queued:
+                    # The end of a frame may be in there, whose beginning is written.
+                    queued, peer.queued = peer.queued, []
+                    data = b"".join((*queued, data))
                 peer.transport.write(data)
                 return
-            if peer.plain and not peer.transport.get_write_buffer_size() and not peer.queued:
+            if peer.plain and not peer.full and not peer.queued:
                 # The transport has nothing to write, and gets nothing while we hold the lock.
                 try:
                     data = data[os.write(peer.descriptor, data) :]
