@@ -94,7 +94,32 @@ class CopyStep:
         return ImageLayer("copy", (self.wish.remote,), {"manifest": sha}), files, {**found, sha: manifest}
 
 
-Step = Union[PipStep, CopyStep]  # noqa: UP007 - containers may run Python 3.9
+@dataclass(frozen=True)
+class LayerStep:
+    """A step that is known whole where it is stated.
+
+    Attributes:
+        step: the method that stated it, for messages.
+        kind: as ``wire.spec.ImageLayer`` has it, like the rest.
+        args: its words.
+        options: its other parameters.
+    """
+
+    step: str = field(compare=False)
+    kind: str
+    args: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+
+    def definition(self) -> Any:
+        """Return what makes two steps the same one."""
+        return [self.kind, self.args, dict(self.options)]
+
+    def resolve(self) -> tuple[ImageLayer, tuple[MountedFile, ...], Contents]:
+        """Return the layer."""
+        return ImageLayer(self.kind, self.args, dict(self.options)), (), {}
+
+
+Step = Union[PipStep, CopyStep, LayerStep]  # noqa: UP007 - containers may run Python 3.9
 
 
 def _lines(step: str, path: Path, seen: tuple[Path, ...] = ()) -> list[str]:

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ._bridge import blocking, blocking_function, io
+from ._image_bases import Bases
 from ._image_copy import CopySteps
 from ._image_files import (
     SOURCE_ROOT,
@@ -21,7 +22,7 @@ from ._image_files import (
     remote_file_path,
 )
 from ._image_pip import PipInstalls
-from ._image_steps import Contents, CopyStep, PipStep, Step
+from ._image_steps import Contents, CopyStep, LayerStep, Step
 from ._older_names import Resolvable
 from ._options import check_env
 from .config import in_container
@@ -42,7 +43,7 @@ DEFINITION_VARIABLE = "MODAL_IMAGE_DEFINITION"
 _FACTORY = object()
 
 
-class Image(PipInstalls, CopySteps, Resolvable):
+class Image(Bases, PipInstalls, CopySteps, Resolvable):
     """What a Function's containers have: a Python, its packages, environment variables and files.
 
     An Image never changes: each step returns a new one. Equal definitions are built once.
@@ -73,9 +74,12 @@ class Image(PipInstalls, CopySteps, Resolvable):
         return Image(_FACTORY, *(changes.get(name, getattr(self, name)) for name in names))
 
     def __repr__(self) -> str:
+        steps = self._steps
         base = f"from_id({self._base_id!r})" if self._base_id else f"debian_slim({self._spec.python or ''})"
-        steps = "".join(f".{s.step if isinstance(s, PipStep) else 'add_local'}(...)" for s in self._steps)
-        return f"Image.{base}{steps}"
+        if steps and isinstance(steps[0], LayerStep) and steps[0].kind == "base":
+            base, steps = f"{steps[0].step}({', '.join(map(repr, steps[0].args))})", steps[1:]
+        names = ("add_local" if isinstance(s, CopyStep) else s.step for s in steps)
+        return f"Image.{base}{''.join(f'.{name}(...)' for name in names)}"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Image):
@@ -349,7 +353,8 @@ class Image(PipInstalls, CopySteps, Resolvable):
             layers[0] = ImageLayer(first.kind, first.args, {**first.options, "build": new_id("im")})
         spec = replace(
             self._spec,
-            python=self._python,
+            # What an image of a registry has, only its containers know.
+            python=self._spec.python if layers and layers[0].kind == "base" else self._python,
             layers=tuple(layers),
             files=tuple(files[path] for path in sorted(files)),
         )

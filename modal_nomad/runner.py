@@ -227,6 +227,7 @@ def function_specs(
                 is_generator=info.is_generator,
                 is_async=info.is_async,
                 image=spec,
+                container_image=spec.registry_tag,
                 env={
                     **options.env,
                     "MODAL_IMAGE_ID": image._object_id,

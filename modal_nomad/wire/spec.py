@@ -46,6 +46,12 @@ class RetrySpec:
             return self.max_delay
 
 
+ENVIRONMENT_KINDS = ("pip", "copy")
+"""The build steps that a Python environment on the node can have."""
+# They hold in the steps after them, and of the container's process anyway.
+_SETTING_KINDS = ("env", "workdir")
+
+
 @dataclass(frozen=True)
 class ImageLayer:
     """One build step: ``args`` are its words.
@@ -55,11 +61,19 @@ class ImageLayer:
             ``find_links``, ``pre``, ``extra_options``, ``requirements`` (the SHA-256 of a
             requirements file) and ``env``; ``copy``
             adds the files of the blob ``manifest``, a list of (path, SHA-256, mode), for later steps.
+            All other kinds, which ``render.image`` knows, need a container runtime.
     """
 
     kind: str
     args: Tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def needs_container(self) -> bool:
+        """Whether a Python environment on the node cannot have this step."""
+        if self.kind in ENVIRONMENT_KINDS:
+            return bool(self.options.get("secrets") or self.options.get("gpu"))
+        return self.kind not in _SETTING_KINDS
 
 
 @dataclass(frozen=True)
@@ -88,6 +102,19 @@ class ImageSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     workdir: Optional[str] = None
     files: Tuple[MountedFile, ...] = ()
+
+    @property
+    def needs_container(self) -> bool:
+        """Whether this is an image for a container runtime, and no Python environment on the node."""
+        return any(layer.needs_container for layer in self.layers)
+
+    @property
+    def registry_tag(self) -> str:
+        """The image of a registry that is meant just as it is there; empty where anything is to be built."""
+        base, *others = self.layers or (ImageLayer(""),)
+        if base.kind != "base" or set(base.options) - {"build"}:
+            return ""
+        return "" if any(x.kind not in _SETTING_KINDS for x in others) else base.args[0]
 
     @property
     def environment_key(self) -> str:
@@ -355,6 +382,9 @@ class FunctionSpec:
             deployed it.
         schedule: when it is called by itself once it is deployed, or None.
         web: how it is served on the web, or None; of a class, its methods say.
+        container_image: what a container runtime starts its containers from, as that finds it:
+            ``registry/repository@sha256:…``, a tag, or an id on this machine; empty for processes of the
+            node.
     """
 
     app: str
@@ -402,6 +432,7 @@ class FunctionSpec:
     scope: Tuple[str, ...] = ()
     schedule: Optional[ScheduleSpec] = None
     web: Optional[WebSpec] = None
+    container_image: str = ""
 
     @property
     def served(self) -> Dict[str, WebSpec]:

@@ -27,8 +27,6 @@ Fetch = Callable[[str], bytes]
 Root = Union[str, "os.PathLike[str]"]
 _MARKER = ".complete"
 _LAST_LINES = 15
-KINDS = ("pip", "copy")
-"""The build steps that need no container runtime."""
 # Flags of pip that change nothing of what is installed, and that uv refuses.
 _PIP_ONLY = frozenset(
     (
@@ -110,7 +108,7 @@ def ensure(
 
 def _ensure(spec: ImageSpec, root: Root, log: Log, fetch: Optional[Fetch]) -> Path:
     for layer in spec.layers:
-        if layer.kind not in KINDS:
+        if layer.needs_container:
             raise ImageBuildError(
                 f"the image step {layer.kind!r} needs a container runtime: run the Function with the docker "
                 "driver, or leave the step out and install what it gives on the node"

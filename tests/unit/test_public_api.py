@@ -111,6 +111,7 @@ WITHOUT_TWIN = {
         "copy_mount",
         "debian_slim",
         "env",
+        "from_registry",
         "imports",
         "pip_install",
         "pip_install_from_pyproject",
