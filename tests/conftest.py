@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests._docker import NO_DOCKER, Docker, Unusable, docker_daemon
 from tests._postgresql import (
     NO_POSTGRESQL,
     PREPARED,
@@ -34,6 +36,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ("on a real Nomad", NO_NOMAD),
         ("on a real PostgreSQL", NO_POSTGRESQL),
         ("of mounted buckets", NO_BUCKET_MOUNTS),
+        ("of container images", NO_DOCKER),
     ):
         skipped = [r for r in terminalreporter.stats.get("skipped", ()) if reason in str(r.longrepr)]
         if skipped:
@@ -51,16 +54,28 @@ def nomad_address() -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
+def docker(tmp_path_factory: pytest.TempPathFactory) -> Docker:
+    """A Docker daemon of this session, with a Debian that has Python; skips where there can be none."""
+    try:
+        return docker_daemon(_shared(tmp_path_factory))
+    except Unusable as exc:
+        pytest.skip(f"{NO_DOCKER}: {exc}")
+
+
+def _shared(factory: pytest.TempPathFactory) -> Path:
+    """Return the folder of all processes of this session."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session")
 def _postgresql_start(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Callable[[], AbstractContextManager[Postgresql]]:
     programs = postgresql_programs()
     if programs is None:
         pytest.skip(NO_POSTGRESQL)
-    shared = tmp_path_factory.getbasetemp()
-    if "PYTEST_XDIST_WORKER" in os.environ:
-        shared = shared.parent
-    files = postgresql_files(programs, shared)
+    files = postgresql_files(programs, _shared(tmp_path_factory))
     return lambda: postgresql_server(programs, files)
 
 
