@@ -18,6 +18,7 @@ class Socket(asyncio.Protocol):
         descriptor: the socket's.
         plain: not encrypted, so that any thread may read and write the descriptor.
         full: the transport still has something to write.
+        torn: a caller's thread writes, or was interrupted as it did, and nobody knows how far it came.
         queued: what other threads have for the loop to write, before anything else.
     """
 
@@ -31,6 +32,7 @@ class Socket(asyncio.Protocol):
         self.descriptor = -1
         self.plain = False
         self.full = False
+        self.torn = False
         self.queued: List[bytes] = []
 
     def connection_made(self, transport: Any) -> None:

@@ -242,6 +242,9 @@ class Connection:
         if peer is None:
             return
         with self._write_lock:
+            if peer.torn:
+                self.loop.call_soon_threadsafe(peer.transport.abort)
+                return
             if threading.get_ident() == self._thread:
                 if peer.queued:
                     # The end of a frame may be in there, whose beginning is written.
@@ -249,6 +252,8 @@ class Connection:
                     data = b"".join((*queued, data))
                 peer.transport.write(data)
                 return
+            # Stays so where a Ctrl-C meets what follows.
+            peer.torn = True
             if peer.plain and not peer.full and not peer.queued:
                 # The transport has nothing to write, and gets nothing while we hold the lock.
                 try:
@@ -259,10 +264,12 @@ class Connection:
                     # The loop's thread sees the same end, and a reconnect sends all of it again.
                     return
                 if not data:
+                    peer.torn = False
                     return
             peer.queued.append(data)
             if len(peer.queued) == 1:
                 self.loop.call_soon_threadsafe(self._write_queued, peer)
+            peer.torn = False
 
     def _write_queued(self, peer: Socket) -> None:
         with self._write_lock:

@@ -86,3 +86,29 @@ async def test_messages_of_many_threads_and_the_loop_arrive_whole(
     )
     for writer in range(5):
         assert [m for m in got if m[0] == writer] == [message(writer, turn) for turn in range(40)]
+
+
+async def test_a_message_torn_by_an_interrupt_is_followed_by_nothing(
+    both_ends: tuple[Connection, Socket, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connection, peer, theirs = both_ends
+    whole = os.write
+
+    def interrupted(descriptor: int, data: bytes) -> int:
+        whole(descriptor, data[: len(data) // 2])
+        raise KeyboardInterrupt
+
+    def write() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            connection._write_raw(peer, websocket.encode(b"never whole"))
+
+    monkeypatch.setattr(os, "write", interrupted)
+    caller = threading.Thread(target=write)
+    caller.start()
+    caller.join()
+    monkeypatch.setattr(os, "write", whole)
+    connection._write_raw(peer, websocket.encode(b"another"))
+    got = b""
+    while data := await asyncio.to_thread(theirs.recv, 1 << 16):
+        got += data
+    assert len(got) < len(websocket.encode(b"never whole"))
