@@ -72,13 +72,19 @@ def bundle(infos: Iterable[FunctionInfo], automount: bool = True) -> CodeBundle 
     Returns:
         None when there is nothing to ship.
     """
+    files = shipped_files(infos, automount)
+    return _zip(files) if files else None
+
+
+def shipped_files(infos: Iterable[FunctionInfo], automount: bool = True) -> dict[str, str]:
+    """Return the files that ``bundle`` would zip: path in the bundle to path here."""
     files = local_modules() if automount else {}
     for info in infos:
         if info.serialized or info.file is None or not is_local(info.file):
             continue
         files[_bundle_path(info.module, info.file)] = info.file
         files.update(_package_files(info.module, info.file))
-    return _zip(files) if files else None
+    return files
 
 
 def _bundle_path(module: str, file: str) -> str:

@@ -83,6 +83,8 @@ def prepare(
     environment: str | None,
     tag: str = "",
     secrets: Mapping[Secret, SecretRef] | None = None,
+    replacing: str | None = None,
+    suffix: str | None = None,
 ) -> Publication:
     """Build every Function's specification and job. Reads local files; talks to no server.
 
@@ -94,6 +96,9 @@ def prepare(
         environment: the environment, or None for the server's.
         tag: a word for the deployment's history.
         secrets: where each Secret is; None knows those alone that the server has anyway.
+        replacing: the id of a running App that this is a new version of.
+        suffix: tells the jobs of an App that is not deployed from those of others; the same in each of its
+            versions. By default one of its own.
 
     Raises:
         InvalidError: a Secret's values would have to be sent, and there is no server.
@@ -101,7 +106,7 @@ def prepare(
     from . import __version__
     from .render import RenderSettings, render_function  # type: ignore[attr-defined, unused-ignore]
 
-    suffix = "" if state == "deployed" else os.urandom(4).hex()
+    suffix = "" if state == "deployed" else suffix or new_suffix()
     extras: dict[str, Any] = {"app_suffix": suffix, "deployer": _deployer()}
     settings = RenderSettings.from_dict({**render, **extras})
     settings = settings.placed(environment or settings.environment)
@@ -122,9 +127,14 @@ def prepare(
         "tag": tag,
         "functions": [{"spec": spec.to_dict(), "job": render_function(spec, settings)} for spec in specs],
         "client_version": __version__,
-        "app_id": None,
+        "app_id": replacing,
     }
     return Publication(args, contents)
+
+
+def new_suffix() -> str:
+    """Return what tells the jobs of an App that is not deployed from those of all others."""
+    return os.urandom(4).hex()
 
 
 def secrets_of(app: App) -> list[Secret]:

@@ -17,6 +17,7 @@ from modal_nomad.cli import _errors
 COMMANDS = {
     "run": "run",
     "deploy": "deploy",
+    "serve": "serve",
     "render": "render",
     "secret": "secret",
     "app": "app",

@@ -1,0 +1,164 @@
+"""One version of a served App: imported and prepared in a process of its own, which then ends.
+
+A module that is imported again in the same process keeps what its last version left behind, and a file that
+does not parse must not end what is being served.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import sys
+import traceback
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from modal_nomad.cli import _errors
+
+if TYPE_CHECKING:
+    from modal_nomad.app import App
+    from modal_nomad.runner import Publication
+
+
+@dataclass(frozen=True)
+class Order:
+    """What a process is to build.
+
+    Attributes:
+        reference: ``FILE.py``, ``FILE.py::VARIABLE`` or a dotted module path.
+        is_module: it is the latter.
+        environment: where the App runs; None is the server's default.
+        suffix: tells its jobs from those of others.
+        replacing: the id of the running App, of the first version None.
+        path: what modules are looked for in.
+    """
+
+    reference: str
+    is_module: bool
+    environment: str | None
+    suffix: str
+    replacing: str | None
+    path: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Built:
+    """What became of it.
+
+    Attributes:
+        publication: what is to be sent; None when it failed, and why is on its stderr.
+        sources: the files that were imported, and the one that would not be.
+        contents: other files that containers are to have.
+        functions: what the App has: kind and name.
+        warnings: lines that the user should see.
+    """
+
+    publication: Publication | None = None
+    sources: tuple[str, ...] = ()
+    contents: tuple[str, ...] = ()
+    functions: tuple[tuple[str, str], ...] = ()
+    warnings: tuple[str, ...] = field(default=())
+
+
+def main() -> None:
+    """Build what the first argument says, in JSON, and write it to the descriptor in the second one."""
+    order = Order(**json.loads(sys.argv[1]))
+    result = int(sys.argv[2])
+    os.set_inheritable(result, False)
+    sys.path[:] = order.path
+    sys.argv[:] = [order.reference]
+    try:
+        built = _build(order)
+    except BaseException as error:
+        code = _said(error)
+        built = Built(sources=(*_imported(), *_unparsed(error)))
+    else:
+        code = 0
+    sys.stdout.flush()
+    with open(result, "wb") as file:
+        pickle.dump(built, file)
+    # What the module has started (threads, children) is of no use without the rest of a program.
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _build(order: Order) -> Built:
+    import warnings
+
+    from modal_nomad.cli.deploy import load_app
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        app = load_app(order.reference, order.is_module)
+        if app.name is None and not app._description:
+            app.set_description(Path(order.reference.partition("::")[0]).name)
+        publication = _prepare(app, order)
+    functions = []
+    for name in app.registered_functions:
+        of_class = name.endswith(".*")
+        functions.append(("class" if of_class else "function", name[:-2] if of_class else name))
+    from modal_nomad import _automount
+
+    infos = [function.info for function in app.registered_functions.values()]
+    return Built(
+        publication,
+        (*_imported(), *_automount.shipped_files(infos).values()),
+        tuple(str(x) for x in publication.contents.values() if isinstance(x, Path)),
+        tuple(functions),
+        tuple(str(x.message) for x in caught),
+    )
+
+
+def _prepare(app: App, order: Order) -> Publication:
+    from modal_nomad._bridge import io, run_blocking
+    from modal_nomad.client import Client
+    from modal_nomad.runner import environment_of, hydrate_storage, prepare, secret_references
+
+    environment = environment_of(order.environment)
+
+    async def body() -> Publication:
+        client = await Client.from_env.aio()
+        await hydrate_storage(app, client, environment)
+        secrets = await io(secret_references(client, app, None, environment))
+        return prepare(
+            app,
+            client.server.render,
+            state="ephemeral",
+            name=None,
+            environment=environment,
+            secrets=secrets,
+            replacing=order.replacing,
+            suffix=order.suffix,
+        )
+
+    made: Publication = run_blocking(body())
+    return made
+
+
+def _said(error: BaseException) -> int:
+    """Print why there is no new version, and return the exit code."""
+    if isinstance(error, SystemExit):
+        sys.stderr.write(f"Error: the file ended the program by itself (exit code {error.code}).\n")
+        return _errors.FAILURE
+    if _errors.belongs_to_typer(error):
+        traceback.print_exception(error)
+        return _errors.FAILURE
+    return _errors.report(error)
+
+
+def _imported() -> Iterable[str]:
+    from modal_nomad import _automount
+
+    return _automount.local_modules().values()
+
+
+def _unparsed(error: Any) -> list[str]:
+    found = []
+    while error is not None:
+        if isinstance(error, SyntaxError) and error.filename:
+            found.append(error.filename)
+        error = error.__cause__
+    return found
