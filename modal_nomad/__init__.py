@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .image import Image
     from .mount import Mount
     from .network_file_system import NetworkFileSystem
+    from .proxy import Proxy
     from .queue import Queue
     from .retries import Retries
     from .schedule import Cron, Period
@@ -55,6 +56,7 @@ __all__ = [
     "Mount",
     "NetworkFileSystem",
     "Period",
+    "Proxy",
     "Queue",
     "Retries",
     "Secret",
@@ -96,6 +98,7 @@ _PLACES = {
     "Mount": "mount",
     "NetworkFileSystem": "network_file_system",
     "Period": "schedule",
+    "Proxy": "proxy",
     "Queue": "queue",
     "Retries": "retries",
     "Secret": "secret",
@@ -136,11 +139,14 @@ _SUBMODULES = frozenset(
         "image",
         "mount",
         "network_file_system",
+        "nomad",
         "object",
+        "proxy",
         "queue",
         "retries",
         "runner",
         "schedule",
+        "scheduler_placement",
         "secret",
         "types",
         "volume",

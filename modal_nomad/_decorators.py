@@ -23,8 +23,11 @@ if TYPE_CHECKING:
     from .image import Image
     from .mount import Mount
     from .network_file_system import NetworkFileSystem
+    from .nomad import Placement
+    from .proxy import Proxy
     from .retries import Retries
     from .schedule import Schedule
+    from .scheduler_placement import SchedulerPlacement
     from .secret import Secret
     from .volume import Volume
 
@@ -81,6 +84,9 @@ class Decorators:
         enable_memory_snapshot: bool = False,
         restrict_modal_access: bool = False,
         allow_concurrent_inputs: int | None = None,
+        proxy: Proxy | None = None,
+        nomad: Placement | None = None,
+        _experimental_scheduler_placement: SchedulerPlacement | None = None,
         **older_names: Any,
     ) -> Callable[[Callable[P, R]], Function[P, R]]:
         """Make a function one that runs in containers.
@@ -120,6 +126,9 @@ class Decorators:
             enable_memory_snapshot: keep what a container has loaded for those that start later.
             restrict_modal_access: its code may call no Functions and use no Dicts, Queues and the like.
             allow_concurrent_inputs: deprecated: use ``@modal.concurrent(max_inputs=...)``.
+            proxy: a ``modal.Proxy``, whose address its connections come from.
+            nomad: where Nomad places its containers, in Nomad's own words: a ``modal.nomad.Placement``.
+            _experimental_scheduler_placement: region, zone, kind of nodes: a ``SchedulerPlacement``.
             **older_names: older names of these, which warn; parameters of Modal that have no effect here;
                 and those that are not there yet, as long as they ask for nothing.
 
@@ -167,6 +176,9 @@ class Decorators:
             enable_memory_snapshot=enable_memory_snapshot,
             restrict_modal_access=restrict_modal_access,
             allow_concurrent_inputs=allow_concurrent_inputs,
+            proxy=proxy,
+            nomad=nomad,
+            _experimental_scheduler_placement=_experimental_scheduler_placement,
         )
         return lambda raw_f: self._add_function(raw_f, options)
 
@@ -200,6 +212,9 @@ class Decorators:
         enable_memory_snapshot: bool = False,
         restrict_modal_access: bool = False,
         allow_concurrent_inputs: int | None = None,
+        proxy: Proxy | None = None,
+        nomad: Placement | None = None,
+        _experimental_scheduler_placement: SchedulerPlacement | None = None,
         **older_names: Any,
     ) -> ClassDecorator:
         """Make a class one whose methods run in containers, which keep its instance between inputs.
@@ -255,6 +270,9 @@ class Decorators:
             enable_memory_snapshot=enable_memory_snapshot,
             restrict_modal_access=restrict_modal_access,
             allow_concurrent_inputs=allow_concurrent_inputs,
+            proxy=proxy,
+            nomad=nomad,
+            _experimental_scheduler_placement=_experimental_scheduler_placement,
         )
         return cast("ClassDecorator", lambda user_cls: self._add_class(user_cls, options))
 

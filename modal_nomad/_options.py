@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from ._other_options import other_options
 from .exception import DeprecationError, InvalidError
 from .retries import Retries
+from .wire.placement import PlacementSpec, SchedulerSpec
 from .wire.spec import GPUOption, RetrySpec, ScheduleSpec, WebSpec
 
 if TYPE_CHECKING:
@@ -20,7 +21,10 @@ if TYPE_CHECKING:
     from .image import Image
     from .mount import Mount
     from .network_file_system import NetworkFileSystem
+    from .nomad import Placement
+    from .proxy import Proxy
     from .schedule import Schedule
+    from .scheduler_placement import SchedulerPlacement
     from .secret import Secret
     from .volume import Volume
 
@@ -97,6 +101,9 @@ class FunctionOptions:
     region: tuple[str, ...] = ()
     cloud: str = ""
     nonpreemptible: bool = False
+    scheduler: SchedulerSpec | None = None
+    nomad: PlacementSpec | None = None
+    proxy: Proxy | None = None
     single_use_containers: bool = False
     include_source: bool = True
     secrets: tuple[Secret, ...] = ()
@@ -198,6 +205,32 @@ def _cloud(value: Any) -> str:
     return "" if value.lower() == "auto" else value.lower()
 
 
+def _placement(value: Any) -> PlacementSpec | None:
+    if value is None:
+        return None
+    from .nomad import placement_spec
+
+    return placement_spec(value)
+
+
+def _proxy(value: Any) -> Proxy | None:
+    if value is None:
+        return None
+    from .proxy import Proxy
+
+    if not isinstance(value, Proxy):
+        raise InvalidError(f"proxy is {value!r}; give a modal.Proxy.from_name(...)")
+    return value
+
+
+def _scheduler(value: Any, region: Any) -> tuple[tuple[str, ...], SchedulerSpec | None]:
+    if value is None:
+        return (), None
+    from .scheduler_placement import scheduler_spec
+
+    return scheduler_spec(value, region)
+
+
 def _gpu(value: Any) -> tuple[GPUOption, ...]:
     if value is None or value is False:
         return ()
@@ -295,6 +328,9 @@ def function_options(
     restrict_modal_access: bool = False,
     allow_concurrent_inputs: int | None = None,
     schedule: Schedule | None = None,
+    proxy: Proxy | None = None,
+    nomad: Placement | None = None,
+    _experimental_scheduler_placement: SchedulerPlacement | None = None,
 ) -> FunctionOptions:
     """Check the parameters of a Function, by their newer names.
 
@@ -320,6 +356,7 @@ def function_options(
         check_object_name("Function", name)
     if is_generator is not None:
         _flag("is_generator", is_generator)
+    of_scheduler, scheduler = _scheduler(_experimental_scheduler_placement, region)
     return FunctionOptions(
         image=image,
         env=check_env("env", env),
@@ -337,9 +374,12 @@ def function_options(
         startup_timeout=_seconds("startup_timeout", startup_timeout),
         name=name,
         is_generator=is_generator,
-        region=_regions(region),
+        region=_regions(region) or of_scheduler,
         cloud=_cloud(cloud),
         nonpreemptible=_flag("nonpreemptible", nonpreemptible),
+        scheduler=scheduler,
+        nomad=_placement(nomad),
+        proxy=_proxy(proxy),
         single_use_containers=_flag("single_use_containers", single_use_containers),
         include_source=True if include_source is None else _flag("include_source", include_source),
         secrets=_secrets(secrets),

@@ -22,10 +22,8 @@ NO_EFFECT = frozenset(
     }
 )
 NOT_YET: Mapping[str, str] = {
-    "_experimental_scheduler_placement": "name a region= or cloud= instead",
     "block_network": "start such code on a node without a route out",
     "i6pn": "containers reach each other by their nodes' addresses",
-    "proxy": "name a region= whose nodes have that address",
 }
 
 

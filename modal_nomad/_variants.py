@@ -121,7 +121,10 @@ class VariantFunction(Function[Any, Any]):
         spec = FunctionSpec.from_dict(fields)
         check_spec(spec)
         settings = RenderSettings.from_dict({**client.server.render, "environment": parent["environment"]})
-        job = render_function(spec, settings)
+        try:
+            job = render_function(spec, settings)
+        except ValueError as error:
+            raise InvalidError(str(error)) from None
         job["ID"] = job["Name"] = f"{parent['job_id']}--{content_key(spec.to_dict())[:8]}"
         job["Namespace"] = parent["namespace"]
         return {"spec": spec.to_dict(), "job": job}

@@ -101,7 +101,8 @@ def prepare(
             versions. By default one of its own.
 
     Raises:
-        InvalidError: a Secret's values would have to be sent, and there is no server.
+        InvalidError: a Secret's values would have to be sent, and there is no server; the cluster has no
+            place such as a Function asks for.
     """
     from . import __version__
     from .render import RenderSettings, render_function  # type: ignore[attr-defined, unused-ignore]
@@ -119,13 +120,17 @@ def prepare(
             "this cluster has no shared directory for NetworkFileSystems: name one under [nfs] in the"
             " dispatcher's settings, or use a modal.Volume"
         )
+    try:
+        jobs = [render_function(spec, settings) for spec in specs]
+    except ValueError as error:
+        raise InvalidError(str(error)) from None
     args = {
         "state": state,
         "name": name,
         "description": app.description or "",
         "environment": environment,
         "tag": tag,
-        "functions": [{"spec": spec.to_dict(), "job": render_function(spec, settings)} for spec in specs],
+        "functions": [{"spec": spec.to_dict(), "job": job} for spec, job in zip(specs, jobs, strict=True)],
         "client_version": __version__,
         "app_id": replacing,
     }
@@ -258,6 +263,9 @@ def function_specs(
                 region=options.region,
                 cloud=options.cloud,
                 nonpreemptible=options.nonpreemptible,
+                scheduler=options.scheduler,
+                nomad=options.nomad,
+                proxy=options.proxy.name or "" if options.proxy is not None else "",
                 secrets=tuple(
                     _reference(secret, secrets) for secret in (*function.app._secrets, *options.secrets)
                 ),
@@ -301,6 +309,9 @@ async def hydrate_storage(app: App, client: Client, environment: str | None) -> 
             await volume._hydrate_in(client, environment)
         for nfs in _options(function).network_file_systems.values():
             await nfs._hydrate_in(client, environment)
+        proxy = _options(function).proxy
+        if proxy is not None:
+            await proxy._hydrate_in(client, environment)
 
 
 def _mounts_of(function: Function[..., Any]) -> Mapping[str, Volume | CloudBucketMount]:

@@ -16,6 +16,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
+from modal_nomad.dispatcher._proxies import proxy_faults
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
 from modal_nomad.render import RenderSettings
 from modal_nomad.wire.address import parse_address
@@ -35,6 +36,7 @@ LOCAL_NAMES = frozenset(
         "garbage_age",
         "garbage_interval",
         "nfs",
+        "proxies",
         "render",
         "result_days",
         "s3",
@@ -166,6 +168,12 @@ node_directory = ""
 volume = ""
 volume_type = "host"
 
+[proxies]
+# Which nodes have the egress address of a modal.Proxy.from_name("office"), by their pool, their meta or both:
+# [proxies.office]
+# node_pool = "egress"
+# node_meta = { egress = "office" }
+
 [web]
 # Where web endpoints are served, "http://0.0.0.0:8080"; empty: nowhere. The embedded dispatcher takes a port
 # of 127.0.0.1 of its own.
@@ -222,6 +230,7 @@ class Settings:
     s3: Mapping[str, Any] = field(default_factory=dict, repr=False)
     namespaces: Mapping[str, Any] = field(default_factory=dict)
     nfs: Mapping[str, Any] = field(default_factory=dict)
+    proxies: Mapping[str, Any] = field(default_factory=dict)
     web: Mapping[str, Any] = field(default_factory=dict)
     render: Mapping[str, Any] = field(default_factory=dict)
     embedded: bool = False
@@ -275,6 +284,8 @@ class Settings:
         for name in ("directory", "node_directory"):
             if not self.nfs.get(name, "/").startswith("/") and self.nfs[name]:
                 raise SettingsError(f"[nfs]: {name} is {self.nfs[name]!r}; give an absolute path")
+        if fault := proxy_faults(self.proxies, self.engine):
+            raise SettingsError(fault)
         self._check_web()
         try:
             self.render_dict("")
@@ -338,7 +349,12 @@ class Settings:
             vault["vault_prefix"] = self.vault_prefix
             vault["vault_role"] = self.vault.get("role", "")
             vault["vault_namespace"] = self.vault.get("namespace", "")
-        ours: dict[str, Any] = {"server_url": self.address, "runtime_sha": runtime_sha, "web_sha": web_sha}
+        ours: dict[str, Any] = {
+            "server_url": self.address,
+            "runtime_sha": runtime_sha,
+            "web_sha": web_sha,
+            "proxies": {name: dict(table) for name, table in self.proxies.items()},
+        }
         if self.engine == "nomad":
             main = self.render.get("namespace", RenderSettings.namespace)
             ours["namespaces"] = {DEFAULT_ENVIRONMENT: main, **self.namespaces}

@@ -24,6 +24,12 @@ _GPU_META = "modal_gpu"
 _NO_DEVICE = "missing devices"
 _SAME_CLASS = "computed class ineligible"
 _ASKED = {"memory": "MemoryMB", "cpu": "CPU", "cores": "Cores"}
+_ASKED_BY = {
+    "${meta.cloud}": "cloud=",
+    "${meta.preemptible}": "nonpreemptible= or spot=",
+    "${meta.zone}": "zone=",
+    "${meta.instance_type}": "instance_type=",
+}
 _START_FAILURES = (
     "Driver Failure",
     "Setup Failure",
@@ -118,8 +124,12 @@ def placement_words(metrics: Mapping[str, Any], core_mhz: int = 1000, gpu: str =
     empty = sorted(name for name, count in available.items() if not count)
     if empty and len(empty) == len(available):
         parts.append(f"no ready node in datacenter {', '.join(empty)}")
-    for constraint, count in sorted((metrics.get("ConstraintFiltered") or {}).items()):
-        parts.append(f"{_nodes(count)} excluded by {_constraint(constraint)}")
+    filtered = metrics.get("ConstraintFiltered") or {}
+    if nowhere := _nowhere(filtered, int(metrics.get("NodesEvaluated") or 0)):
+        parts.append(nowhere)
+    else:
+        for constraint, count in sorted(filtered.items()):
+            parts.append(f"{_nodes(count)} excluded by {_constraint(constraint)}")
     for name, count in sorted((metrics.get("ClassFiltered") or {}).items()):
         if not metrics.get("ConstraintFiltered"):
             parts.append(f"{_nodes(count)} of class {name} excluded")
@@ -129,9 +139,7 @@ def placement_words(metrics: Mapping[str, Any], core_mhz: int = 1000, gpu: str =
     for quota in metrics.get("QuotaExhausted") or []:
         parts.append(f"quota exhausted: {quota}")
     if not parts:
-        pool = metrics.get("NodePool")
-        place = f" in node pool {pool}" if pool else ""
-        parts.append(f"no node{place} is eligible" if not metrics.get("NodesEvaluated") else "no node fits")
+        parts.append("no node fits" if metrics.get("NodesEvaluated") else _no_node(metrics))
     return "; ".join(parts)
 
 
@@ -169,10 +177,40 @@ def _nodes(count: int) -> str:
     return "1 node" if count == 1 else f"{count} nodes"
 
 
+def _no_node(metrics: Mapping[str, Any]) -> str:
+    # Nomad counts the nodes of a pool only within the job's datacenters: it does not say which is empty.
+    pool = metrics.get("NodePool")
+    return (
+        f"no node in node pool {pool} is eligible, or none in its datacenters (region=)"
+        if pool
+        else "no node is eligible"
+    )
+
+
+def _nowhere(filtered: Mapping[str, int], total: int) -> str:
+    """Say that no node is as it must be; empty where something else is in the way, too."""
+    rules = {text: int(count) for text, count in filtered.items() if text.startswith("${")}
+    if not rules or not set(filtered) - set(rules) <= {_SAME_CLASS} or sum(filtered.values()) < total:
+        return ""
+    if len(rules) == 1:
+        # What Nomad leaves out as being of a class that it has looked at fails for the same reason.
+        return f"0 of {total} nodes have {_rule(next(iter(rules)))}"
+    failed = [f"{count} lack {_rule(text)}" for text, count in sorted(rules.items())]
+    if rest := filtered.get(_SAME_CLASS):
+        failed.append(f"{rest} are like one of these")
+    return f"0 of {total} nodes will do: {', '.join(failed)}"
+
+
 def _constraint(text: str) -> str:
     if text == "missing drivers":
         return "a missing task driver: enable it in the client's plugin configuration"
-    return f"the constraint {text}"
+    return f"the constraint {_rule(text)}"
+
+
+def _rule(text: str) -> str:
+    """Return a constraint with the parameter that asks for it, where only that one does."""
+    parameter = _ASKED_BY.get(text.partition(" ")[0])
+    return f"{text} ({parameter})" if parameter else text
 
 
 def _exhausted(dimension: str, count: int, asked: Sequence[Mapping[str, Any]], core_mhz: int) -> str:

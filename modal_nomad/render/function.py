@@ -8,6 +8,7 @@ from typing import Any
 from modal_nomad.render.devices import gpu_words
 from modal_nomad.render.names import job_id
 from modal_nomad.render.nfs import nfs_directory, nfs_volumes
+from modal_nomad.render.placement import job_placement
 from modal_nomad.render.resources import disk_and_logs, task_resources
 from modal_nomad.render.secrets import SECRETS_FILE, reads_vault, vault_blocks
 from modal_nomad.render.settings import RenderSettings
@@ -23,8 +24,6 @@ BUCKETS_IDENTITY = "buckets"
 BUCKETS_AUDIENCE = "sts.amazonaws.com"
 AUDIENCE = "modal-nomad"
 _SECOND = 1_000_000_000
-_UNPREEMPTED = 91
-"""Nomad preempts for jobs that are at least 10 above, and 100 is the highest by default."""
 
 
 def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, Any]:
@@ -33,6 +32,9 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
     Args:
         spec: what to run.
         settings: what the cluster decides.
+
+    Raises:
+        ValueError: the Function asks for a place that contradicts itself, or that the cluster lacks.
     """
     disk, logs = disk_and_logs(spec, settings)
     shared, shared_mounts = nfs_volumes(spec, settings)
@@ -82,16 +84,14 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         "Name": name,
         "Type": "batch",
         "Namespace": settings.namespace,
-        "NodePool": settings.node_pool,
-        "Datacenters": list(spec.region or settings.datacenters),
-        "Priority": max(settings.priority, _UNPREEMPTED) if spec.nonpreemptible else settings.priority,
-        "Constraints": _constraints(spec),
+        **job_placement(spec, settings),
         "ParameterizedJob": {
             "Payload": "forbidden",
             "MetaRequired": [CONTAINER_META],
             **({"MetaOptional": [SNAPSHOT_META]} if keeps_snapshots(spec, settings) else {}),
         },
         "Meta": {
+            **(spec.nomad.meta if spec.nomad is not None else {}),
             "modal_app": spec.app,
             "modal_function": spec.name,
             "modal_version": spec.version_key[:12],
@@ -117,16 +117,6 @@ def _identities(spec: FunctionSpec) -> list[dict[str, Any]]:
     if any(bucket.role_arn for bucket in spec.buckets):
         hour = 3600 * _SECOND
         found.append({"Name": BUCKETS_IDENTITY, "Audience": [BUCKETS_AUDIENCE], "File": True, "TTL": hour})
-    return found
-
-
-def _constraints(spec: FunctionSpec) -> list[dict[str, str]]:
-    found = []
-    if spec.cloud:
-        found.append({"LTarget": "${meta.cloud}", "Operand": "=", "RTarget": spec.cloud})
-    if spec.nonpreemptible:
-        # Also true of nodes that say nothing of it.
-        found.append({"LTarget": "${meta.preemptible}", "Operand": "!=", "RTarget": "true"})
     return found
 
 

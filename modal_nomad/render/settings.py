@@ -45,6 +45,8 @@ class RenderSettings:
         nfs_directory: where nodes have the shared directory of NetworkFileSystems; empty for none.
         nfs_volume: the Nomad volume that has it instead.
         nfs_volume_type: ``host`` or ``csi``.
+        proxies: which nodes have the address of a proxy, by its name: their ``node_pool``, and what their
+            meta says (``node_meta``).
     """
 
     server_url: str
@@ -75,6 +77,7 @@ class RenderSettings:
     nfs_directory: str = ""
     nfs_volume: str = ""
     nfs_volume_type: str = "host"
+    proxies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.driver not in DRIVERS:

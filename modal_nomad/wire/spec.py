@@ -10,6 +10,8 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Dict, Mapping, Optional, Tuple
 
+from .placement import PlacementSpec, SchedulerSpec
+
 CLEANUP_SECONDS = 30.0
 """What user code may take to clean up after its input was cancelled or ran out of time."""
 
@@ -367,6 +369,11 @@ class FunctionSpec:
         region: datacenters to be placed in; empty means any.
         cloud: the ``cloud`` of the nodes' meta; empty means any.
         nonpreemptible: not to be ended for other jobs, nor on nodes that may vanish.
+        scheduler: what else nodes must be, by their meta, or None.
+        nomad: what Nomad is told besides, or None.
+        proxy: the name of the egress that its containers have; empty for none.
+        block_network: its code reaches no network.
+        i6pn: its containers reach each other by addresses of their own.
         is_class: what is found at ``qualname`` is a class, and each call names one of its ``methods``.
         methods: the methods of a class that can be called, by name.
         parameters: its ``modal.parameter()`` fields.
@@ -418,6 +425,11 @@ class FunctionSpec:
     region: Tuple[str, ...] = ()
     cloud: str = ""
     nonpreemptible: bool = False
+    scheduler: Optional[SchedulerSpec] = None
+    nomad: Optional[PlacementSpec] = None
+    proxy: str = ""
+    block_network: bool = False
+    i6pn: bool = False
     is_class: bool = False
     methods: Mapping[str, MethodSpec] = field(default_factory=dict)
     parameters: Tuple[ParameterSpec, ...] = ()
@@ -479,6 +491,10 @@ class FunctionSpec:
             known["image"] = ImageSpec.from_dict(known["image"])
         if known.get("retries"):
             known["retries"] = RetrySpec(**_known(RetrySpec, known["retries"]))
+        if known.get("scheduler"):
+            known["scheduler"] = SchedulerSpec.from_dict(known["scheduler"])
+        if known.get("nomad"):
+            known["nomad"] = PlacementSpec.from_dict(known["nomad"])
         if known.get("schedule"):
             known["schedule"] = ScheduleSpec.from_dict(known["schedule"])
         methods = known.get("methods") or {}

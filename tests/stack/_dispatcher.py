@@ -48,6 +48,7 @@ def dispatcher(
     nfs: Mapping[str, str] = {},
     namespaces: Mapping[str, str] = {},
     web: Mapping[str, Any] = {},
+    proxies: Mapping[str, str] = {},
     **settings: Any,
 ) -> Iterator[str]:
     """Yield the URL of a dispatcher on ``nomad``, the settings of its table of that name; so the others."""
@@ -61,6 +62,7 @@ def dispatcher(
     lines += ["[namespaces]", *(f"{json.dumps(k)} = {json.dumps(v)}" for k, v in namespaces.items())]
     lines += ["[nfs]", *(f"{name} = {json.dumps(value)}" for name, value in nfs.items())]
     lines += ["[web]", *(f"{name} = {json.dumps(value)}" for name, value in web.items())]
+    lines += [f"[proxies.{name}]\n{text}" for name, text in proxies.items()]
     lines += ["[render]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in {"python": sys.executable, **render}.items()]
     file, out = directory / "dispatcher.toml", directory / "dispatcher.log"

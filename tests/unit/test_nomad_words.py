@@ -75,7 +75,7 @@ def test_a_node_that_does_not_say_its_cores_counts_as_one() -> None:
             },
             "1 × L4",
             "0 of 4 nodes have 1 × L4 free: 1 lack the model; "
-            "1 node excluded by the constraint ${meta.cloud} = aws; "
+            "1 node excluded by the constraint ${meta.cloud} = aws (cloud=); "
             "2 nodes excluded by the constraint computed class ineligible",
         ),
         (

@@ -25,6 +25,7 @@ EXPECTED = [
     "Mount",
     "NetworkFileSystem",
     "Period",
+    "Proxy",
     "Queue",
     "Retries",
     "Secret",

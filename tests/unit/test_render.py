@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from modal_nomad.render import RenderSettings, render_function
 from modal_nomad.render.names import job_id
+from modal_nomad.wire.placement import PlacementSpec, SchedulerSpec
 from modal_nomad.wire.spec import (
     FunctionSpec,
     GPUOption,
@@ -49,6 +50,24 @@ CASES: dict[str, tuple[FunctionSpec, RenderSettings]] = {
     "served": (
         FunctionSpec(app="shop", name="web", module="shop", web=WebSpec("asgi", label="front")),
         RenderSettings(server_url="http://10.0.0.1:8520", runtime_sha="a" * 64, web_sha="e" * 64),
+    ),
+    "placed": (
+        FunctionSpec(
+            app="hello",
+            name="placed",
+            module="hello",
+            scheduler=SchedulerSpec("eu-1a", False, ("m5.large", "m5.xlarge")),
+            proxy="office",
+            nomad=PlacementSpec(
+                datacenters=("dc1", "eu-*"),
+                constraints=(("${node.class}", "=", "fast"), ("${attr.cpu.arch}", "is_set", "")),
+                affinities=(("${meta.disk}", "=", "nvme", -20),),
+                spreads=(("${node.datacenter}", 60, (("dc1", 70), ("dc2", 30))), ("${meta.rack}", 50, ())),
+                priority=70,
+                meta={"team": "ml"},
+            ),
+        ),
+        replace(SETTINGS, proxies={"office": {"node_pool": "egress", "node_meta": {"ip": "office"}}}),
     ),
     "everything": (
         FunctionSpec(

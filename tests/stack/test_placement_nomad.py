@@ -1,0 +1,197 @@
+"""Where Nomad runs containers: what a Function may ask for, on a node that has it and one that lacks it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from tests.conftest import NO_NOMAD
+from tests.engine_contract._nomad_agent import nomad_agent, nomad_binary
+from tests.stack._dispatcher import dispatcher, get, modal_nomad, put
+
+LIMIT = 200
+FILE = """
+import json, os
+import modal
+from modal import nomad
+from modal.scheduler_placement import SchedulerPlacement
+
+app = modal.App("placed")
+SPOT = SchedulerPlacement(region="dc1", zone="eu-1a", spot=False, instance_type=["m5.large", "m5.xlarge"])
+
+@app.function(
+    cpu=(0.1, 0.2),
+    memory=(64, 900),
+    ephemeral_disk=120,
+    cloud="aws",
+    nonpreemptible=True,
+    proxy=modal.Proxy.from_name("office"),
+    _experimental_scheduler_placement=SPOT,
+    nomad=nomad.Placement(
+        node_class="fast",
+        node_meta={"rack": "r1"},
+        constraints=[
+            nomad.Constraint("${attr.kernel.name}", "regexp", "^lin"),
+            nomad.Constraint("${meta.rack}", "is_set"),
+            nomad.Constraint("", "distinct_hosts"),
+        ],
+        affinities=[nomad.Affinity("${meta.rack}", "=", "r2", weight=-30)],
+        spreads=[nomad.Spread("${node.datacenter}", {"dc1": 100})],
+        priority=60,
+        meta={"team": "ml"},
+    ),
+)
+def everywhere(x: int) -> dict:
+    return {"x": x, "team": os.environ["NOMAD_META_team"], "pool": os.environ["NOMAD_DC"]}
+
+@app.function(nomad=nomad.Placement(node_meta={"rack": "r9"}))
+def rack(x: int): ...
+
+@app.function(cloud="gcp", nomad=nomad.Placement(node_class="fast"))
+def cloud(x: int): ...
+
+@app.function(nomad=nomad.Placement(node_pool="elsewhere"))
+def pool(x: int): ...
+
+@app.function(region="dc7")
+def region(x: int): ...
+
+@app.local_entrypoint()
+def main(name: str = "everywhere"):
+    print(json.dumps(app.registered_functions[name].remote(3)))
+"""
+UNKNOWN = """
+import modal
+
+app = modal.App("unknown")
+
+@app.function(proxy=modal.Proxy.from_name("home"))
+def f(): ...
+"""
+
+
+class Stack(NamedTuple):
+    nomad: str
+    url: str
+    folder: Path
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    binary = nomad_binary()
+    if binary is None:
+        pytest.skip(NO_NOMAD)
+    folder = tmp_path_factory.mktemp("placed")
+    meta = {"rack": "r1", "zone": "eu-1a", "instance_type": "m5.xlarge", "cloud": "aws", "egress": "office"}
+    proxies = {"office": 'node_meta = { egress = "office" }'}
+    with (
+        nomad_agent(binary, client={"meta": meta, "node_class": "fast"}) as nomad,
+        dispatcher(folder, {"address": nomad}, auth="none", proxies=proxies) as url,
+    ):
+        put(nomad, "/v1/node/pool/elsewhere", {"Name": "elsewhere"})
+        put(nomad, "/v1/operator/scheduler/configuration", {"MemoryOversubscriptionEnabled": True})
+        yield Stack(nomad, url, folder)
+
+
+def test_a_function_runs_where_it_asks_to_be(stack: Stack) -> None:
+    done = modal_nomad(stack.folder, stack.url, "deploy", "app.py", file=FILE)
+    assert done.returncode == 0, done.stderr
+    try:
+        job = get(stack.nomad, "/v1/job/placed-everywhere")
+        # Nomad's own reading of the job, not ours.
+        assert (job["Priority"], job["Datacenters"], job["NodePool"]) == (91, ["dc1"], "default")
+        rules = {(x["LTarget"], x["Operand"], x["RTarget"]) for x in job["Constraints"]}
+        assert {
+            ("${meta.cloud}", "=", "aws"),
+            ("${meta.preemptible}", "!=", "true"),
+            ("${meta.zone}", "=", "eu-1a"),
+            ("${meta.instance_type}", "set_contains_any", "m5.large,m5.xlarge"),
+            ("${meta.egress}", "=", "office"),
+            ("${node.class}", "=", "fast"),
+            ("${meta.rack}", "=", "r1"),
+            ("${attr.kernel.name}", "regexp", "^lin"),
+        } <= rules
+        assert [(x["RTarget"], x["Weight"]) for x in job["Affinities"]] == [("r2", -30)]
+        assert [x["Attribute"] for x in job["Spreads"]] == ["${node.datacenter}"]
+        (group,) = job["TaskGroups"]
+        resources = group["Tasks"][0]["Resources"]
+        assert (resources["CPU"], resources["MemoryMB"], resources["MemoryMaxMB"]) == (100, 64, 900)
+        assert group["EphemeralDisk"]["SizeMB"] == 120
+        again = modal_nomad(stack.folder, stack.url, "deploy", "app.py", "--plan", file=FILE)
+        assert again.returncode == 0, again.stdout
+        moved = FILE.replace('"r2", weight=-30', '"r3", weight=-30')
+        plan = modal_nomad(stack.folder, stack.url, "deploy", "app.py", "--plan", file=moved)
+        assert "Affinity" in plan.stdout and "r3" in plan.stdout, plan.stdout + plan.stderr
+    finally:
+        modal_nomad(stack.folder, stack.url, "app", "stop", "placed")
+    done = modal_nomad(stack.folder, stack.url, "run", "app.py", file=FILE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    assert said == [{"x": 3, "team": "ml", "pool": "dc1"}]
+
+
+def test_the_rendered_job_shows_the_placement(stack: Stack) -> None:
+    done = modal_nomad(stack.folder, stack.url, "render", "app.py", "--hcl", file=FILE)
+    assert done.returncode == 0, done.stderr
+    for words in ("affinity {", "spread {", 'target "dc1" {', '"${meta.rack}"', "distinct_hosts"):
+        assert words in done.stdout, done.stdout
+    file = stack.folder / "job.hcl"
+    file.write_text(done.stdout.partition('\njob "placed-rack"')[0])
+    checked = subprocess.run(
+        ["nomad", "job", "validate", f"-address={stack.nomad}", str(file)], capture_output=True, text=True
+    )
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("rack", "0 of 1 nodes have ${meta.rack} = r9"),
+        ("cloud", "0 of 1 nodes have ${meta.cloud} = gcp (cloud=)"),
+        ("pool", "no node in node pool elsewhere is eligible"),
+        ("region", "no node in node pool default is eligible, or none in its datacenters (region=)"),
+    ],
+)
+def test_who_waits_for_a_place_is_told_why(stack: Stack, name: str, words: str) -> None:
+    (stack.folder / "app.py").write_text(FILE)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_"))}
+    process = subprocess.Popen(
+        [sys.executable, "-m", "modal_nomad", "run", "app.py", "--name", name],
+        cwd=stack.folder,
+        env={**clean, "MODAL_CONFIG_PATH": "/nonexistent", "MODAL_SERVER_URL": stack.url},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    # Who never says it is ended, and what it said instead is the failure.
+    guard = threading.Timer(LIMIT, process.kill)
+    guard.start()
+    seen: list[str] = []
+    try:
+        for line in process.stdout:
+            seen.append(line)
+            if f"{name}: waiting for a container: {words}" in line:
+                break
+        else:
+            raise AssertionError("".join(seen))
+    finally:
+        guard.cancel()
+        process.terminate()
+        process.communicate(timeout=LIMIT)
+
+
+@pytest.mark.parametrize("command", [["deploy", "app.py"], ["run", "app.py::f"], ["render", "app.py"]])
+def test_a_proxy_that_the_cluster_lacks_is_one_clear_line(stack: Stack, command: list[str]) -> None:
+    done = modal_nomad(stack.folder, stack.url, *command, file=UNKNOWN)
+    assert done.returncode != 0
+    assert "this cluster has no proxy 'home' (it has office)" in done.stderr, done.stderr
+    assert "[proxies.home]" in done.stderr and "Traceback" not in done.stderr
