@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from threading import Lock
 from typing import TYPE_CHECKING, Any
 
 from . import _execution_context as context
 from . import exception
 from ._bridge import io
 from .wire import frames
+from .wire._requests import Outcome
 from .wire.ids import new_id
 from .wire.serialization import dumps, loads, unpack_exception
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
-
     from .client import Client
     from .wire.connection import Output
     from .wire.input_frames import Input
@@ -67,19 +65,13 @@ def output_error(status: int, payload: bytes) -> BaseException:
     return exception.RemoteError(text)
 
 
-class Unary:
-    """A call of one input that this process waits for; ``io`` awaits its output.
-
-    A caller that reads the socket itself needs no Future, which is a lock and two conditions.
-    """
+class Unary(Outcome):
+    """A call of one input that this process waits for; ``io`` awaits its output."""
 
     def __init__(self, client: Client, function_id: str, method: str = "") -> None:
         from .wire.connection import Call
 
-        self._output: Output | None = None
-        self._error: BaseException | None = None
-        self._future: Future[Output] | None = None
-        self._making = Lock()
+        super().__init__()
         self.call = Call(
             new_id("fc"),
             function_id,
@@ -90,50 +82,11 @@ class Unary:
             alone=True,
         )
 
-    def done(self) -> bool:
-        """Tell whether the output, or a failure, is here."""
-        return self._output is not None or self._error is not None
-
-    def result(self) -> Output:
-        """Return the output, waiting for it; raises the failure."""
-        if self._output is None:
-            return self.future().result()
-        return self._output
-
-    def cancel(self) -> None:
-        """Wait no more."""
-
-    def future(self) -> Future[Output]:
-        """Return a Future of the output, made now."""
-        from concurrent.futures import Future
-
-        with self._making:
-            if self._future is None:
-                self._future = Future()
-                self._complete(self._future)
-            return self._future
-
-    def _complete(self, future: Future[Output]) -> None:
-        if not self.done() or future.done() or not future.set_running_or_notify_cancel():
-            return
-        if self._output is not None:
-            future.set_result(self._output)
-        else:
-            future.set_exception(self._error)
-
     def _arrived(self, outputs: list[Output]) -> None:
-        self._output = outputs[0]
-        self._tell()
+        self.settle(outputs[0])
 
     def _failed(self, error: BaseException) -> None:
-        if not self.done():
-            self._error = connection_error(error)
-            self._tell()
-
-    def _tell(self) -> None:
-        with self._making:
-            if self._future is not None:
-                self._complete(self._future)
+        self.fail(connection_error(error))
 
 
 async def call_remote(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from . import exception
 from ._bridge import blocking, blocking_function, io
 from ._log import logger
+from .wire._requests import Asked
 from .wire.ids import new_id
 from .wire.main_module import alias_main
 
@@ -217,26 +218,111 @@ class Client:
         method: str,
         args: Mapping[str, Any],
         payloads: Sequence[bytes] = (),
-        patience: float | None = None,
     ) -> tuple[Any, list[bytes]]:
         from .wire.connection import Refused
 
         try:
-            return await self._live().request(method, args, payloads, patience)
+            return await self._live().request(method, args, payloads)
         except Refused as error:
             raise _translate(error) from None
-        except asyncio.TimeoutError:
-            # An OSError on newer Pythons.
-            raise
         except OSError as error:
             raise exception.ConnectionError(str(error)) from None
 
-    def _tell(self, method: str, args: Mapping[str, Any]) -> None:
-        """Make a request whose answer nobody waits for, before any that is asked later; on the loop."""
-        if not self.is_closed():
-            answer = self._live().request(method, args)
-            # An answer or an error: neither changes anything for us.
-            answer.add_done_callback(lambda done: done.cancelled() or done.exception())
+    async def _ask(
+        self, method: str, args: Mapping[str, Any], payloads: Sequence[bytes] = ()
+    ) -> tuple[Any, list[bytes]]:
+        """Make a request from the caller's thread, which reads the answer itself where it can.
+
+        Awaited by a body, not by ``io``: nothing of it needs the library's loop.
+        """
+        asked = Asked()
+        try:
+            self._begin(asked, method, args, payloads)
+            return await self._answer(asked)
+        finally:
+            self._forget(asked)
+
+    def _begin(
+        self,
+        asked: Asked,
+        method: str,
+        args: Mapping[str, Any],
+        payloads: Sequence[bytes] = (),
+        patience: float | None = None,
+    ) -> None:
+        """Make a request; from any thread. ``_answer`` awaits it, ``_forget`` or ``_leave`` ends it."""
+        try:
+            self._live().ask(asked, method, args, payloads, patience=patience)
+        except OSError as error:
+            raise exception.ConnectionError(str(error)) from None
+
+    async def _answer(self, asked: Asked) -> tuple[Any, list[bytes]]:
+        """Return a request's answer. Raises NoAnswer when its patience ends."""
+        from .wire.connection import Refused
+
+        try:
+            answer: tuple[Any, list[bytes]] = await io(asked, self._live().direct)
+            return answer
+        except Refused as error:
+            raise _translate(error) from None
+        except OSError as error:
+            raise exception.ConnectionError(str(error)) from None
+
+    def _leave(self, asked: Asked, then: Callable[[], None]) -> None:
+        """Wait for an answer no more, and have ``then`` called when it comes; at once where none will."""
+        connection = self._connection
+        if not asked.number:
+            asked.fail(ConnectionError("it was never sent"))
+
+        def answered() -> None:
+            self._forget(asked)
+            then()
+
+        asked.alone = False
+        asked.then(answered)
+        if connection is not None:
+            connection.direct.look_soon()
+
+    def _is_connected(self) -> bool:
+        return self._connection is not None and self._connection.connected
+
+    def _forget(self, asked: Asked) -> None:
+        if self._connection is not None:
+            self._connection.forget(asked)
+
+    def _tell(
+        self,
+        method: str,
+        args: Mapping[str, Any],
+        payloads: Sequence[bytes] = (),
+        then: Callable[[], None] | None = None,
+    ) -> None:
+        """Make a request whose answer nobody waits for, before any that is asked later; from any thread.
+
+        Args:
+            method: the request's name.
+            args: its arguments.
+            payloads: what comes with it.
+            then: called when it has been answered, or has failed.
+        """
+        connection = self._connection
+        if connection is None or connection.closed:
+            if then is not None:
+                then()
+            return
+        asked = Asked()
+        asked.alone = False
+
+        def answered() -> None:
+            connection.forget(asked)
+            if then is not None:
+                then()
+
+        asked.then(answered)
+        try:
+            connection.ask(asked, method, args, payloads)
+        except OSError as error:
+            asked.fail(error)
 
     async def _put_blob(self, data: bytes) -> str:
         return str(await self._blob_call(self._blobs.put, data))

@@ -339,7 +339,7 @@ class Dict(Object):
         self, method: str, args: dict[str, Any], payloads: list[bytes] | None = None
     ) -> tuple[Any, list[bytes]]:
         client, object_id = await self._target()
-        return await io(client._request_full(method, {"object_id": object_id, **args}, payloads or ()))
+        return await client._ask(method, {"object_id": object_id, **args}, payloads or ())
 
     async def _get(self, key: Any, default: Any) -> Any:
         value, payloads = await self._ask("dict.get", {}, [_key(key)])

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import exception
-from ._bridge import blocking, blocking_function, blocking_function_context, blocking_gen, io
+from ._bridge import blocking, blocking_function, blocking_function_context, blocking_gen
 from ._object_manager import ObjectManager
 from ._options import warn_deprecated
 from ._renamed import renamed
@@ -209,7 +209,7 @@ class Queue(Object):
             ('a', None)
         """
         found = await self._take(1, block, timeout, partition)
-        return loads(found[0]) if found else None
+        return found[0] if found else None
 
     @blocking
     async def get_many(
@@ -239,7 +239,7 @@ class Queue(Object):
         """
         if type(n_values) is not int or n_values < 1:
             raise exception.InvalidError(f"n_values is {n_values!r}; give a whole number of at least 1")
-        return [loads(x) for x in await self._take(n_values, block, timeout, partition)]
+        return await self._take(n_values, block, timeout, partition)
 
     @blocking
     async def put(
@@ -306,7 +306,7 @@ class Queue(Object):
         if partition is not None and total:
             raise exception.InvalidError("len() takes partition= or total=True, not both")
         client, args = await self._where(partition)
-        return int((await io(client._request("queue.len", {**args, "total": total})))["len"])
+        return int((await client._ask("queue.len", {**args, "total": total}))[0]["len"])
 
     @blocking
     async def clear(self, *, partition: str | None = None, all: bool = False) -> None:
@@ -322,7 +322,7 @@ class Queue(Object):
         if partition is not None and all:
             raise exception.InvalidError("clear() takes partition= or all=True, not both")
         client, args = await self._where(partition)
-        await io(client._request("queue.clear", {**args, "all": all}))
+        await client._ask("queue.clear", {**args, "all": all})
 
     @blocking_gen
     async def iterate(
@@ -346,7 +346,7 @@ class Queue(Object):
         client, args = await self._where(partition)
         after = 0
         while True:
-            numbers, payloads = await io(look(client, args, after, wait))
+            numbers, payloads = await look(client, args, after, wait)
             if not numbers:
                 return
             for payload in payloads:
@@ -362,12 +362,12 @@ class Queue(Object):
 
     async def _take(
         self, wanted: int, block: bool, timeout: float | None, partition: str | None
-    ) -> builtins.list[bytes]:
+    ) -> builtins.list[Any]:
         from ._queue_items import take
 
         wait = _wait(block, timeout)
         client, args = await self._where(partition)
-        found: builtins.list[bytes] = await io(take(client, args, wanted, wait))
+        found = await take(client, args, wanted, wait, loads)
         if not found and block:
             raise _queue.Empty
         return found
@@ -396,7 +396,7 @@ class Queue(Object):
                 " put a reference to it, such as the path of a file in a Volume"
             )
         fits = block or _size(payloads) <= MAX_ITEMS
-        if not (fits and await io(put(client, {**args, "ttl": ttl}, payloads, wait))):
+        if not (fits and await put(client, {**args, "ttl": ttl}, payloads, wait)):
             which = f"partition {partition!r}" if partition is not None else "the default partition"
             raise _queue.Full(f"{which} of the Queue is full: it holds {MAX_ITEMS} items at most")
 

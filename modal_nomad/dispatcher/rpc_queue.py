@@ -1,4 +1,7 @@
-"""Requests about the items of Queues. A get is two requests: it is given items, then it takes them."""
+"""Requests about the items of Queues.
+
+A get takes what is there at once. What it waits for is given to it, and taken by a second request.
+"""
 
 from __future__ import annotations
 
@@ -90,10 +93,18 @@ async def _put(server: Dispatcher, request: Request) -> Answer:
     return await server.answers.once(request, work)
 
 
-@method("queue.get")
-async def _get(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+@full_method("queue.get")
+async def _get(server: Dispatcher, request: Request) -> Answer:
+    args, owner = request.args, request.session.owner
     object_id, key, wanted = await _queue(server, args), _key(args), _wanted(args)
-    return await server.queues.get(object_id, session.owner, key, _partition(args), wanted, _wait(args))
+    partition, wait = _partition(args), _wait(args)
+    if not args.get("take"):
+        return await server.queues.get(object_id, owner, key, partition, wanted, wait)
+
+    async def work(ticket: Ticket) -> Answer:
+        return await server.queues.get(object_id, owner, key, partition, wanted, wait, ticket)
+
+    return await server.answers.once(request, work)
 
 
 @full_method("queue.take")

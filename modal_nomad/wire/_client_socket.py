@@ -75,4 +75,7 @@ class Socket(asyncio.Protocol):
         if not self.upgraded.done():
             self.upgraded.set_exception(error or ConnectionError("the server closed the connection"))
             self.upgraded.exception()
+        with self.owner._write_lock:
+            # The transport closes its descriptor next, whose number may soon be another file's.
+            self.plain = False
         self.owner._lost(self)

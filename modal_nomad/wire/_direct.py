@@ -67,6 +67,10 @@ class Direct:
                 except (OSError, FrameError):
                     connection.loop.call_soon_threadsafe(self._broken, peer)
                     return
+                except BaseException:
+                    # Ctrl-C may have come when the bytes were here and not yet understood: they come again.
+                    connection.loop.call_soon_threadsafe(self._broken, peer)
+                    raise
         finally:
             self.thread = None
             self._moved = monotonic()

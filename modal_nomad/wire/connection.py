@@ -7,17 +7,18 @@ again and sends them again under the same ids, so a restarted dispatcher loses n
 import asyncio
 import os
 import threading
+from time import monotonic
 from typing import Any, Awaitable, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from . import frames, websocket
+from ._call import Call, Output
 from ._client_socket import Socket
 from ._direct import Direct
+from ._requests import Asked, LoopAsked, Requests
 from .address import Address, parse_address
 from .input_frames import Input, batches, inputs_frame
-from .window import ReadWindow
 
-Output = Tuple[int, int, bytes, int]
-"""Index, status, payload, flags."""
+__all__ = ["Call", "Connection", "Output", "Refused"]
 
 _SILENCE = 75.0
 
@@ -30,61 +31,8 @@ class Refused(Exception):
         self.kind = kind
 
 
-class Call:
-    """One function call as the connection sees it: what is unanswered, and who wants the outputs.
-
-    Attributes:
-        call_id: ``fc-…``.
-        function_id: ``fu-…``.
-        method: which method of a class; empty for a plain function.
-        pending: inputs without an output, by index; sent again after a reconnect.
-        alone: who made it says whether it reads the socket or somebody else has to.
-        window: what a generator's one input yields goes here.
-        on_items: tells that there is something new in it.
-    """
-
-    __slots__ = (
-        "acks",
-        "alone",
-        "call_id",
-        "function_id",
-        "method",
-        "on_failure",
-        "on_items",
-        "on_outputs",
-        "parent",
-        "pending",
-        "window",
-    )
-
-    def __init__(
-        self,
-        call_id: str,
-        function_id: str,
-        on_outputs: Callable[[List[Output]], None],
-        on_failure: Callable[[BaseException], None],
-        *,
-        parent: str = "",
-        method: str = "",
-        alone: bool = False,
-        window: Optional[ReadWindow] = None,
-        on_items: Optional[Callable[[], None]] = None,
-    ) -> None:
-        self.call_id = call_id
-        self.alone = alone
-        self.function_id = function_id
-        self.on_outputs = on_outputs
-        self.on_failure = on_failure
-        self.parent = parent
-        self.method = method
-        self.pending: Dict[int, Tuple[bytes, int]] = {}
-        self.acks: List[int] = []
-        self.window = window
-        self.on_items = on_items
-
-
 class Connection:
-    """Lives on one event loop; ``submit`` alone may be called from other threads.
+    """Lives on one event loop; ``submit``, ``ask`` and what ends these may be called from other threads.
 
     Args:
         address: gives the server URL and the bearer token, and may start the server first; it is
@@ -113,8 +61,7 @@ class Connection:
         self._ready = False
         self._task: Optional["asyncio.Task[None]"] = None
         self._welcomed: Optional["asyncio.Future[None]"] = None
-        self._requests: Dict[int, Tuple[bytes, "asyncio.Future[Any]"]] = {}
-        self._next_request = 0
+        self._requests = Requests(self.loop)
         self._write_lock = threading.Lock()
         self._thread = threading.get_ident()
         self._calls: Dict[str, Call] = {}
@@ -139,26 +86,39 @@ class Connection:
         self._fail(ConnectionError("the client is closed"))
 
     def request(
+        self, method: str, args: Mapping[str, Any], payloads: Sequence[bytes] = ()
+    ) -> "asyncio.Future[Tuple[Any, List[bytes]]]":
+        """Ask at once; the future gives the answer and its payloads. It raises Refused."""
+        return self._ask(_asking(method, args, payloads))
+
+    def ask(
         self,
+        asked: Asked,
         method: str,
         args: Mapping[str, Any],
         payloads: Sequence[bytes] = (),
+        *,
         patience: Optional[float] = None,
-    ) -> "asyncio.Future[Tuple[Any, List[bytes]]]":
-        """Ask at once; the future gives the answer and its payloads.
+    ) -> None:
+        """Ask at once, from any thread. ``forget`` follows, also where Ctrl-C comes before this returns.
 
-        It raises Refused with the dispatcher's error, and asyncio.TimeoutError after ``patience`` seconds.
+        Args:
+            asked: gets the answer; whether it is ``alone`` is said before.
+            method: the request's name.
+            args: its arguments.
+            payloads: what comes with it.
+            patience: seconds after which it fails with NoAnswer.
         """
-        self._next_request += 1
-        number = self._next_request
-        header: frames.Header = {"t": "rq", "i": number, "m": method, "a": args}
-        # Answers to earlier requests than this one need not be kept for us.
-        header["k"] = next(iter(self._requests), number)
-        answer = self._ask(number, frames.encode(header, payloads))
         if patience is not None:
-            timer = self.loop.call_later(patience, _give_up, answer)
-            answer.add_done_callback(lambda _: timer.cancel())
-        return answer
+            asked.until = monotonic() + patience
+        peer = self._requests.begin(asked, _asking(method, args, payloads))
+        self._write_raw(peer, websocket.encode(asked.frame))
+        if not asked.alone:
+            self.direct.look_soon()
+
+    def forget(self, asked: Asked) -> None:
+        """Wait for a request no more. From any thread."""
+        self._requests.forget(asked)
 
     async def submit_durable(self, call: Call, inputs: List[Input], total: Optional[int] = None) -> None:
         """Send inputs of a spawned call; returns when the store has them.
@@ -170,11 +130,14 @@ class Connection:
         """
         waits = []
         for batch in batches(inputs) if inputs else [inputs]:
-            self._next_request += 1
-            header = {"t": "in", "c": call.call_id, "f": call.function_id, "d": 1, "i": self._next_request}
-            if total is not None:
-                header["n"] = total
-            waits.append(self._ask(self._next_request, inputs_frame(header, call, batch)))
+
+            def frame(number: int, _: int, batch: List[Input] = batch) -> bytes:
+                header = {"t": "in", "c": call.call_id, "f": call.function_id, "d": 1, "i": number}
+                if total is not None:
+                    header["n"] = total
+                return inputs_frame(header, call, batch)
+
+            waits.append(self._ask(frame))
         await asyncio.gather(*waits)
 
     def submit(self, call: Call, inputs: List[Input]) -> None:
@@ -196,6 +159,11 @@ class Connection:
             self._send_inputs(call, inputs)
         if not call.alone:
             self.direct.look_soon()
+
+    @property
+    def connected(self) -> bool:
+        """Whether there is a socket now to a dispatcher that has welcomed us."""
+        return self._ready
 
     def waiting(self) -> int:
         """Return how many calls and requests wait for something."""
@@ -224,16 +192,13 @@ class Connection:
 
     # --- below: the loop's side -------------------------------------------------------------------
 
-    def _ask(self, number: int, frame: bytes) -> "asyncio.Future[Any]":
-        if self.closed:
-            raise ConnectionError("the client is closed")
-        future: "asyncio.Future[Any]" = self.loop.create_future()
-        self._requests[number] = (frame, future)
-        if self._ready:
-            self._write(frame)
+    def _ask(self, frame: Callable[[int, int], bytes]) -> "asyncio.Future[Any]":
+        asked = LoopAsked(self.loop, self._thread)
+        peer = self._requests.begin(asked, frame)
+        asked.future.add_done_callback(lambda _: self._requests.forget(asked))
+        self._write_raw(peer, websocket.encode(asked.frame))
         self.direct.look()
-        future.add_done_callback(lambda _: self._requests.pop(number, None))
-        return future
+        return asked.future
 
     def _write(self, frame: bytes) -> None:
         self._write_raw(self._protocol, websocket.encode(frame))
@@ -314,7 +279,7 @@ class Connection:
             self._protocol = peer
             self._welcomed = self.loop.create_future()
             # Requests up to this number may have reached the dispatcher before.
-            self._write(frames.encode({**self._hello, "again": self._next_request}))
+            self._write(frames.encode({**self._hello, "again": self._requests.last}))
             await asyncio.wait_for(self._welcomed, 15)
         except websocket.WebSocketError as error:
             peer.transport.abort()
@@ -332,13 +297,14 @@ class Connection:
             peer.transport.abort()
             raise
         self._ready = True
+        unanswered = self._requests.ready(peer)
         peer.heard = self.loop.time()
         self.loop.call_later(_SILENCE / 3, self._watch, peer)
         for app_id, args in self._subscriptions.items():
             self._write(
                 frames.encode({"t": "rq", "i": 0, "m": "app.subscribe", "a": dict(args, app_id=app_id)})
             )
-        for frame, _ in list(self._requests.values()):
+        for frame in unanswered:
             self._write(frame)
         for call in list(self._calls.values()):
             self._send_inputs(call, [(i, p, f) for i, (p, f) in call.pending.items()])
@@ -373,6 +339,7 @@ class Connection:
         if peer is not self._protocol:
             return
         self._protocol = None
+        self._requests.lost()
         self.direct.forget()
         was_ready, self._ready = self._ready, False
         if self._welcomed is not None and not self._welcomed.done():
@@ -389,8 +356,8 @@ class Connection:
                 await self._connect()
                 return
             except (Refused, ValueError) as error:
-                self._fail(error)
                 self.closed = True
+                self._fail(error)
                 return
             except OSError as error:
                 if self.loop.time() + delay > deadline:
@@ -405,9 +372,7 @@ class Connection:
             delay = min(delay * 1.6, 0.5)
 
     def _fail(self, error: BaseException) -> None:
-        for _, future in list(self._requests.values()):
-            if not future.done():
-                future.set_exception(error)
+        self._requests.close(error)
         calls, self._calls = self._calls, {}
         for call in calls.values():
             call.on_failure(error)
@@ -418,22 +383,31 @@ class Connection:
             self._outputs(header, payloads)
         elif header["t"] == "gen":
             self._items(header, payloads)
-        elif threading.get_ident() == self._thread:
+        elif header["t"] == "rs":
             self._answered(header, payloads)
+        elif threading.get_ident() == self._thread:
+            self._told(header, payloads)
         else:
-            self.loop.call_soon_threadsafe(self._answered, header, payloads)
+            self.loop.call_soon_threadsafe(self._told, header, payloads)
 
     def _answered(self, header: frames.Header, payloads: List[bytes]) -> None:
+        asked = self._requests.find(header["i"])
+        if asked is None:
+            return
+        if asked.alone and not self.direct.callers:
+            self._hand_over()
+        if "e" in header:
+            asked.fail(Refused(*header["e"]))
+        else:
+            asked.settle((header.get("v"), payloads))
+
+    def _hand_over(self) -> None:
+        if self.direct.wished and self.waiting() == 1 and self._protocol is not None:
+            self.direct.hand_over(self._protocol)
+
+    def _told(self, header: frames.Header, payloads: List[bytes]) -> None:
         kind = header["t"]
-        if kind == "rs":
-            waiting = self._requests.get(header["i"])
-            if waiting is None or waiting[1].done():
-                return
-            if "e" in header:
-                waiting[1].set_exception(Refused(*header["e"]))
-            else:
-                waiting[1].set_result((header.get("v"), payloads))
-        elif kind == "welcome":
+        if kind == "welcome":
             self.welcome = header
             if self._welcomed is not None and not self._welcomed.done():
                 self._welcomed.set_result(None)
@@ -477,12 +451,14 @@ class Connection:
             if not pending and self._flush_at is None:
                 # Its owner will end it from another thread, without waking this one for it.
                 self._flush_at = self.loop.call_later(0.05, self._flush_ended)
-            if direct.wished and self.waiting() == 1 and self._protocol is not None:
-                direct.hand_over(self._protocol)
+            self._hand_over()
         if outputs:
             call.on_outputs(outputs)
 
 
-def _give_up(answer: "asyncio.Future[Any]") -> None:
-    if not answer.done():
-        answer.set_exception(asyncio.TimeoutError())
+def _asking(method: str, args: Mapping[str, Any], payloads: Sequence[bytes]) -> Callable[[int, int], bytes]:
+    def frame(number: int, unanswered: int) -> bytes:
+        # Answers to earlier requests than the unanswered ones need not be kept for us.
+        return frames.encode({"t": "rq", "i": number, "m": method, "a": args, "k": unanswered}, payloads)
+
+    return frame

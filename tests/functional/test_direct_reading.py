@@ -97,3 +97,50 @@ def test_a_broken_socket_is_mended_under_a_waiting_caller(functions: Any) -> Non
         connection.loop.call_soon_threadsafe(connection._protocol.transport.abort)
         for number in range(20):
             assert same.remote(number) == number, round_
+
+
+def test_requests_are_answered_to_who_reads(functions: Any) -> None:
+    same, _ = functions
+    with modal.Dict.ephemeral() as d, modal.Queue.ephemeral() as q:
+        seen = False
+        for number in range(200):
+            d["key"] = number
+            assert d["key"] == number
+            q.put(number)
+            assert q.get() == number
+            seen = seen or connection_of(same).direct.callers
+        assert seen and same.remote("after") == "after"
+
+
+def test_requests_of_many_threads_calls_and_broken_sockets_mix(functions: Any) -> None:
+    same, _ = functions
+    connection = connection_of(same)
+    with modal.Queue.ephemeral() as q, ThreadPoolExecutor(6) as threads:
+
+        def work(number: int) -> Any:
+            if number % 20 == 0:
+                connection.loop.call_soon_threadsafe(connection._protocol.transport.abort)
+            if number % 3 == 0:
+                return same.remote(number)
+            q.put(number)
+            return None
+
+        done = list(threads.map(work, range(120)))
+        assert [x for x in done if x is not None] == [*range(0, 120, 3)]
+        put = [x for x in range(120) if x % 3]
+        assert q.len() == len(put)
+        got = [item for some in threads.map(lambda _: q.get_many(20), range(4)) for item in some]
+        assert sorted(got) == put and q.len() == 0
+        assert not connection._requests and not connection._calls
+
+
+def test_a_get_that_waits_reads_for_other_threads(functions: Any) -> None:
+    same, _ = functions
+    with modal.Queue.ephemeral() as q, ThreadPoolExecutor(1) as threads:
+        for number in range(10):
+            for _ in range(10):
+                q.len()
+            waiting = threads.submit(q.get, timeout=100)
+            assert same.remote(number) == number
+            q.put(number)
+            assert waiting.result(100) == number

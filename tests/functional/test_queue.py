@@ -8,7 +8,6 @@ import queue
 import signal
 import subprocess
 import threading
-from concurrent.futures import Future
 from typing import Any
 
 import pytest
@@ -141,35 +140,19 @@ async def test_a_get_that_is_interrupted_while_it_takes_puts_its_items_where_the
     async with modal.Queue.ephemeral() as q:
         await q.put_many.aio(range(5))
         client = modal.Client.from_env()
-        request = client._request
-        waiting: asyncio.Future[Any]
-        loop = asyncio.get_running_loop()
-        back = asyncio.Event()
+        answer = client._answer
 
-        async def interrupted(method: str, args: Any) -> Any:
+        async def interrupted(asked: Any) -> Any:
             # The items are off the disk, and this is the last moment at which nobody has them.
-            answer = await request(method, args)
-            if method == "queue.take" and not waiting.done():
-                loop.call_soon_threadsafe(waiting.cancel)
-                await asyncio.wrap_future(ended)
-            return answer
+            await answer(asked)
+            raise asyncio.CancelledError
 
-        request_full = client._request_full
-
-        async def watched(method: str, *arguments: Any) -> Any:
-            answer = await request_full(method, *arguments)
-            if method == "queue.put_back":
-                loop.call_soon_threadsafe(back.set)
-            return answer
-
-        ended: Future[None] = Future()
-        monkeypatch.setattr(client, "_request", interrupted)
-        monkeypatch.setattr(client, "_request_full", watched)
-        waiting = asyncio.ensure_future(q.get_many.aio(2))
-        with pytest.raises(asyncio.CancelledError):
-            await waiting
-        ended.set_result(None)
-        await back.wait()
+        for _ in range(3):
+            with monkeypatch.context() as patch:
+                patch.setattr(client, "_answer", interrupted)
+                with pytest.raises(asyncio.CancelledError):
+                    await q.get_many.aio(2)
+            assert await q.len.aio() == 5
         assert await q.get_many.aio(5) == [0, 1, 2, 3, 4]
 
 

@@ -100,9 +100,10 @@ async def test_items_are_put_and_taken_once(store: Store) -> None:
     assert await store.queue_items("qu-1") == [item for item, _ in items]
     assert await store.queue_payloads("qu-1", [7, 9, 10]) == {7: b"7", 9: b"9"}
     assert await store.queue_payloads("qu-2", [7]) == {}
-    taken = Kept({"taken": [7, 8]})
-    assert await store.queue_take("qu-1", [8, 7], Ticket("c", 2)) == taken
-    assert await store.queue_take("qu-1", [9], Ticket("c", 2)) == taken
+    taken = Kept({"taken": [7, 8]}, b"78")
+    assert await store.queue_take("qu-1", [8, 7], taken, Ticket("c", 2)) == taken
+    assert await store.queue_take("qu-1", [9], Kept({"taken": [9]}), Ticket("c", 2)) == taken
+    assert await store.kept_answer(Ticket("c", 2)) == taken
     assert [x.number for x in await store.queue_items("qu-1")] == [9] and await store.last_item() == 9
     await store.queue_drop("qu-1", [9])
     assert await store.queue_items("qu-1") == [] and await store.last_item() == 0
@@ -163,16 +164,17 @@ async def test_items_of_many_clients_are_put_and_taken_at_once(store: Store) -> 
         return await store.queue_put(f"qu-{client % 3}", [item], Ticket(f"c{client}", 1))
 
     async def take(client: int) -> Kept:
-        return await store.queue_take(f"qu-{client % 3}", [client + 1], Ticket(f"c{client}", 2, 2))
+        said = Kept({"taken": [client + 1]}, b"%d" % client)
+        return await store.queue_take(f"qu-{client % 3}", [client + 1], said, Ticket(f"c{client}", 2, 2))
 
     assert await asyncio.gather(*map(put, range(60))) == [Kept({"accepted": True})] * 60
     mixed = await asyncio.gather(*map(take, range(30)), *map(put, range(30, 60)), *map(put, range(60, 90)))
-    assert mixed[:30] == [Kept({"taken": [n + 1]}) for n in range(30)]
+    assert mixed[:30] == [Kept({"taken": [n + 1]}, b"%d" % n) for n in range(30)]
     assert mixed[30:] == [Kept({"accepted": True})] * 60
-    assert await take(0) == Kept({"taken": [1]})
+    assert await take(0) == Kept({"taken": [1]}, b"0")
     # The answer to its first request is needed no more, and that to its second is.
     assert await store.kept_answer(Ticket("c0", 1)) is None
-    assert await store.kept_answer(Ticket("c0", 2)) == Kept({"taken": [1]})
+    assert await store.kept_answer(Ticket("c0", 2)) == Kept({"taken": [1]}, b"0")
     left = [x.number for n in range(3) for x in await store.queue_items(f"qu-{n}")]
     assert sorted(left) == list(range(31, 91))
     # One that cannot be carried out, for its number is taken, costs the others nothing.

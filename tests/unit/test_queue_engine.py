@@ -131,6 +131,20 @@ def test_bytes_bound_what_a_get_is_given(engine: QueueEngine) -> None:
     assert engine.get("c", "o", "big", 2, 0.0, 0.0) == [Given("c", (5,), True)]
 
 
+def test_what_is_there_is_taken_at_once(engine: QueueEngine) -> None:
+    assert engine.take_ready("", 1, 25, 0.0) == ([], False)
+    put(engine, 4)
+    assert engine.take_ready("", 3, 25, 0.0) == ([1, 2], True)
+    # They take up room until they are off the disk.
+    assert put(engine, 1, key="q") == [Full("q", False)]
+    engine.restore("", [2], 0.0)
+    engine.done("", [1], 0.0)
+    assert engine.take_ready("", 9, 5, 0.0) == ([2], True)
+    assert engine.take_ready("", 2, 25, 0.0) == ([3, 4], False)
+    engine.done("", [2, 3, 4], 0.0)
+    assert engine.length("", 0.0) == 0 and engine.take_ready("", 1, 25, 0.0) == ([], False)
+
+
 def test_looks_leave_items_in_place(engine: QueueEngine) -> None:
     put(engine, 2)
     assert engine.look("l", "o", "", 0, 10, 0.0, 0.0) == [Seen("l", (1, 2))]
@@ -272,6 +286,20 @@ class QueueMachine(RuleBasedStateMachine):
         key = f"g{next(self.keys)}"
         self.waiting[key] = ("get", owner, partition)
         self.carry(self.engine.get(key, owner, partition, wanted, self.now + wait, self.now))
+
+    @rule(partition=partitions, wanted=st.integers(1, 3), fails=st.booleans())
+    def take_ready(self, partition: str, wanted: int, fails: bool) -> None:
+        numbers, more = self.engine.take_ready(partition, wanted, 25, self.now)
+        left = [n for n, x in self.store.items() if x.partition == partition and n not in numbers]
+        assert not more or left
+        if fails:
+            self.carry(self.engine.restore(partition, numbers, self.now))
+            return
+        for number in numbers:
+            assert self.store.pop(number).partition == partition and number not in self.taken
+            self.taken.append(number)
+            self.were[number] = partition
+        self.carry(self.engine.done(partition, numbers, self.now))
 
     @rule(choice=st.randoms(use_true_random=False), fails=st.booleans())
     def take(self, choice: Any, fails: bool) -> None:

@@ -14,6 +14,7 @@ from modal_nomad.dispatcher._requests import Answer, Request
 from modal_nomad.dispatcher.store.base import Store
 from modal_nomad.dispatcher.store.objects import Kept, Ticket
 from modal_nomad.exception import InvalidError
+from modal_nomad.wire import frames
 
 
 def ticket(request: Request) -> Ticket:
@@ -27,7 +28,14 @@ def answer(kept: Kept) -> Answer:
     """Return an answer to a client from what is kept of it."""
     if kept.payload is None:
         return kept.value, []
+    sizes = kept.value.get("sizes")
+    if sizes is not None:
+        return kept.value, frames.split(kept.payload, 0, sizes)
     return {**kept.value, "flags": kept.flags}, [kept.payload]
+
+
+class Unfinished(Exception):
+    """The dispatcher ended while a request was carried out."""
 
 
 class Answers:
@@ -39,22 +47,29 @@ class Answers:
 
     def __init__(self, store: Store) -> None:
         self._store = store
-        self._running: dict[tuple[str, int], asyncio.Task[Answer]] = {}
+        self._running: dict[tuple[str, int], asyncio.Future[Answer]] = {}
 
     async def once(self, request: Request, work: Callable[[Ticket], Coroutine[Any, Any, Answer]]) -> Answer:
         """Carry a request out unless that was done; gives its one answer."""
         pass_on = ticket(request)
         key = pass_on.client, pass_on.number
+        if key not in self._running and request.repeated:
+            kept = await self._store.kept_answer(pass_on)
+            if kept is not None:
+                return answer(kept)
         running = self._running.get(key)
-        if running is None:
-            if request.repeated:
-                kept = await self._store.kept_answer(pass_on)
-                if kept is not None:
-                    return answer(kept)
-            running = self._running.get(key)
-        if running is None:
-            running = asyncio.get_running_loop().create_task(work(pass_on))
-            self._running[key] = running
-            running.add_done_callback(lambda _: self._running.pop(key, None))
-        # Shielded: the copy that began it may lose its connection, and the other one waits on.
-        return await asyncio.shield(running)
+        if running is not None:
+            return await asyncio.shield(running)
+        # No task of its own: a request goes on though the connection that it came over is gone.
+        running = self._running[key] = asyncio.get_running_loop().create_future()
+        try:
+            made = await work(pass_on)
+            running.set_result(made)
+            return made
+        except BaseException as error:
+            running.set_exception(error if isinstance(error, Exception) else Unfinished())
+            # Nobody may have come to wait for it.
+            running.exception()
+            raise
+        finally:
+            del self._running[key]

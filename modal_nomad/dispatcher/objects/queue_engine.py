@@ -110,6 +110,26 @@ class QueueEngine:
                 self._wait(wait, self._at(partition).gets)
         return self._commands()
 
+    def take_ready(self, partition: str, wanted: int, limit: int, now: float) -> tuple[list[int], bool]:
+        """Remove the next items for good, for somebody who is there; ``done`` or ``restore`` follows.
+
+        Gives their numbers, and whether only their size kept others out.
+
+        Args:
+            partition: where.
+            wanted: at most so many.
+            limit: one item of any size, or several of so many bytes.
+            now: the time.
+        """
+        self._advance(now)
+        place = self._partitions.get(partition)
+        if place is None or not place.ready:
+            return [], False
+        numbers = place.lend(self._sizes, wanted, limit)
+        place.leased.difference_update(numbers)
+        place.taking.update(numbers)
+        return numbers, bool(place.ready) and len(numbers) < wanted
+
     def look(
         self, key: str, owner: str, partition: str, after: int, wanted: int, deadline: float, now: float
     ) -> list[Command]:

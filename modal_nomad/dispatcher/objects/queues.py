@@ -17,10 +17,12 @@ from modal_nomad.dispatcher.objects import queue_commands as qe
 from modal_nomad.dispatcher.objects.answers import answer
 from modal_nomad.dispatcher.objects.queue_engine import QueueEngine
 from modal_nomad.dispatcher.store.base import Store
-from modal_nomad.dispatcher.store.objects import Item, ObjectRecord, Ticket
+from modal_nomad.dispatcher.store.objects import Item, Kept, ObjectRecord, Ticket
 from modal_nomad.exception import InvalidError, NotFoundError
 
 _CACHE_BYTES = 64 << 20
+_AT_ONCE_BYTES = 256 << 10
+"""What is taken at once is kept with the answer until the client has it: not too much of it."""
 _NOT_ACCEPTED: Answer = {"accepted": False}, []
 _NO_ITEMS: Answer = {"items": [], "more": False}, []
 
@@ -156,13 +158,35 @@ class Queues:
         return answer(kept)
 
     async def get(
-        self, object_id: str, owner: str, key: str, partition: str, wanted: int, wait: float | None
+        self,
+        object_id: str,
+        owner: str,
+        key: str,
+        partition: str,
+        wanted: int,
+        wait: float | None,
+        ticket: Ticket | None = None,
     ) -> Answer:
-        """Give items to a get, waiting up to ``wait`` seconds for one; they are to be taken then."""
+        """Give items to a get, waiting up to ``wait`` seconds for one; they are to be taken then.
+
+        Args:
+            object_id: the Queue.
+            owner: whose get.
+            key: which.
+            partition: where.
+            wanted: at most so many.
+            wait: seconds; None waits for ever.
+            ticket: what is there now is taken at once. Whoever asks in this moment is there; of who has
+                waited for long nobody knows.
+        """
         live = await self._find(object_id)
         if not self._here(owner):
             # It left meanwhile: what it was given now would be nobody's.
             return _NO_ITEMS
+        if ticket is not None:
+            taken, more = live.engine.take_ready(partition, wanted, _AT_ONCE_BYTES, self.now())
+            if taken:
+                return await self._take_at_once(live, partition, taken, more, ticket)
         future = live.waiting.get(key) or self._expect(live, owner, key)
         now = self.now()
         self._carry(live, live.engine.get(key, owner, partition, wanted, _deadline(wait, now), now))
@@ -197,8 +221,24 @@ class Queues:
         if not taken:
             self._carry(live, live.engine.pump(self.now()))
             return {"taken": []}, []
+        return await self._remove(live, partition, taken, Kept({"taken": taken}), ticket)
+
+    async def _take_at_once(
+        self, live: _Live, partition: str, taken: list[int], more: bool, ticket: Ticket
+    ) -> Answer:
         try:
-            kept = await self._store.queue_take(object_id, taken, ticket)
+            value, payloads = await self._with_payloads(live, taken, {})
+        except BaseException:
+            self._carry(live, live.engine.restore(partition, taken, self.now()))
+            raise
+        value |= {"taken": True, "more": more, "sizes": [len(x) for x in payloads]}
+        return await self._remove(live, partition, taken, Kept(value, b"".join(payloads)), ticket)
+
+    async def _remove(
+        self, live: _Live, partition: str, taken: list[int], said: Kept, ticket: Ticket
+    ) -> Answer:
+        try:
+            kept = await self._store.queue_take(live.object_id, taken, said, ticket)
         except BaseException:
             self._carry(live, live.engine.restore(partition, taken, self.now()))
             raise

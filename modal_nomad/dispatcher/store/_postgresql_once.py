@@ -11,17 +11,14 @@ from modal_nomad.dispatcher.store.objects import Item, Kept, Ticket
 
 
 class Move(NamedTuple):
-    """What ``queue_put`` or ``queue_take`` was called with, and when."""
+    """What ``queue_put`` or ``queue_take`` was called with, when, and what its client is told."""
 
     ticket: Ticket
     now: float
     object_id: str
+    answer: Kept
     put: Sequence[tuple[Item, bytes]] = ()
-    take: Collection[int] | None = None
-
-    def answer(self) -> Kept:
-        """Return what its client is told."""
-        return Kept({"accepted": True}) if self.take is None else Kept({"taken": sorted(self.take)})
+    take: Collection[int] = ()
 
 
 def move(db: Connection, moves: list[Move]) -> list[Kept]:
@@ -39,7 +36,7 @@ def move(db: Connection, moves: list[Move]) -> list[Kept]:
     fresh: list[Move] = []
     for one in moves:
         if one.ticket[:2] not in answers:
-            answers[one.ticket[:2]] = one.answer()
+            answers[one.ticket[:2]] = one.answer
             fresh.append(one)
     # What is taken was put by an earlier write, or by one of these.
     put = [
@@ -54,7 +51,7 @@ def move(db: Connection, moves: list[Move]) -> list[Kept]:
             " CAST(?5 AS DOUBLE PRECISION[]))",
             _columns(put, 5),
         )
-    taken = [(number, x.object_id) for x in fresh for number in x.take or ()]
+    taken = [(number, x.object_id) for x in fresh for number in x.take]
     if taken:
         db.execute(
             "DELETE FROM queue_items USING unnest(CAST(?1 AS BIGINT[]), CAST(?2 AS TEXT[]))"
@@ -73,12 +70,12 @@ def move(db: Connection, moves: list[Move]) -> list[Kept]:
             (list(needed), list(needed.values())),
         )
         db.execute(
-            "INSERT INTO object_answers (client, number, at, value, flags) SELECT *, 0 FROM"
+            "INSERT INTO object_answers (client, number, at, value, payload, flags) SELECT *, 0 FROM"
             " unnest(CAST(?1 AS TEXT[]), CAST(?2 AS BIGINT[]), CAST(?3 AS DOUBLE PRECISION[]),"
-            " CAST(?4 AS TEXT[]))",
+            " CAST(?4 AS TEXT[]), CAST(?5 AS BYTEA[]))",
             _columns(
-                [(*x.ticket[:2], x.now, json.dumps(answers[x.ticket[:2]].value)) for x in fresh],
-                4,
+                [(*x.ticket[:2], x.now, json.dumps(x.answer.value), x.answer.payload) for x in fresh],
+                5,
             ),
         )
     return [answers[x.ticket[:2]] for x in moves]

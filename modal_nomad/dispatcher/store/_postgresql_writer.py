@@ -82,20 +82,21 @@ class Writer(GroupWriter[Connection]):
         super().close()
         self._session.close()
 
-    def idle(self) -> None:
+    def idle(self) -> bool:
         try:
             if self._session.connected:
                 self._session.execute("SELECT 1")
-                return
+                return True
         except Away as exc:
             self._warn(exc)
         except Exception as exc:
             logger.warning("the store is not well: %s", self._session.describe(exc))
-            return
+            return True
         try:
             self._connect(0.0)
         except (Away, StoreError) as exc:
             self._warn(exc)
+        return True
 
     def commit(self, operations: list[Operation]) -> list[Result]:
         careful, tries = False, 0

@@ -276,10 +276,12 @@ class SqlObjects(SqlPart):
 
         return await self._once(ticket, write)
 
-    async def queue_take(self, object_id: str, numbers: Collection[int], ticket: Ticket) -> Kept:
+    async def queue_take(
+        self, object_id: str, numbers: Collection[int], answer: Kept, ticket: Ticket
+    ) -> Kept:
         def write(db: Connection) -> Kept:
             _drop(db, object_id, numbers)
-            return Kept({"taken": sorted(numbers)})
+            return answer
 
         return await self._once(ticket, write)
 

@@ -24,7 +24,7 @@ class GroupWriter(abc.ABC, Generic[C]):
     """Runs writes on a thread of its own; each is answered after the commit that holds it.
 
     Args:
-        idle_seconds: how often ``idle`` is called while nothing is written; None for never.
+        idle_seconds: how long nothing has to be written for ``idle`` to be called; None for never.
     """
 
     def __init__(self, idle_seconds: float | None = None) -> None:
@@ -41,9 +41,9 @@ class GroupWriter(abc.ABC, Generic[C]):
         A refused operation does not undo its neighbours'. Raises what fails them all.
         """
 
-    def idle(self) -> None:
-        """Called on the thread while nothing is written."""
-        return
+    def idle(self) -> bool:
+        """Called on the thread while nothing is written; says whether to call it again before a write."""
+        return False
 
     async def write(self, operation: Callable[[C], T]) -> T:
         """Run one operation and return its result when it is on the disk."""
@@ -62,12 +62,15 @@ class GroupWriter(abc.ABC, Generic[C]):
         self._thread.join()
 
     def _run(self) -> None:
+        pause = self._idle_seconds
         while True:
             try:
-                item = self._queue.get(timeout=self._idle_seconds)
+                item = self._queue.get(timeout=pause)
             except queue.Empty:
-                self.idle()
+                if not self.idle():
+                    pause = None
                 continue
+            pause = self._idle_seconds
             group: list[_Item] = []
             while item is not None:
                 group.append(item)

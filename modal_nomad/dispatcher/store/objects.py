@@ -203,8 +203,10 @@ class ObjectStore(abc.ABC):
         """Add items."""
 
     @abc.abstractmethod
-    async def queue_take(self, object_id: str, numbers: Collection[int], ticket: Ticket) -> Kept:
-        """Remove items for good; the answer lists them as ``taken``."""
+    async def queue_take(
+        self, object_id: str, numbers: Collection[int], answer: Kept, ticket: Ticket
+    ) -> Kept:
+        """Remove items for good; ``answer`` is what their client is told."""
 
     @abc.abstractmethod
     async def queue_drop(self, object_id: str, numbers: Collection[int]) -> None:

@@ -156,10 +156,14 @@ class PostgresqlStore(SqlStore):
         await self._write(Bulk(bulk.add_outputs, bulk.NewOutputs(call_id, outputs, expires_at)))
 
     async def queue_put(self, object_id: str, items: Sequence[tuple[Item, bytes]], ticket: Ticket) -> Kept:
-        return await self._write(Bulk(once.move, once.Move(ticket, self._clock(), object_id, put=items)))
+        said = Kept({"accepted": True})
+        return await self._write(Bulk(once.move, once.Move(ticket, self._clock(), object_id, said, items)))
 
-    async def queue_take(self, object_id: str, numbers: Collection[int], ticket: Ticket) -> Kept:
-        return await self._write(Bulk(once.move, once.Move(ticket, self._clock(), object_id, take=numbers)))
+    async def queue_take(
+        self, object_id: str, numbers: Collection[int], answer: Kept, ticket: Ticket
+    ) -> Kept:
+        value = once.Move(ticket, self._clock(), object_id, answer, take=numbers)
+        return await self._write(Bulk(once.move, value))
 
     # What is looked at whole
 

@@ -17,6 +17,7 @@ from modal_nomad.dispatcher.store import migrations
 from modal_nomad.dispatcher.store._references import referenced_blobs
 from modal_nomad.dispatcher.store._sql import Connection, Dialect
 from modal_nomad.dispatcher.store._sql_store import SqlStore
+from modal_nomad.dispatcher.store._wal import CHECKPOINT_PAGES, Room
 from modal_nomad.dispatcher.store._writer import GroupWriter, Result
 from modal_nomad.dispatcher.store.base import StoreBusy, StoreError
 
@@ -24,6 +25,7 @@ T = TypeVar("T")
 _SQLITE = Dialect()
 _REFUSED = (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError)
 """Failures of one operation, not of the file."""
+_IDLE_SECONDS = 0.25
 
 
 class _Connection(sqlite3.Connection):
@@ -33,16 +35,28 @@ class _Connection(sqlite3.Connection):
 
 
 class _Writer(GroupWriter[Connection]):
-    def __init__(self, connection: _Connection, describe: Callable[[Exception], StoreError]) -> None:
+    def __init__(
+        self, connection: _Connection, describe: Callable[[Exception], StoreError], room: Room | None
+    ) -> None:
         self._connection = connection
         self._describe = describe
-        super().__init__()
+        self._room = room
+        super().__init__(None if room is None else _IDLE_SECONDS)
+
+    def idle(self) -> bool:
+        if self._room is not None:
+            self._room.make()
+        return False
 
     def commit(self, operations: list[Callable[[Connection], Any]]) -> list[Result]:
         try:
             self._connection.execute("BEGIN IMMEDIATE")
-            results = [self._one(operation) for operation in operations]
-            self._connection.execute("COMMIT")
+            if len(operations) == 1:
+                results = [self._alone(operations[0])]
+            else:
+                results = [self._one(operation) for operation in operations]
+            if self._connection.in_transaction:
+                self._connection.execute("COMMIT")
         except BaseException as exc:
             if self._connection.in_transaction:
                 self._connection.execute("ROLLBACK")
@@ -51,23 +65,30 @@ class _Writer(GroupWriter[Connection]):
             raise
         return results
 
+    def _alone(self, operation: Callable[[Connection], Any]) -> Result:
+        result = self._tried(operation)
+        if result[1] is not None and self._connection.in_transaction:
+            self._connection.execute("ROLLBACK")
+        return result
+
     def _one(self, operation: Callable[[Connection], Any]) -> Result:
         # A savepoint each, so that one caller's refused write does not undo its neighbours'.
         self._connection.execute("SAVEPOINT one")
+        result = self._tried(operation)
+        if result[1] is not None:
+            self._connection.execute("ROLLBACK TO one")
+        self._connection.execute("RELEASE one")
+        return result
+
+    def _tried(self, operation: Callable[[Connection], Any]) -> Result:
         try:
-            value = operation(self._connection)
+            return operation(self._connection), None
         except (*_REFUSED, OverflowError) as exc:
-            failure: Exception = self._describe(exc)
+            return None, self._describe(exc)
         except sqlite3.Error:
             raise
         except Exception as exc:
-            failure = exc
-        else:
-            self._connection.execute("RELEASE one")
-            return value, None
-        self._connection.execute("ROLLBACK TO one")
-        self._connection.execute("RELEASE one")
-        return None, failure
+            return None, exc
 
 
 class SqliteStore(SqlStore):
@@ -127,7 +148,9 @@ class SqliteStore(SqlStore):
         except StoreError:
             self._release()
             raise
-        self._writer = _Writer(writer, self._describe)
+        # Where nothing is synced, nothing is gained by it.
+        room = Room(self.path, writer) if self._synchronous == "FULL" and not self._beside else None
+        self._writer = _Writer(writer, self._describe, room)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="modal-nomad-read")
 
     def _connect(self) -> _Connection:
@@ -144,7 +167,7 @@ class SqliteStore(SqlStore):
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute(f"PRAGMA synchronous = {self._synchronous}")
         # Fewer, larger checkpoints: each one syncs the whole file besides the log.
-        connection.execute("PRAGMA wal_autocheckpoint = 8000")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {CHECKPOINT_PAGES}")
         return connection
 
     def _migrate(self, connection: _Connection) -> None:
