@@ -28,6 +28,7 @@ COMMANDS = {
     "environment": "environment",
     "local": "local",
     "dispatcher": "dispatcher",
+    "gateway": "gateway",
     "token": "token",
     "proxy-token": "proxy_token",
     "profile": "profile",

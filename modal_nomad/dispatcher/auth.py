@@ -26,12 +26,14 @@ class Identity:
         token: the Nomad token to act under, or None.
         container: the container it runs in; empty for callers outside.
         environments: the only ones it may touch; none means all.
+        gateway: it is a web gateway, and may be nothing else.
     """
 
     name: str
     token: str | None = None
     container: str = ""
     environments: tuple[str, ...] = ()
+    gateway: bool = False
 
 
 class WorkerTokens:
@@ -76,6 +78,7 @@ class Authenticator:
         launched: asks Nomad which launch of a periodic job holds a workload identity: its job's id and
             namespace; raises AuthError.
         scope_of: the only environments that a Nomad ACL token may touch, none for all; raises AuthError.
+        gateway_token: what web gateways prove themselves with; empty where there are none.
     """
 
     def __init__(
@@ -88,7 +91,9 @@ class Authenticator:
         clock: Callable[[], float] = time.monotonic,
         *,
         scope_of: Callable[[str], Awaitable[tuple[str, ...]]] | None = None,
+        gateway_token: str = "",
     ) -> None:
+        self._gateway_token = gateway_token.encode()
         self._scope_of = scope_of
         self._mode = mode
         self._store = store
@@ -116,6 +121,8 @@ class Authenticator:
         return await self._launched(token)
 
     async def _check(self, token: str) -> Identity:
+        if self._gateway_token and hmac.compare_digest(token.encode(), self._gateway_token):
+            return Identity("gateway", gateway=True)
         container = self._workers.check(token) if token.startswith("ta-") else None
         if container is not None:
             return Identity(container, container=container)

@@ -119,7 +119,7 @@ class Dispatcher:
         self.proxy_tokens = ProxyTokens(store)
         self.web = Web(
             store,
-            workers.key,
+            settings.gateway_token().encode() or workers.key,
             settings.gateway_settings(),
             settings.workspace,
             self.handle,

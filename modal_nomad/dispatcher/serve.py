@@ -156,7 +156,15 @@ async def _build(
         visible = await namespaces_of(token) if namespaces_of is not None else None
         return dispatcher.namespaces.environments(visible)
 
-    authenticator = Authenticator(settings.auth, store, workers, identify, launched, scope_of=scope_of)
+    authenticator = Authenticator(
+        settings.auth,
+        store,
+        workers,
+        identify,
+        launched,
+        scope_of=scope_of,
+        gateway_token=settings.gateway_token(),
+    )
     await dispatcher.start()
     stack.push_async_callback(dispatcher.close)
     if settings.engine == "local":

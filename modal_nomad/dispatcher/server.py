@@ -19,6 +19,7 @@ from modal_nomad.dispatcher._requests import Request, find
 from modal_nomad.dispatcher.auth import Authenticator, Identity
 from modal_nomad.dispatcher.blobs import BlobError, BlobMissing, BlobStoreError
 from modal_nomad.dispatcher.core import Dispatcher
+from modal_nomad.dispatcher.gateway_sessions import GatewaySession
 from modal_nomad.dispatcher.http_nfs import add_routes as add_nfs_routes
 from modal_nomad.dispatcher.http_schedules import add_routes as add_schedule_routes
 from modal_nomad.dispatcher.http_volumes import add_routes as add_volume_routes
@@ -99,10 +100,13 @@ class Server:
 
     # --- blobs ------------------------------------------------------------------------------------
 
-    async def _identify(self, request: web.Request) -> Identity:
+    async def _identify(self, request: web.Request, gateways: bool = False) -> Identity:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
         try:
-            return await self.authenticator.check(token.strip() if scheme.lower() == "bearer" else "")
+            identity = await self.authenticator.check(token.strip() if scheme.lower() == "bearer" else "")
+            if identity.gateway and not gateways:
+                raise AuthError("a gateway's token opens nothing here")
+            return identity
         except AuthError as error:
             logger.info("%s was refused: %s", request.remote or "a local peer", error)
             raise web.HTTPUnauthorized(text=str(error)) from None
@@ -144,7 +148,7 @@ class Server:
     # --- sockets ----------------------------------------------------------------------------------
 
     async def _connect(self, request: web.Request) -> web.StreamResponse:
-        identity = await self._identify(request)
+        identity = await self._identify(request, gateways=True)
         peer = Peer()
         answer = await peer.accept(request)
         self._peers.add(peer)
@@ -171,6 +175,8 @@ class Server:
         refusal = _refusal(hello, identity)
         if refusal is not None:
             return _refuse(peer, refusal)
+        if hello["role"] == "gateway":
+            return self._serve_gateway(peer, identity, hello)
         if hello["role"] == "client":
             caller = scope.of_caller(self.dispatcher, identity)
             if caller is None:
@@ -274,6 +280,15 @@ class Server:
         else:
             session.send_frame({"t": "rs", "i": number, "v": value}, payloads)
 
+    # --- gateways
+
+    def _serve_gateway(self, peer: Peer, identity: Identity, hello: frames.Header) -> Callable[[], None]:
+        session = GatewaySession(peer, identity, self.dispatcher.web, hello)
+        session.send_frame({"t": "welcome", "v": frames.PROTOCOL_VERSION, "version": __version__})
+        session.begin()
+        peer.start(lambda data: session.take(decode(data)[0], self.dispatcher.background))
+        return session.end
+
     # --- workers
 
     def _serve_worker(self, peer: Peer, identity: Identity, hello: frames.Header) -> Callable[[], None]:
@@ -370,7 +385,7 @@ def _check_scope(dispatcher: Dispatcher, identity: Identity, function_id: str) -
 
 
 def _refusal(hello: frames.Header, identity: Identity) -> list[str] | None:
-    if hello["t"] != "hello" or hello.get("role") not in ("client", "worker"):
+    if hello["t"] != "hello" or hello.get("role") not in ("client", "worker", "gateway"):
         raise frames.FrameError("the first frame is no hello")
     if hello.get("v") != frames.PROTOCOL_VERSION:
         return [
@@ -378,6 +393,8 @@ def _refusal(hello: frames.Header, identity: Identity) -> list[str] | None:
             f"the dispatcher (version {__version__}) speaks protocol {frames.PROTOCOL_VERSION}, the client "
             f"(version {hello.get('version')}) protocol {hello.get('v')}: install one version on both sides",
         ]
+    if identity.gateway != (hello["role"] == "gateway"):
+        return ["AuthError", "gateways, and they alone, come with the dispatcher's gateway_token"]
     if hello["role"] == "worker" and identity.container != hello.get("container"):
         return ["AuthError", "the token is not this container's"]
     return None

@@ -55,7 +55,10 @@ WEB_TYPES: Mapping[str, type] = {
     "max_waiting": int,
     "max_clients": int,
     "answer_seconds": float,
+    "gateway_token": str,
+    "gateway_token_file": str,
 }
+GATEWAY_TOKEN_LENGTH = 16
 VAULT_NAMES = frozenset({"address", "token", "token_file", "namespace", "ca_file", "mount", "prefix", "role"})
 
 EXAMPLE = """\
@@ -192,6 +195,10 @@ max_waiting = 1000
 max_clients = 10000
 # Seconds until a request without an answer is redirected to its pending result.
 answer_seconds = 150.0
+# What gateways in processes of their own (`modal-nomad gateway`) prove themselves with: at least 16
+# characters, the same for all of them and all dispatchers, here or in a file. Empty: there are none.
+gateway_token = ""
+gateway_token_file = ""
 
 [render]
 # How Functions become jobs; see modal_nomad.render.RenderSettings for all of them.
@@ -231,7 +238,7 @@ class Settings:
     namespaces: Mapping[str, Any] = field(default_factory=dict)
     nfs: Mapping[str, Any] = field(default_factory=dict)
     proxies: Mapping[str, Any] = field(default_factory=dict)
-    web: Mapping[str, Any] = field(default_factory=dict)
+    web: Mapping[str, Any] = field(default_factory=dict, repr=False)
     render: Mapping[str, Any] = field(default_factory=dict)
     embedded: bool = False
 
@@ -315,6 +322,14 @@ class Settings:
     def workspace(self) -> str:
         """What the host names of endpoints begin with."""
         return str(self.web.get("workspace", ""))
+
+    def gateway_token(self) -> str:
+        """Return what gateways of other processes prove themselves with, or an empty string.
+
+        Raises:
+            SettingsError: it is too short, or its file cannot be read.
+        """
+        return read_token(self.web.get("gateway_token", ""), self.web.get("gateway_token_file", ""))
 
     def gateway_settings(self) -> GatewaySettings:
         """Return what the web gateway is told."""
@@ -439,6 +454,20 @@ class Settings:
             elif not isinstance(value, expected):
                 raise SettingsError(f"{path}: {name} is {value!r}; it must be a {expected.__name__}")
         return data
+
+
+def read_token(given: str, file: str) -> str:
+    """Return the gateways' token, given itself or by its file. Raises SettingsError."""
+    if not given and file:
+        try:
+            given = Path(file).read_text().strip()
+        except OSError as error:
+            raise SettingsError(f"gateway_token_file {file} cannot be read: {error.strerror}") from None
+    if given and len(given) < GATEWAY_TOKEN_LENGTH:
+        raise SettingsError(
+            f"gateway_token is shorter than {GATEWAY_TOKEN_LENGTH}: `openssl rand -hex 32` makes one"
+        )
+    return given
 
 
 def _check_s3(given: Mapping[str, Any]) -> None:

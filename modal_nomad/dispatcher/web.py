@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import logging
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -11,31 +9,43 @@ from typing import TYPE_CHECKING, Any
 
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT
-from modal_nomad.dispatcher.gateway.balancer import Instance
-from modal_nomad.dispatcher.gateway.gateway import Gateway
+from modal_nomad.dispatcher.gateway.discovery import (
+    ContainerAddress,
+    Registry,
+    ServedFunction,
+    container_key,
+)
+from modal_nomad.dispatcher.gateway.gateway import CheckToken, Gateway
 from modal_nomad.dispatcher.gateway.labels import MAX_LABEL, endpoint_label
+from modal_nomad.dispatcher.gateway.loads import Loads
 from modal_nomad.dispatcher.gateway.routes import Route
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
+from modal_nomad.dispatcher.gateway.wire import host_and_port
 from modal_nomad.dispatcher.store import Store
 from modal_nomad.exception import AlreadyExistsError, InvalidError
+from modal_nomad.wire.frames import FrameError
 from modal_nomad.wire.spec import FunctionSpec, WebSpec
 
 if TYPE_CHECKING:
     from modal_nomad.dispatcher._containers import ContainerInfo, FunctionState
+    from modal_nomad.dispatcher.gateway_sessions import GatewaySession
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
 _KINDS = ("asgi", "wsgi", "endpoint", "server")
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
 _DOMAIN = re.compile(r"[a-z0-9.-]{1,253}")
-_HOST = re.compile(r"[0-9A-Za-z.:_-]{1,253}")
 
 
 class Web:
     """What is served on the web.
 
     Attributes:
+        registry: what is served, and where containers take requests.
         gateway: of this process.
+        gateways: those of other processes, by tag.
+        loads: what all of them say of their requests.
+        check_token: says whether a proxy auth token opens an endpoint.
         url: how the URLs of labels are written: with ``{label}`` in it; empty while nothing listens.
 
     Args:
@@ -54,10 +64,15 @@ class Web:
         settings: GatewaySettings,
         workspace: str,
         handle: Callable[[ev.Event], None],
-        check_token: Any,
+        check_token: CheckToken,
     ) -> None:
+        self.registry = Registry()
         self.gateway = Gateway(settings, self, check_token)
+        self.registry.follow(self.gateway)
+        self.gateways: dict[str, GatewaySession] = {}
+        self.loads = Loads(self._told)
         self.url = ""
+        self.check_token: CheckToken = check_token
         self._store = store
         self._key = key
         self._workspace = workspace
@@ -140,14 +155,18 @@ class Web:
         """Serve a Function, or serve it as it is now."""
         spec = state.spec
         if not spec.served:
-            self.gateway.withdraw(state.function_id)
+            self.function_removed(state.function_id)
             return
         routes = await self.routes_of(spec, state.function_id, state.environment, state.app_id)
-        self.gateway.serve(state.function_id, routes, spec.slots, spec.single_use_containers)
+        job = f"{state.namespace}/{state.job_id}"
+        self.registry.serve(
+            ServedFunction(state.function_id, tuple(routes), spec.slots, spec.single_use_containers, job)
+        )
 
     def function_removed(self, function_id: str) -> None:
         """Serve a Function no more."""
-        self.gateway.withdraw(function_id)
+        self.registry.withdraw(function_id)
+        self.loads.withdraw(function_id)
 
     def urls(self, function_id: str) -> dict[str, str]:
         """Return where a Function is served, by method; a plain one's is under the empty name."""
@@ -161,37 +180,62 @@ class Web:
 
     def container_key(self, container_id: str) -> str:
         """Return what a gateway proves itself with to a container."""
-        return hmac.new(self._key, f"web:{container_id}".encode(), hashlib.sha256).hexdigest()
+        return container_key(self._key, container_id)
 
     def container_up(self, info: ContainerInfo, address: Any) -> None:
         """Take a container into rotation that said where it listens: host and port."""
         if address is None:
             return
-        if (
-            not isinstance(address, list)
-            or len(address) != 2
-            or not isinstance(address[0], str)
-            or not _HOST.fullmatch(address[0])
-            or type(address[1]) is not int
-            or not 0 < address[1] < 65536
-        ):
+        try:
+            host, port = host_and_port(address)
+        except FrameError:
             logger.warning("container %s says no usable web address", info.container_id)
             return
         key = self.container_key(info.container_id)
-        self.gateway.instance_up(
-            info.function.function_id, Instance(info.container_id, address[0], address[1], key)
+        self.registry.instance_up(
+            info.function.function_id, ContainerAddress(info.container_id, host, port, key)
         )
 
     def container_out(self, info: ContainerInfo) -> None:
         """Give a container no more requests."""
-        self.gateway.instance_out(info.function.function_id, info.container_id)
+        self.registry.instance_out(info.function.function_id, info.container_id)
 
     # --- between gateway and call engine ----------------------------------------------------------
 
     def web_load(
         self, function_id: str, waiting: int, running: Mapping[str, int], finished: int, seconds: float
     ) -> None:
-        """Tell the call engine what a gateway sees."""
+        """Tell the call engine what the gateway of this process sees."""
+        self.take_load("", function_id, waiting, running, finished, seconds)
+
+    def take_load(
+        self,
+        source: str,
+        function_id: str,
+        waiting: int,
+        running: Mapping[str, int],
+        finished: int,
+        seconds: float,
+    ) -> None:
+        """Take what a gateway sees, and let the others know."""
+        self.loads.say(source, function_id, waiting, running, finished, seconds)
+        self._tell_others(source, function_id, finished)
+
+    def gateway_gone(self, source: str) -> None:
+        """Take the requests of a gateway for over."""
+        for function_id in self.loads.forget(source):
+            self._tell_others(source, function_id, 0)
+
+    def _tell_others(self, source: str, function_id: str, finished: int) -> None:
+        if source:
+            self.gateway.others(function_id, self.loads.elsewhere("", function_id), finished)
+        for session in self.gateways.values():
+            if session.tag != source:
+                session.others(function_id, finished)
+
+    def _told(
+        self, function_id: str, waiting: int, running: Mapping[str, int], finished: int, seconds: float
+    ) -> None:
         self._handle(ev.WebLoad(function_id, waiting, running, finished, seconds))
 
     def flush(self) -> None:
@@ -201,7 +245,7 @@ class Web:
     def failed(self, command: ev.FailRequests) -> None:
         """Answer requests whose container does not start; why is for its log, not for those who ask."""
         logger.info("requests to %s fail: %s", command.function_id, command.reason)
-        self.gateway.fail(command.function_id, 500, "the endpoint could not start: its logs say why")
+        self.registry.fail(command.function_id, 500, "the endpoint could not start: its logs say why")
 
 
 def _check(name: str, web: WebSpec) -> None:

@@ -186,6 +186,20 @@ class VaultClient:
         answer = await self._call("post", "auth/token/renew-self", {})
         return float(answer["auth"]["lease_duration"]) if answer else 0.0
 
+    # --- PKI --------------------------------------------------------------------------------------
+
+    async def issue(self, mount: str, role: str, name: str, ttl: str = "") -> tuple[str, str]:
+        """Have a certificate issued; returns it with its chain, and its key, in PEM."""
+        body = {"common_name": name, **({"ttl": ttl} if ttl else {})}
+        found = await self._call("post", f"{mount}/issue/{role}", body)
+        if not found:
+            raise VaultError(
+                f"Vault has no PKI engine {mount!r} with a role {role!r}: name both as they are called there"
+            )
+        data = found["data"]
+        chain = [data["certificate"], *(data.get("ca_chain") or ())]
+        return "\n".join(chain) + "\n", str(data["private_key"])
+
     # --- below ------------------------------------------------------------------------------------
 
     async def _call(self, verb: str, path: str, body: Mapping[str, Any] | None = None) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
+from collections.abc import Mapping
 from typing import Any
 
 from modal_nomad.wire.http1.exchange import Exchange
@@ -18,12 +19,23 @@ class Instance:
 
     Attributes:
         running: requests that it has from us.
+        elsewhere: those that it has from other gateways, as far as we have heard.
         out: it gets no more.
         blocked_until: it took no connection, and is not asked before.
         idle: open connections without a request, by the method of the class that they lead to.
     """
 
-    __slots__ = ("blocked_until", "container_id", "host", "idle", "key", "out", "port", "running")
+    __slots__ = (
+        "blocked_until",
+        "container_id",
+        "elsewhere",
+        "host",
+        "idle",
+        "key",
+        "out",
+        "port",
+        "running",
+    )
 
     def __init__(self, container_id: str, host: str, port: int, key: str) -> None:
         self.container_id = container_id
@@ -31,6 +43,7 @@ class Instance:
         self.port = port
         self.key = key.encode()
         self.running = 0
+        self.elsewhere = 0
         self.out = False
         self.blocked_until = 0.0
         self.idle: dict[str, list[Upstream]] = {}
@@ -53,10 +66,12 @@ class Service:
         waiting: requests that no container had room for, the oldest first.
         finished: requests that ended since this was last asked.
         seconds: how long these took.
-        dirty: something changed that has not been said.
+        turns: requests of other gateways that ended lately: so many of ours may be sent to containers that
+            have no room, and wait there in turn with those of the others.
     """
 
     def __init__(self, function_id: str, limit: int, single_use: bool) -> None:
+        self.turns = 0
         self.function_id = function_id
         self.limit = limit
         self.single_use = single_use
@@ -64,7 +79,6 @@ class Service:
         self.waiting: deque[Exchange] = deque()
         self.finished = 0
         self.seconds = 0.0
-        self.dirty = False
         # Those out of rotation that still answer something.
         self.leaving: dict[str, Instance] = {}
         self._open: list[Instance] = []
@@ -93,22 +107,34 @@ class Service:
         count = len(open_)
         if count == 1:
             only = open_[0]
-            free = only.running < self.limit and only.blocked_until <= now and only not in tried
-            return only if free else None
+            return only if self._free(only, now, tried) else None
         if count > 2:
             one, other = open_[random.randrange(count)], open_[random.randrange(count)]
-            best = one if one.running <= other.running else other
-            if best.running < self.limit and best.blocked_until <= now and best not in tried:
+            best = one if one.running + one.elsewhere <= other.running + other.elsewhere else other
+            if self._free(best, now, tried):
                 return best
         return min(
-            (x for x in open_ if x.running < self.limit and x.blocked_until <= now and x not in tried),
-            key=lambda x: x.running,
+            (x for x in open_ if self._free(x, now, tried)),
+            key=lambda x: x.running + x.elsewhere,
             default=None,
         )
+
+    def _free(self, x: Instance, now: float, tried: Any) -> bool:
+        # What other gateways send ends there as well: as many of ours may come in its place.
+        others = x.elsewhere - self.turns if x.elsewhere > self.turns else 0
+        return x.running + others < self.limit and x.blocked_until <= now and x not in tried
+
+    def others(self, running: Mapping[str, int], finished: int) -> None:
+        """Note what containers have from other gateways, and how many of those ended since the last time."""
+        self.turns = finished
+        for instance in self._open:
+            instance.elsewhere = running.get(instance.container_id, 0)
 
     def begin(self, instance: Instance) -> None:
         """Count a request that a container gets."""
         instance.running += 1
+        if instance.elsewhere and instance.running + instance.elsewhere > self.limit and self.turns:
+            self.turns -= 1
         if self.single_use:
             # Out of rotation after this one.
             self.instances.pop(instance.container_id, None)

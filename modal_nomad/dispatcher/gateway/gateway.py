@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
 from typing import Protocol
 
 from modal_nomad.dispatcher.gateway.balancer import BLOCKED_SECONDS, Instance, Service
+from modal_nomad.dispatcher.gateway.discovery import ContainerAddress, ServedFunction
 from modal_nomad.dispatcher.gateway.forwarding import (
     CALL_PARAMETER,
     check_fields,
@@ -16,13 +17,13 @@ from modal_nomad.dispatcher.gateway.forwarding import (
     head_for,
     redirect_fields,
 )
+from modal_nomad.dispatcher.gateway.pending import Peers, new_call, new_tag
 from modal_nomad.dispatcher.gateway.routes import Route, Routes
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
 from modal_nomad.wire.http1.client import Client
 from modal_nomad.wire.http1.exchange import Exchange, Limits, Router
 from modal_nomad.wire.http1.head import HttpError
 from modal_nomad.wire.http1.upstream import Upstream
-from modal_nomad.wire.ids import new_id
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
@@ -56,7 +57,7 @@ class _State:
         self.route = route
         self.prefix = prefix
         self.service = service
-        self.call_id = new_id("fc")
+        self.call_id = ""
         self.instance: Instance | None = None
         self.tried: list[Instance] = []
         self.call_since = 0.0
@@ -65,6 +66,13 @@ class _State:
 
 class Gateway(Router):
     """Serves endpoints.
+
+    Attributes:
+        routes: what is served where.
+        requests: how many came.
+        tag: what the ids of its calls end in.
+        peers: other gateways, which may have the results that it is asked for.
+        ready: whether what it does not know is not there.
 
     Args:
         settings: its settings.
@@ -85,6 +93,9 @@ class Gateway(Router):
         self.settings = settings
         self.routes = Routes(settings.domain)
         self.requests = 0
+        self.tag = new_tag()
+        self.peers: Peers | None = None
+        self.ready = True
         self._sink = sink
         self._check_token = check_token
         self._services: dict[str, Service] = {}
@@ -99,6 +110,13 @@ class Gateway(Router):
     def protocol(self) -> asyncio.Protocol:
         """Return what serves one connection: the factory of a listening socket."""
         return Client(self)
+
+    def leave_idle(self) -> bool:
+        """Close the connections without a request; tell whether there are others."""
+        for client in list(self.clients):
+            if client.exchange is None:
+                client.transport.close()
+        return any(client.exchange is not None for client in self.clients)
 
     async def close(self) -> None:
         """End every connection."""
@@ -118,21 +136,15 @@ class Gateway(Router):
 
     # --- what there is to serve -------------------------------------------------------------------
 
-    def serve(self, function_id: str, routes: Iterable[Route], limit: int, single_use: bool) -> None:
-        """Serve a Function, or serve it as it is now.
-
-        Args:
-            function_id: the Function.
-            routes: its endpoints.
-            limit: requests that one container takes at a time.
-            single_use: a container takes one request in its life.
-        """
-        self.routes.put(function_id, routes)
+    def serve(self, function: ServedFunction) -> None:
+        """Serve a Function, or serve it as it is now."""
+        function_id = function.function_id
+        self.routes.put(function_id, function.routes)
         service = self._services.get(function_id)
         if service is None:
-            self._services[function_id] = Service(function_id, limit, single_use)
+            self._services[function_id] = Service(function_id, function.limit, function.single_use)
         else:
-            service.limit, service.single_use = limit, single_use
+            service.limit, service.single_use = function.limit, function.single_use
             self._feed(service)
 
     def withdraw(self, function_id: str) -> None:
@@ -146,11 +158,11 @@ class Gateway(Router):
         self._refuse_waiting(service, 404, _LEFT)
         self._dirty.pop(function_id, None)
 
-    def instance_up(self, function_id: str, instance: Instance) -> None:
+    def instance_up(self, function_id: str, address: ContainerAddress) -> None:
         """Take a container into rotation."""
         service = self._services.get(function_id)
         if service is not None:
-            service.add(instance)
+            service.add(Instance(address.container_id, address.host, address.port, address.key))
             self._feed(service)
 
     def instance_out(self, function_id: str, container_id: str) -> None:
@@ -158,6 +170,19 @@ class Gateway(Router):
         service = self._services.get(function_id)
         if service is not None:
             service.take_out(container_id)
+
+    def others(self, function_id: str, running: Mapping[str, int], finished: int) -> None:
+        """Note how many requests a Function's containers have from other gateways.
+
+        Args:
+            function_id: the Function.
+            running: by container.
+            finished: how many of them ended since this was last said.
+        """
+        service = self._services.get(function_id)
+        if service is not None:
+            service.others(running, finished)
+            self._feed(service)
 
     def fail(self, function_id: str, status: int, text: str) -> None:
         """Answer the requests that wait for a container: none will come."""
@@ -188,7 +213,10 @@ class Gateway(Router):
         found = self.routes.find(request.host, request.target)
         service = self._services.get(found[0].function_id) if found is not None else None
         if found is None or service is None:
-            exchange.refuse(404, _NOT_HERE)
+            if self.ready:
+                exchange.refuse(404, _NOT_HERE)
+            else:
+                exchange.refuse(503, "this gateway has heard of no dispatcher yet; try again", _RETRY_AFTER)
             return
         route, prefix = found
         exchange.state = _State(route, prefix, service)
@@ -202,7 +230,11 @@ class Gateway(Router):
         self._admit(exchange)
 
     async def _authorize(self, exchange: Exchange, route: Route, key: bytes, secret: bytes) -> None:
-        allowed = await self._check_token(key.decode("latin-1"), secret.decode("latin-1"), route)
+        try:
+            allowed = await self._check_token(key.decode("latin-1"), secret.decode("latin-1"), route)
+        except (ConnectionError, asyncio.TimeoutError):
+            exchange.refuse(503, "proxy auth tokens cannot be checked now; try again", _RETRY_AFTER)
+            return
         if exchange.over:
             return
         if allowed:
@@ -215,10 +247,16 @@ class Gateway(Router):
         if CALL_PARAMETER in request.target and request.method in (b"GET", b"HEAD"):
             call_id = claimed_call(request.target)
             if call_id:
-                self._claim(exchange, call_id)
+                if self.peers is not None and self.peers.has(call_id) and call_id not in self._pending:
+                    # Nothing of it is ours: not its place in a container, nor its time.
+                    exchange.state = None
+                    self._background(self.peers.ask(exchange, call_id))
+                else:
+                    self._claim(exchange, call_id)
                 return
         state: _State = exchange.state
         service = state.service
+        state.call_id = new_call(self.tag)
         state.call_since = monotonic()
         if not service.waiting and self._place(exchange, service):
             return
@@ -287,7 +325,10 @@ class Gateway(Router):
             self._send(exchange, upstream)
 
     def failed(self, exchange: Exchange, again: bool) -> None:
-        self._again(exchange, again)
+        if exchange.state is None:
+            exchange.refuse(502, "the gateway that had this result has ended")
+        else:
+            self._again(exchange, again)
 
     def _again(self, exchange: Exchange, again: bool) -> None:
         """Try a request that broke before any answer at another container, or give it up."""
@@ -351,6 +392,16 @@ class Gateway(Router):
         fields = redirect_fields(exchange.request, state.call_id)
         client.answer(303, "the result is not there yet: ask again at the Location", fields)
 
+    def claim(self, exchange: Exchange, call_id: str) -> None:
+        """Answer another gateway, which was asked for a result of this one."""
+        found = self.routes.find(exchange.request.host, exchange.request.target)
+        service = self._services.get(found[0].function_id) if found is not None else None
+        if found is None or service is None:
+            exchange.refuse(404, _NOT_HERE)
+            return
+        exchange.state = _State(*found, service)
+        self._claim(exchange, call_id)
+
     def _claim(self, exchange: Exchange, call_id: str) -> None:
         state: _State = exchange.state
         failure = self._failures.get(call_id)
@@ -376,6 +427,8 @@ class Gateway(Router):
         now = monotonic()
         self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
         self.sweep(now)
+        if self.peers is not None:
+            self.peers.sweep(now)
         for exchange in list(self._pending.values()):
             if exchange.client is None and now - exchange.state.left_at >= self.settings.claim_seconds:
                 exchange.end()
@@ -400,6 +453,13 @@ class Gateway(Router):
         elif soon and isinstance(self._report_at, asyncio.TimerHandle):
             self._report_at.cancel()
             self._report_at = self._loop.call_soon(self.report)
+
+    def report_all(self) -> None:
+        """Say the load of every Function that has any: somebody new is there to be told."""
+        for service in self._services.values():
+            if service.waiting or service.load():
+                self._touch(service)
+        self.report()
 
     def report(self) -> None:
         """Say the load of every Function whose load changed."""

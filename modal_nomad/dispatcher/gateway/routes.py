@@ -72,6 +72,10 @@ class Routes:
         """Return the endpoints of a Function."""
         return self._of.get(function_id, ())
 
+    def domains(self) -> list[str]:
+        """Return the custom domains of all endpoints."""
+        return list(self._domains)
+
     def holder(self, label: str, domains: Iterable[str] = ()) -> tuple[str, Route] | None:
         """Return the endpoint that has a label or one of some domains, and which of them it is."""
         found = self._labels.get(label)

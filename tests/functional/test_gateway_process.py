@@ -1,0 +1,180 @@
+"""Gateways in processes of their own: several of them, and without a dispatcher for a while."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+import pytest
+from _gateways import TOKEN, Gateways, Running, Serve, gateways
+from conftest import Live, alive, until
+from test_web_gateway import LIMIT, gate_app
+
+import modal_nomad as modal
+
+
+@pytest.fixture
+def pair(own: Live, serve: Serve) -> Iterator[Gateways]:
+    serve(**{"web.gateway_token": TOKEN})
+    with gateways(own.folder, f"unix://{own.home}/d.sock") as made:
+        yield made
+
+
+def pid_at(running: Running, label: str) -> int:
+    answer = httpx.get(running.url(label), timeout=LIMIT)
+    assert answer.status_code == 200, answer.text
+    return int(answer.text.split()[1])
+
+
+def test_several_serve_from_zero_and_without_the_dispatcher(own: Live, serve: Serve, pair: Gateways) -> None:
+    one, other = pair.start(), pair.start()
+    gate_app("several", max_containers=1).deploy()
+    # The request that starts the container waits at one, and both then know it.
+    pid = pid_at(one, "several-web")
+    assert pid_at(other, "several-web") == pid
+    assert httpx.get(one.url("nobody"), timeout=LIMIT).status_code == 404
+    # While the dispatcher does nothing, all goes on.
+    dispatcher = own.status()["pid"]
+    os.kill(dispatcher, signal.SIGSTOP)
+    for _ in range(3):
+        assert pid_at(one, "several-web") == pid_at(other, "several-web") == pid
+    # One that starts now knows nothing, and says so.
+    third = pair.start(wait="served at")
+    answer = httpx.get(third.url("several-web"), timeout=LIMIT)
+    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
+    os.kill(dispatcher, signal.SIGCONT)
+    until(lambda: "connected with" in third.log.read_text(), what="the dispatcher")
+    assert pid_at(third, "several-web") == pid
+
+
+def test_what_comes_while_there_is_no_dispatcher_waits_for_one(
+    own: Live, serve: Serve, pair: Gateways
+) -> None:
+    running = pair.start()
+    app = gate_app("patient", max_containers=1).deploy()
+    pid = pid_at(running, "patient-web")
+    # Containers of this engine end with it.
+    own.kill()
+    until(lambda: not alive(pid), LIMIT)
+    found: list[int] = []
+    thread = threading.Thread(target=lambda: found.append(pid_at(running, "patient-web")))
+    thread.start()
+    serve(**{"web.gateway_token": TOKEN})
+    thread.join(LIMIT)
+    assert found and found != [pid]
+    # What is stopped is served nowhere.
+    own.request("app.stop", app_id=app.app_id)
+    until(lambda: httpx.get(running.url("patient-web"), timeout=LIMIT).status_code == 404)
+
+
+def test_a_killed_gateway_takes_its_own_requests_along_alone(own: Live, pair: Gateways) -> None:
+    one, other = pair.start(), pair.start()
+    gate_app("killed", max_containers=1).deploy()
+    pid = pid_at(one, "killed-web")
+    ended: list[Any] = []
+
+    def ask(running: Running, name: str) -> None:
+        try:
+            url = f"{running.url('killed-web')}/wait?{own.folder / 'go-on'}&{own.folder / name}"
+            ended.append(httpx.post(url, timeout=LIMIT).status_code)
+        except httpx.TransportError as error:
+            ended.append(error)
+
+    threads = [threading.Thread(target=ask, args=x) for x in ((one, "a"), (other, "b"))]
+    for thread in threads:
+        thread.start()
+    until(lambda: (own.folder / "a").exists() and (own.folder / "b").exists(), LIMIT)
+    one.kill()
+    until(lambda: len(ended) == 1, LIMIT)
+    assert isinstance(ended[0], httpx.TransportError)
+    assert pid_at(other, "killed-web") == pid
+    (own.folder / "go-on").touch()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert ended[1:] == [200]
+
+
+def test_a_result_is_had_through_any_of_them(own: Live, pair: Gateways) -> None:
+    one, other = pair.start(answer_seconds=1.0), pair.start(answer_seconds=1.0)
+    gate_app("anywhere", max_containers=1, timeout=600).deploy()
+    file = own.folder / "ready"
+    with httpx.Client(timeout=LIMIT) as client:
+        first = client.post(f"{one.url('anywhere-web')}/wait?{file}", content=b"body")
+        assert first.status_code == 303
+        where = first.headers["location"]
+        there = f"http://127.0.0.1:{other.port}{where}"
+        # Not yet: the other one sends its client there again.
+        again = client.get(there)
+        assert again.status_code == 303 and again.headers["location"] == where
+        file.touch()
+        answer = client.get(there, follow_redirects=True)
+        assert answer.status_code == 200 and answer.text.startswith("open ")
+        assert client.get(there).status_code == 404
+        # Of one that is gone nothing is known.
+        file.unlink()
+        lost = client.post(f"{one.url('anywhere-web')}/wait?{file}", content=b"body").headers["location"]
+        one.kill()
+        until(lambda: client.get(f"http://127.0.0.1:{other.port}{lost}").status_code in (404, 502), LIMIT)
+        file.touch()
+
+
+def test_the_token_of_gateways_is_theirs_alone(own: Live, pair: Gateways) -> None:
+    stranger = pair.start(wait="refuses", gateway_token="some other token")
+    assert "gateways, and they alone, come with the dispatcher's gateway_token" in stranger.log.read_text()
+    # It is no caller's token.
+    import http.client
+    import socket
+
+    connection = http.client.HTTPConnection("localhost")
+    connection.sock = socket.socket(socket.AF_UNIX)
+    connection.sock.connect(f"{own.home}/d.sock")
+    connection.request("GET", "/v1/blobs/" + "0" * 64, headers={"Authorization": f"Bearer {TOKEN}"})
+    assert connection.getresponse().status == 401
+    connection.close()
+
+
+def test_processes_share_a_port_and_are_started_again(own: Live, pair: Gateways) -> None:
+    running = pair.start(processes=2)
+    gate_app("shared", max_containers=1).deploy()
+    assert pid_at(running, "shared-web")
+    until(lambda: len(running.children()) == 2, LIMIT)
+    for child in running.children():
+        os.kill(child, signal.SIGKILL)
+        until(lambda child=child: not alive(child), LIMIT)
+        # What comes meanwhile waits for the next.
+        for _ in range(4):
+            assert pid_at(running, "shared-web")
+        until(lambda child=child: len(running.children()) == 2, LIMIT)
+    running.end()
+    assert running.process.returncode == 0
+
+
+def test_proxy_tokens_are_known_for_a_while(own: Live, serve: Serve, pair: Gateways) -> None:
+    app = modal.App("guarded")
+
+    @app.function(serialized=True, name="web")
+    @modal.asgi_app(requires_proxy_auth=True)
+    def web() -> Any:
+        async def served(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": b"in"})
+
+        return served
+
+    app.deploy()
+    running = pair.start()
+    made = own.request("proxy_token.create", environment="main", label="")
+    good = {"Modal-Key": made["token_id"], "Modal-Secret": made["token_secret"]}
+    url = running.url("guarded-web")
+    assert httpx.get(url, timeout=LIMIT).status_code == 401
+    assert httpx.get(url, headers={**good, "Modal-Secret": "ws-no"}, timeout=LIMIT).status_code == 401
+    assert httpx.get(url, headers=good, timeout=LIMIT).text == "in"
+    dispatcher = own.status()["pid"]
+    os.kill(dispatcher, signal.SIGSTOP)
+    assert httpx.get(url, headers=good, timeout=LIMIT).text == "in"
+    os.kill(dispatcher, signal.SIGCONT)
