@@ -9,13 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from ._image_steps import PipStep, Step
+from ._image_steps import PipStep, Step, step_options
 from ._options import check_env
 from .exception import InvalidError
 from .wire.spec import ImageSpec
 
 if TYPE_CHECKING:
     from .image import Image
+    from .secret import Secret
 
 _SPECIFIER = re.compile(r"[A-Za-z0-9./~@:]")
 
@@ -41,10 +42,10 @@ class PipInstalls:
         pyproject: str = "",
         extras: tuple[str, ...] = (),
     ) -> Image:
-        options = pip_options(name, image_env=self._spec.env, **options)
+        options, secrets = pip_options(name, image_env=self._spec.env, **options)
         if not (packages or requirements or pyproject):
             return cast("Image", self)
-        step = PipStep(name, packages, options, requirements, pyproject, extras)
+        step = PipStep(name, packages, options, requirements, pyproject, extras, secrets)
         return self._build_step(step, name, force_build)
 
     def pip_install(
@@ -71,8 +72,8 @@ class PipInstalls:
             extra_options: further words for the installer, as on a command line.
             force_build: build this and the later steps anew.
             env: environment variables of this step.
-            secrets: not available for build steps yet.
-            gpu: not available for build steps yet.
+            secrets: whose variables the step sees; it needs a container runtime then.
+            gpu: what the step sees; it needs a container runtime then.
 
         Raises:
             InvalidError: when a package is no string, or is a flag; for a build step after files that
@@ -120,10 +121,10 @@ class PipInstalls:
             pre: allow pre-releases.
             extra_options: further words for uv, as on a command line.
             force_build: build this and the later steps anew.
-            uv_version: not available: the node's own uv is used.
+            uv_version: of uv; it needs a container runtime then, else the node's own is used.
             env: environment variables of this step.
-            secrets: not available for build steps yet.
-            gpu: not available for build steps yet.
+            secrets: whose variables the step sees; it needs a container runtime then.
+            gpu: what the step sees; it needs a container runtime then.
 
         Raises:
             InvalidError: as `pip_install`.
@@ -171,8 +172,8 @@ class PipInstalls:
             extra_options: further words for the installer, as on a command line.
             force_build: build this and the later steps anew.
             env: environment variables of this step.
-            secrets: not available for build steps yet.
-            gpu: not available for build steps yet.
+            secrets: whose variables the step sees; it needs a container runtime then.
+            gpu: what the step sees; it needs a container runtime then.
 
         Raises:
             InvalidError: as `pip_install`.
@@ -221,8 +222,8 @@ class PipInstalls:
             extra_options: further words for the installer, as on a command line.
             force_build: build this and the later steps anew.
             env: environment variables of this step.
-            secrets: not available for build steps yet.
-            gpu: not available for build steps yet.
+            secrets: whose variables the step sees; it needs a container runtime then.
+            gpu: what the step sees; it needs a container runtime then.
 
         Raises:
             InvalidError: as `pip_install`.
@@ -275,25 +276,25 @@ def pip_options(
     extra_options: str,
     env: Mapping[str, str | None] | None,
     image_env: Mapping[str, str],
-    **unavailable: Any,
-) -> dict[str, Any]:
-    """Return the options of a step that installs packages, only those that were given.
+    secrets: Sequence[Secret],
+    gpu: Any,
+    uv_version: str | None = None,
+) -> tuple[dict[str, Any], tuple[Secret, ...]]:
+    """Return the options of a step that installs packages, only those that were given, and its Secrets.
 
     Raises:
-        InvalidError: when one is of the wrong type, or cannot be honoured.
+        InvalidError: when one is of the wrong type.
     """
     for name, value in (
         ("find_links", find_links),
         ("index_url", index_url),
         ("extra_index_url", extra_index_url),
+        ("uv_version", uv_version),
     ):
         if value is not None and not isinstance(value, str):
             raise InvalidError(f"{name} of {step} is {value!r}; give a string")
     if not isinstance(pre, bool):
         raise InvalidError(f"pre of {step} is {pre!r}; give True or False")
-    for name, value in unavailable.items():
-        if value:
-            raise InvalidError(f"{step} cannot use {name}= in a Python environment yet; leave it out")
     try:
         words = shlex.join(shlex.split(extra_options))
     except (ValueError, AttributeError, TypeError) as error:
@@ -306,8 +307,10 @@ def pip_options(
         "extra_options": words,
         # What the Image sets before a step holds in the step, as in a Dockerfile.
         "env": {**image_env, **check_env(f"env of {step}", env)},
+        "uv_version": uv_version,
     }
-    return {key: value for key, value in options.items() if value}
+    more, found = step_options(step, secrets=secrets, gpu=gpu)
+    return {**{key: value for key, value in options.items() if value}, **more}, found
 
 
 def _paths(step: str, parameter: str, paths: Any) -> tuple[str, ...]:

@@ -11,13 +11,18 @@ import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Union
+from typing import TYPE_CHECKING, Any, Union
 
+from ._image_context import Context
 from ._image_files import LocalFiles, mounted
-from .exception import InvalidError
+from ._options import check_env
+from .exception import InvalidError, NotFoundError
 from .wire.spec import ImageLayer, MountedFile, canonical_json
+
+if TYPE_CHECKING:
+    from .secret import Secret
 
 _INCLUDED = re.compile(r"\s*(?:-r|--requirement)[\s=]+(\S+)")
 
@@ -36,6 +41,7 @@ class PipStep:
         requirements: local requirements files.
         pyproject: a local ``pyproject.toml`` whose dependencies are meant, or empty.
         extras: keys of its optional dependencies.
+        secrets: whose variables the step sees.
     """
 
     step: str = field(compare=False)
@@ -44,6 +50,7 @@ class PipStep:
     requirements: tuple[str, ...] = ()
     pyproject: str = ""
     extras: tuple[str, ...] = ()
+    secrets: tuple[Secret, ...] = ()
 
     def definition(self) -> Any:
         """Return what makes two steps the same one, wherever the files lie."""
@@ -96,30 +103,115 @@ class CopyStep:
 
 @dataclass(frozen=True)
 class LayerStep:
-    """A step that is known whole where it is stated.
+    """A step of an image for a container runtime.
 
     Attributes:
         step: the method that stated it, for messages.
-        kind: as ``wire.spec.ImageLayer`` has it, like the rest.
-        args: its words.
+        kind: as ``wire.spec.ImageLayer`` has it, like ``args`` and ``options``.
+        args: its words; those of its Dockerfile follow them.
         options: its other parameters.
+        secrets: whose variables it sees.
+        context: what it may copy, or None.
     """
 
     step: str = field(compare=False)
     kind: str
     args: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    secrets: tuple[Secret, ...] = ()
+    context: Context | None = None
 
     def definition(self) -> Any:
-        """Return what makes two steps the same one."""
-        return [self.kind, self.args, dict(self.options)]
+        """Return what makes two steps the same one, wherever the files lie."""
+        local = self.context.definition() if self.context is not None else None
+        return [self.kind, self.args, dict(self.options), local]
 
     def resolve(self) -> tuple[ImageLayer, tuple[MountedFile, ...], Contents]:
-        """Return the layer."""
-        return ImageLayer(self.kind, self.args, dict(self.options)), (), {}
+        """Read the local files.
+
+        Raises:
+            FileNotFoundError: naming the step and the file.
+        """
+        options = dict(self.options)
+        if self.context is None:
+            return ImageLayer(self.kind, self.args, options), (), {}
+        lines = (*self.args, *self.context.lines(self.step))
+        manifest, contents = self.context.gather(self.step, lines)
+        if manifest:
+            options["manifest"] = manifest
+        return ImageLayer(self.kind, lines, options), (), contents
 
 
-Step = Union[PipStep, CopyStep, LayerStep]  # noqa: UP007 - containers may run Python 3.9
+@dataclass(frozen=True)
+class FilesStep:
+    """A step that installs what local files list.
+
+    Attributes:
+        step: the method that stated it, for messages.
+        kind: as ``wire.spec.ImageLayer`` has it, like ``args`` and ``options``.
+        files: name that the step finds each by, and its local path.
+        args: its words.
+        options: its other parameters.
+        secrets: whose variables it sees.
+    """
+
+    step: str = field(compare=False)
+    kind: str
+    files: tuple[tuple[str, str], ...]
+    args: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    secrets: tuple[Secret, ...] = ()
+
+    def definition(self) -> Any:
+        """Return what makes two steps the same one, wherever the files lie."""
+        return [self.kind, self.args, dict(self.options), [name for name, _ in self.files]]
+
+    def resolve(self) -> tuple[ImageLayer, tuple[MountedFile, ...], Contents]:
+        """Read the local files.
+
+        Raises:
+            NotFoundError: naming the step and the file.
+        """
+        entries, contents = [], {}
+        for name, local in self.files:
+            path = Path(local).expanduser()
+            if not path.is_file():
+                hint = ", or say ignore_lockfile=True" if name == LOCK_FILE else ""
+                raise NotFoundError(f"{self.step}: there is no file {path}: give its path{hint}")
+            data = path.read_bytes()
+            sha = hashlib.sha256(data).hexdigest()
+            contents[sha] = data
+            entries.append([name, sha, 0o644])
+        return ImageLayer(self.kind, self.args, {**self.options, "files": entries}), (), dict(contents)
+
+
+LOCK_FILE = "poetry.lock"
+
+
+def step_options(
+    step: str, env: Any = None, secrets: Any = (), gpu: Any = None, **more: Any
+) -> tuple[dict[str, Any], tuple[Secret, ...]]:
+    """Check the parameters that build steps have in common; return the options and the Secrets.
+
+    Raises:
+        InvalidError: naming the parameter.
+    """
+    options = {key: value for key, value in more.items() if value}
+    if found := check_env(f"env of {step}", env):
+        options["env"] = found
+    if gpu is not None:
+        from .gpu import gpu_options
+
+        if kinds := gpu_options(gpu):
+            options["gpu"] = [asdict(kind) for kind in kinds]
+    if not secrets and isinstance(secrets, (list, tuple, type(None))):
+        return options, ()
+    from .secret import check_secrets
+
+    return options, check_secrets(step, secrets)
+
+
+Step = Union[PipStep, CopyStep, LayerStep, FilesStep]  # noqa: UP007 - containers may run Python 3.9
 
 
 def _lines(step: str, path: Path, seen: tuple[Path, ...] = ()) -> list[str]:

@@ -153,6 +153,19 @@ class OutputManager:
         """Say that an object is ready: ``created("function", "square")``."""
         self._progress_line(f"Created {kind} {name}.")
 
+    def building(self, image_id: str) -> None:
+        """Say that the build of an Image begins."""
+        self._progress_line(f"Building image {image_id[:15]}")
+
+    def build_output(self, text: str) -> None:
+        """Show what the build of an Image says: whole lines."""
+        if self._show_progress:
+            self._write(self._out, text)
+
+    def built_image(self, image_id: str, seconds: float) -> None:
+        """Say that the build of an Image has ended."""
+        self._progress_line(f"Built image {image_id[:15]} in {seconds:.2f} s")
+
     def served(self, name: str, url: str) -> None:
         """Say where a Function is served on the web."""
         self._progress_line(f"Created web function {name} => {url}")

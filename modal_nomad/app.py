@@ -275,6 +275,7 @@ class App(Decorators):
             9
         """
         from . import _output, runner
+        from ._image_publish import built
 
         self._check_can_run(show_progress)
         output = _output.current()
@@ -286,13 +287,15 @@ class App(Decorators):
             client = client or await runner._default_client()
             environment = runner.environment_of(environment_name)
             await runner.hydrate_storage(self, client, environment)
+            secrets = await io(runner.secret_references(client, self, None, environment))
             publication = runner.prepare(
                 self,
                 client.server.render,
                 state="detached" if detach else "ephemeral",
                 name=None,
                 environment=environment,
-                secrets=await io(runner.secret_references(client, self, None, environment)),
+                secrets=secrets,
+                images=await built(self, client, environment, secrets),
             )
             reply = await io(runner.send(client, publication))
             self._published(reply, client)

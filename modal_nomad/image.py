@@ -7,12 +7,13 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from ._bridge import blocking, blocking_function, io
-from ._image_bases import Bases
+from ._image_bases import Bases, check_python_version
+from ._image_builds import Builds
 from ._image_copy import CopySteps
 from ._image_files import (
     SOURCE_ROOT,
@@ -25,25 +26,27 @@ from ._image_pip import PipInstalls
 from ._image_steps import Contents, CopyStep, LayerStep, Step
 from ._older_names import Resolvable
 from ._options import check_env
+from ._secret_refs import reference_of
 from .config import in_container
 from .exception import ExecutionError, InvalidError, NotFoundError
 from .file_pattern_matcher import FilePatternMatcher, as_matcher
 from .wire.ids import new_id
-from .wire.spec import ImageLayer, ImageSpec, content_key
+from .wire.spec import ENVIRONMENT_KINDS, ImageSpec, SecretRef, content_key
 
 if TYPE_CHECKING:
     from .client import Client
+    from .secret import Secret
 
-_PYTHON_VERSION = re.compile(r"3\.\d+(\.\d+)?")
 _IMAGE_ID = re.compile(r"im-([0-9a-f]{64})")
 # Patterns of add_local_python_source: everything but Python sources is left out.
 NON_PYTHON_FILES = ~FilePatternMatcher("**/*.py")
 DEFINITION_VARIABLE = "MODAL_IMAGE_DEFINITION"
 """Tells a container which Image of the user's module it is of; ids are known on the caller's side only."""
 _FACTORY = object()
+_FACTORIES = ("from_registry", "from_gcp_artifact_registry", "from_aws_ecr", "from_dockerfile", "micromamba")
 
 
-class Image(Bases, PipInstalls, CopySteps, Resolvable):
+class Image(Bases, Builds, PipInstalls, CopySteps, Resolvable):
     """What a Function's containers have: a Python, its packages, environment variables and files.
 
     An Image never changes: each step returns a new one. Equal definitions are built once.
@@ -59,7 +62,7 @@ class Image(Bases, PipInstalls, CopySteps, Resolvable):
     _spec: ImageSpec
     _steps: tuple[Step, ...]
     _wishes: tuple[LocalFiles, ...]
-    _force_build: bool
+    _force_build: int | None
     _base_id: str
     _object_id: str | None
 
@@ -74,9 +77,11 @@ class Image(Bases, PipInstalls, CopySteps, Resolvable):
         return Image(_FACTORY, *(changes.get(name, getattr(self, name)) for name in names))
 
     def __repr__(self) -> str:
-        steps = self._steps
+        steps = tuple(
+            s for s in self._steps if not isinstance(s, LayerStep) or s.kind not in ("env", "workdir")
+        )
         base = f"from_id({self._base_id!r})" if self._base_id else f"debian_slim({self._spec.python or ''})"
-        if steps and isinstance(steps[0], LayerStep) and steps[0].kind == "base":
+        if steps and isinstance(steps[0], LayerStep) and steps[0].step in _FACTORIES:
             base, steps = f"{steps[0].step}({', '.join(map(repr, steps[0].args))})", steps[1:]
         names = ("add_local" if isinstance(s, CopyStep) else s.step for s in steps)
         return f"Image.{base}{''.join(f'.{name}(...)' for name in names)}"
@@ -108,11 +113,8 @@ class Image(Bases, PipInstalls, CopySteps, Resolvable):
             >>> Image.debian_slim("3.11")
             Image.debian_slim(3.11)
         """
-        if python_version is not None and not isinstance(python_version, str):
-            raise TypeError(f"python_version is {python_version!r}; give a string such as '3.11'")
-        if python_version is not None and not _PYTHON_VERSION.fullmatch(python_version):
-            raise InvalidError(f"python_version is {python_version!r}; give '3.x' or '3.x.y', such as '3.11'")
-        return Image(_FACTORY, ImageSpec(python=python_version), (), (), force_build, "")
+        check_python_version("python_version", python_version)
+        return Image(_FACTORY, ImageSpec(python=python_version), (), (), 0 if force_build else None, "")
 
     @staticmethod
     @blocking_function
@@ -150,7 +152,7 @@ class Image(Bases, PipInstalls, CopySteps, Resolvable):
                 raise NotFoundError(
                     f"there is no Image {image_id} on this server; run or deploy an App with it first"
                 ) from None
-        image = Image(_FACTORY, spec, (), (), False, image_id)
+        image = Image(_FACTORY, spec, (), (), None, image_id)
         image._object_id = image_id
         return image
 
@@ -171,7 +173,10 @@ class Image(Bases, PipInstalls, CopySteps, Resolvable):
                 f"{name} is a build step after add_local_..., whose files are added at container start: "
                 "move it before that, or add the files with copy=True"
             )
-        return self._with(_steps=(*self._steps, step), _force_build=self._force_build or force_build)
+        steps, first = (*self._steps, step), self._force_build
+        if force_build and first is None:
+            first = len(self._steps)
+        return self._with(_steps=steps, _force_build=first)
 
     def env(self, vars: Mapping[str, str]) -> Image:
         """Set environment variables, of containers and of the build steps that follow; later ones win.
@@ -183,7 +188,9 @@ class Image(Bases, PipInstalls, CopySteps, Resolvable):
             >>> image = Image.debian_slim().env({"HF_HUB_OFFLINE": "1"})
         """
         checked = check_env("Image.env", vars)
-        return self._with(_spec=replace(self._spec, env={**self._spec.env, **checked}))
+        spec = replace(self._spec, env={**self._spec.env, **checked})
+        # A step, too: in a container image it holds from here on.
+        return self._with(_spec=spec, _steps=(*self._steps, LayerStep("env", "env", (), checked)))
 
     def workdir(self, path: str | PurePosixPath) -> Image:
         """Set the working directory of containers; it is made where there is none.
@@ -198,7 +205,8 @@ class Image(Bases, PipInstalls, CopySteps, Resolvable):
             >>> image = Image.debian_slim().workdir("/app")
         """
         check_remote_path("workdir", str(path))
-        return self._with(_spec=replace(self._spec, workdir=str(path)))
+        spec = replace(self._spec, workdir=str(path))
+        return self._with(_spec=spec, _steps=(*self._steps, LayerStep("workdir", "workdir", (str(path),))))
 
     def _add_local(self, name: str, wishes: list[LocalFiles], copy: bool) -> Image:
         if not copy:
@@ -329,32 +337,57 @@ class Image(Bases, PipInstalls, CopySteps, Resolvable):
     @property
     def _definition(self) -> str:
         """A key that the user's module comes to on every machine, with the local files and without."""
-        steps = [step.definition() for step in self._steps]
+        steps = [x.definition() for x in self._steps if getattr(x, "kind", "") not in ("env", "workdir")]
         wishes = [(wish.kind, wish.remote) for wish in self._wishes]
         rest = [] if self._base_id else [self._spec.python, dict(self._spec.env), self._spec.workdir]
         return content_key([self._base_id, steps, wishes, rest])[:32]
 
-    def _resolve(self, force_build: bool = False) -> tuple[ImageSpec, Contents]:
-        """Return the finished specification, and the contents that it refers to (by SHA-256)."""
+    def _secrets(self) -> tuple[Secret, ...]:
+        """The Secrets of the build steps."""
+        return tuple(dict.fromkeys(x for step in self._steps for x in getattr(step, "secrets", ())))
+
+    def _resolve(
+        self, force_build: bool = False, secrets: Mapping[Secret, SecretRef] | None = None
+    ) -> tuple[ImageSpec, Contents]:
+        """Return the finished specification, and the contents that it refers to (by SHA-256).
+
+        Args:
+            force_build: build every step anew.
+            secrets: where each Secret is; None knows those alone that the server has anyway.
+        """
         files = {file.path: file for file in self._spec.files}
         layers = list(self._spec.layers)
+        first = 0 if force_build else self._force_build
+        if first is not None and not force_build:
+            first += len(layers)
         contents: Contents = {}
         for step in self._steps:
             layer, copied, found = step.resolve()
+            if used := getattr(step, "secrets", ()):
+                refs = [asdict(reference_of(secret, secrets)) for secret in used]
+                layer = replace(layer, options={**layer.options, "secrets": refs})
             layers.append(layer)
             files.update((file.path, file) for file in copied)
             contents.update(found)
+        containers = any(layer.needs_container for layer in layers)
+        if containers:
+            # They are part of the image itself.
+            files = {file.path: file for file in self._spec.files}
+        elif layers:
+            layers = [layer for layer in layers if layer.kind in ENVIRONMENT_KINDS]
+            # The environment is one whole.
+            first = first and 0
         added, places = mounted(self._wishes)
         files.update((file.path, file) for file in added)
         contents.update(places)
-        if layers and (force_build or self._force_build):
+        if first is not None and first < len(layers):
             # A word that was never there before makes a content key that was never built before.
-            first = layers[0]
-            layers[0] = ImageLayer(first.kind, first.args, {**first.options, "build": new_id("im")})
+            forced = layers[first]
+            layers[first] = replace(forced, options={**forced.options, "build": new_id("im")})
         spec = replace(
             self._spec,
             # What an image of a registry has, only its containers know.
-            python=self._spec.python if layers and layers[0].kind == "base" else self._python,
+            python=self._spec.python if layers and layers[0].is_base else self._python,
             layers=tuple(layers),
             files=tuple(files[path] for path in sorted(files)),
         )

@@ -14,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from . import _automount
 from ._bridge import blocking_function, io
+from ._image_publish import PublishedImage, built, check_built, image_of, resolved
 from ._log import logger
 from ._options import FunctionOptions, check_object_name
+from ._secret_refs import reference_of
 from ._volume_mounts import buckets_in, check_once, volumes_in
 from .config import config
 from .exception import InvalidError
@@ -85,6 +87,7 @@ def prepare(
     secrets: Mapping[Secret, SecretRef] | None = None,
     replacing: str | None = None,
     suffix: str | None = None,
+    images: Mapping[Image, PublishedImage] | None = None,
 ) -> Publication:
     """Build every Function's specification and job. Reads local files; talks to no server.
 
@@ -99,10 +102,11 @@ def prepare(
         replacing: the id of a running App that this is a new version of.
         suffix: tells the jobs of an App that is not deployed from those of others; the same in each of its
             versions. By default one of its own.
+        images: the Images as they were built; None knows those alone that need no build.
 
     Raises:
-        InvalidError: a Secret's values would have to be sent, and there is no server; the cluster has no
-            place such as a Function asks for.
+        InvalidError: a Secret's values would have to be sent, or an Image be built, and there is no server;
+            the cluster has no place such as a Function asks for.
     """
     from . import __version__
     from .render import RenderSettings, render_function  # type: ignore[attr-defined, unused-ignore]
@@ -112,7 +116,7 @@ def prepare(
     settings = RenderSettings.from_dict({**render, **extras})
     settings = settings.placed(environment or settings.environment)
     dev_suffix = "" if state == "deployed" else DEV_SUFFIX
-    specs, contents = function_specs(app, _app_name(app, name), secrets, dev_suffix=dev_suffix)
+    specs, contents = function_specs(app, _app_name(app, name), secrets, images, dev_suffix=dev_suffix)
     if any(spec.network_file_systems for spec in specs) and not (
         settings.nfs_directory or settings.nfs_volume
     ):
@@ -147,6 +151,7 @@ def secrets_of(app: App) -> list[Secret]:
     found: dict[Secret, None] = {}
     for function in app.registered_functions.values():
         found.update(dict.fromkeys((*function.app._secrets, *_options(function).secrets)))
+        found.update(dict.fromkeys(image_of(function)._secrets()))
         of_buckets = (bucket.secret for bucket in buckets_in(_mounts_of(function)).values())
         found.update(dict.fromkeys(secret for secret in of_buckets if secret is not None))
     return list(found)
@@ -176,20 +181,11 @@ def _app_name(app: App, name: str | None) -> str:
     return name or app.description or "app"
 
 
-def _reference(secret: Secret, known: Mapping[Secret, SecretRef] | None) -> SecretRef:
-    found = known.get(secret) if known is not None else secret._reference()
-    if found is None or (found.ephemeral and not found.name):
-        raise InvalidError(
-            f"{secret!r} has its values in the program, and a job holds none: store it with"
-            " `modal-nomad secret create`, and use Secret.from_name"
-        )
-    return found
-
-
 def function_specs(
     app: App,
     app_name: str,
     secrets: Mapping[Secret, SecretRef] | None = None,
+    images: Mapping[Image, PublishedImage] | None = None,
     *,
     dev_suffix: str = "",
 ) -> tuple[list[FunctionSpec], dict[str, bytes | Path]]:
@@ -199,6 +195,7 @@ def function_specs(
         app: the App.
         app_name: its name on the server.
         secrets: where each Secret is; None knows those alone that the server has anyway.
+        images: the Images as they were built; None knows those alone that need no build.
         dev_suffix: what the labels of its web endpoints end with.
 
     Raises:
@@ -206,7 +203,7 @@ def function_specs(
         FileNotFoundError: when a file that an Image adds is not there.
     """
     contents: dict[str, bytes | Path] = {}
-    images: dict[Image, ImageSpec] = {}
+    published = resolved(app, secrets) if images is None else images
     functions = list(app.registered_functions.values())
     shipped = [f.info for f in functions if _options(f).include_source]
     bundle = _automount.bundle(shipped, config["automount"]) if shipped else None
@@ -215,13 +212,11 @@ def function_specs(
     specs = []
     for function in functions:
         info, options = function.info, _options(function)
-        # Of an App that was included, its own Functions keep its own Image.
-        image = options.image or function.app.image or Image.debian_slim()
-        if image not in images:
-            images[image], files = image._resolve(config["force_build"])
-            contents.update(files)
-        image._object_id = images[image].image_id
-        spec, mounted = _with_mounts(images[image], (*function.app._mounts, *options.mounts))
+        image = image_of(function)
+        check_built(image, published[image])
+        contents.update(published[image].contents)
+        image._object_id = published[image].spec.image_id
+        spec, mounted = _with_mounts(published[image].spec, (*function.app._mounts, *options.mounts))
         contents.update(mounted)
         code = bundle if options.include_source else None
         blob = None
@@ -242,7 +237,7 @@ def function_specs(
                 is_generator=info.is_generator,
                 is_async=info.is_async,
                 image=spec,
-                container_image=spec.registry_tag,
+                container_image=published[image].reference,
                 env={
                     **options.env,
                     "MODAL_IMAGE_ID": image._object_id,
@@ -267,7 +262,7 @@ def function_specs(
                 nomad=options.nomad,
                 proxy=options.proxy.name or "" if options.proxy is not None else "",
                 secrets=tuple(
-                    _reference(secret, secrets) for secret in (*function.app._secrets, *options.secrets)
+                    reference_of(secret, secrets) for secret in (*function.app._secrets, *options.secrets)
                 ),
                 max_concurrent_inputs=options.max_concurrent_inputs,
                 target_concurrent_inputs=options.target_concurrent_inputs,
@@ -277,7 +272,7 @@ def function_specs(
                     volume._mount(path) for path, volume in volumes_in(_mounts_of(function)).items()
                 ),
                 buckets=tuple(
-                    bucket._mount(path, _reference(bucket.secret, secrets) if bucket.secret else None)
+                    bucket._mount(path, reference_of(bucket.secret, secrets) if bucket.secret else None)
                     for path, bucket in buckets_in(_mounts_of(function)).items()
                 ),
                 network_file_systems=tuple(
@@ -351,13 +346,15 @@ async def plan(
     """Return what a deployment would change, one entry per Nomad job; changes nothing."""
     client = client or await _default_client()
     name, environment = _deploy_name(app, name), environment_of(environment_name)
+    secrets = await io(secret_references(client, app, name, environment, dry=True))
     publication = prepare(
         app,
         client.server.render,
         state="deployed",
         name=name,
         environment=environment,
-        secrets=await io(secret_references(client, app, name, environment, dry=True)),
+        secrets=secrets,
+        images=await built(app, client, environment, secrets, dry=True),
     )
     reply = await io(client._request("app.plan", dict(publication.args)))
     return list(reply["plans"])
@@ -392,6 +389,7 @@ async def deploy_app(
     client = client or await _default_client()
     environment = environment_of(environment_name)
     await hydrate_storage(app, client, environment)
+    secrets = await io(secret_references(client, app, name, environment))
     publication = prepare(
         app,
         client.server.render,
@@ -399,7 +397,8 @@ async def deploy_app(
         name=name,
         environment=environment,
         tag=tag,
-        secrets=await io(secret_references(client, app, name, environment)),
+        secrets=secrets,
+        images=await built(app, client, environment, secrets),
     )
     reply = await io(send(client, publication))
     app._published(reply, client)

@@ -114,6 +114,8 @@ def _build(order: Order) -> Built:
 
 def _prepare(app: App, order: Order) -> Publication:
     from modal_nomad._bridge import io, run_blocking
+    from modal_nomad._image_publish import built
+    from modal_nomad._output import enable_output
     from modal_nomad.client import Client
     from modal_nomad.runner import environment_of, hydrate_storage, prepare, secret_references
 
@@ -123,6 +125,8 @@ def _prepare(app: App, order: Order) -> Publication:
         client = await Client.from_env.aio()
         await hydrate_storage(app, client, environment)
         secrets = await io(secret_references(client, app, None, environment))
+        with enable_output():
+            images = await built(app, client, environment, secrets)
         return prepare(
             app,
             client.server.render,
@@ -130,6 +134,7 @@ def _prepare(app: App, order: Order) -> Publication:
             name=None,
             environment=environment,
             secrets=secrets,
+            images=images,
             replacing=order.replacing,
             suffix=order.suffix,
         )

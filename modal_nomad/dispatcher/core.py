@@ -28,6 +28,8 @@ from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.call_engine import CallEngine
 from modal_nomad.dispatcher.garbage import Garbage
 from modal_nomad.dispatcher.gateway.tokens import ProxyTokens
+from modal_nomad.dispatcher.images import Images
+from modal_nomad.dispatcher.images.on_the_spot import OnTheSpot
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.nfs import NetworkFileSystems
 from modal_nomad.dispatcher.objects.answers import Answers
@@ -82,6 +84,7 @@ class Dispatcher:
         secrets: the Secrets.
         queues: what is in Queues.
         web: what is served on the web.
+        images: the container images that were built here.
         proxy_tokens: what opens those endpoints that need one.
 
     Args:
@@ -116,6 +119,10 @@ class Dispatcher:
         self.calls = CallEngine(self._ceiling(0), first_lease=int(time.time() * 1000) << 10)
         self.functions: dict[str, FunctionState] = {}
         self.secrets = Secrets.from_settings(settings)
+        builds = settings.build_settings()
+        # A build is nobody's container, and fetches what it copies as one.
+        builder = OnTheSpot(builds.builder, settings.listen, workers.mint("ta-image-builder"))
+        self.images = Images(store, self.secrets, builds, builder)
         self.proxy_tokens = ProxyTokens(store)
         self.web = Web(
             store,
@@ -222,6 +229,7 @@ class Dispatcher:
         self.variants.close()
         self.objects.close()
         await self.web.close()
+        await self.images.close()
         for task in list(self._tasks):
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)

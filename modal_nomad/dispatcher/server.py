@@ -12,7 +12,16 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_l
 
 from modal_nomad import __version__
 from modal_nomad.dispatcher import _events as ev
-from modal_nomad.dispatcher import rpc, rpc_dict, rpc_objects, rpc_queue, rpc_secret, rpc_web, scope
+from modal_nomad.dispatcher import (
+    rpc,
+    rpc_dict,
+    rpc_image,
+    rpc_objects,
+    rpc_queue,
+    rpc_secret,
+    rpc_web,
+    scope,
+)
 from modal_nomad.dispatcher._codec import decode, encode
 from modal_nomad.dispatcher._peer import NORMAL, POLICY, Peer
 from modal_nomad.dispatcher._requests import Request, find
@@ -41,7 +50,7 @@ from modal_nomad.wire import frames
 logger = logging.getLogger("modal_nomad.dispatcher")
 
 # Imported for the requests that they register.
-RPC_MODULES = (rpc, rpc_dict, rpc_objects, rpc_queue, rpc_secret, rpc_web)
+RPC_MODULES = (rpc, rpc_dict, rpc_image, rpc_objects, rpc_queue, rpc_secret, rpc_web)
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

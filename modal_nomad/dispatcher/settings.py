@@ -18,6 +18,7 @@ else:
 
 from modal_nomad.dispatcher._proxies import proxy_faults
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
+from modal_nomad.dispatcher.images.settings import BuildSettings
 from modal_nomad.render import RenderSettings
 from modal_nomad.wire.address import parse_address
 
@@ -35,6 +36,7 @@ LOCAL_NAMES = frozenset(
         "default_max_containers",
         "garbage_age",
         "garbage_interval",
+        "images",
         "nfs",
         "proxies",
         "render",
@@ -177,6 +179,29 @@ volume_type = "host"
 # node_pool = "egress"
 # node_meta = { egress = "office" }
 
+[images]
+# What builds container images: "docker", "podman" or "buildah"; empty takes the first of them that is there.
+builder = ""
+# Where built images are pushed to, "registry.example.org:5000/modal"; empty keeps them on this machine, which
+# only engine = "local" can do. Its user, and the file with the password.
+repository = ""
+username = ""
+password_file = ""
+# Whether that registry may be without TLS (docker's daemon has a setting of its own for this).
+insecure = false
+# The network that build steps have, such as "host"; empty is the builder's default.
+network = ""
+# The Nomad job that builds on a cluster: jobspecs/image-builder.nomad.hcl.
+job = "image-builder"
+# What the image builder installs, for clients that ask for no version: docs/images.md.
+version = "2025.06"
+# What debian_slim and micromamba start from, and the image that has add_python's interpreter in /python; with
+# {python} for the version. Empty: python:{python}-slim-bookworm and mambaorg/micromamba of Docker Hub, and an
+# interpreter that uv fetches.
+debian_slim = ""
+micromamba = ""
+python = ""
+
 [web]
 # Where web endpoints are served, "http://0.0.0.0:8080"; empty: nowhere. The embedded dispatcher takes a port
 # of 127.0.0.1 of its own.
@@ -238,6 +263,7 @@ class Settings:
     namespaces: Mapping[str, Any] = field(default_factory=dict)
     nfs: Mapping[str, Any] = field(default_factory=dict)
     proxies: Mapping[str, Any] = field(default_factory=dict)
+    images: Mapping[str, Any] = field(default_factory=dict)
     web: Mapping[str, Any] = field(default_factory=dict, repr=False)
     render: Mapping[str, Any] = field(default_factory=dict)
     embedded: bool = False
@@ -295,6 +321,10 @@ class Settings:
             raise SettingsError(fault)
         self._check_web()
         try:
+            self.build_settings()
+        except ValueError as error:
+            raise SettingsError(f"[images]: {error}") from None
+        try:
             self.render_dict("")
         except (TypeError, ValueError) as error:
             raise SettingsError(f"[render]: {error}") from None
@@ -317,6 +347,10 @@ class Settings:
                 raise SettingsError(f"[web]: listen: {error}") from None
             if where.path:
                 raise SettingsError('[web]: listen must be an address such as "http://0.0.0.0:8080"')
+
+    def build_settings(self) -> BuildSettings:
+        """Return what is said of images. Raises ValueError."""
+        return BuildSettings.from_table(self.images)
 
     @property
     def workspace(self) -> str:

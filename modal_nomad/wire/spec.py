@@ -61,7 +61,7 @@ class ImageLayer:
     Attributes:
         kind: ``pip`` installs the packages ``args``, by the options ``index_url``, ``extra_index_url``,
             ``find_links``, ``pre``, ``extra_options``, ``requirements`` (the SHA-256 of a
-            requirements file) and ``env``; ``copy``
+            requirements file), ``env`` and ``uv_version``; ``copy``
             adds the files of the blob ``manifest``, a list of (path, SHA-256, mode), for later steps.
             All other kinds, which ``render.image`` knows, need a container runtime.
     """
@@ -71,10 +71,15 @@ class ImageLayer:
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
+    def is_base(self) -> bool:
+        """Whether it says what the image is made from; without one that is a small Debian with Python."""
+        return self.kind in ("base", "micromamba") or bool(self.options.get("base"))
+
+    @property
     def needs_container(self) -> bool:
         """Whether a Python environment on the node cannot have this step."""
         if self.kind in ENVIRONMENT_KINDS:
-            return bool(self.options.get("secrets") or self.options.get("gpu"))
+            return any(self.options.get(name) for name in ("secrets", "gpu", "uv_version"))
         return self.kind not in _SETTING_KINDS
 
 

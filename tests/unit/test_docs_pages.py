@@ -14,6 +14,7 @@ import typer.main
 from modal_nomad import config
 from modal_nomad.cli._root import app
 from modal_nomad.dispatcher.blobs.s3_settings import S3Settings
+from modal_nomad.dispatcher.images.settings import BuildSettings
 from modal_nomad.dispatcher.settings import WEB_TYPES, Settings
 from modal_nomad.hashicorp.nomad import NomadSettings
 from modal_nomad.hashicorp.vault import VaultSettings
@@ -90,7 +91,7 @@ def test_defaults_are_the_codes(default: str) -> None:
 
 def test_the_dispatchers_settings_are_said() -> None:
     for cls, besides in (
-        (Settings, {"embedded", "nfs", "nomad", "render", "s3", "vault", "web"}),
+        (Settings, {"embedded", "images", "nfs", "nomad", "render", "s3", "vault", "web"}),
         (VaultSettings, {"timeout"}),
         (S3Settings, set()),
         (NomadSettings, set()),
@@ -98,5 +99,7 @@ def test_the_dispatchers_settings_are_said() -> None:
     ):
         for field in dataclasses.fields(cls):
             assert field.name in besides or f"`{field.name}`" in CONFIGURATION, field.name
+    for field in dataclasses.fields(BuildSettings):
+        assert f"`{field.name}`" in (ROOT / "docs/images.md").read_text(), field.name
     for name in WEB_TYPES:
         assert f"`{name}`" in CONFIGURATION.partition("### `[web]`")[2].partition("###")[0], name

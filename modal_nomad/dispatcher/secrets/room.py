@@ -232,6 +232,21 @@ class Secrets:
 
         return merge(read, tuple(spec.env), complain)
 
+    async def build_variables(
+        self, build_id: str, refs: Sequence[SecretRef], environment: str
+    ) -> dict[str, str]:
+        """Return what a step of an image build gets from its Secrets; ``ended`` takes leases back.
+
+        Raises:
+            NotFoundError: one is not there.
+            InvalidError: one lacks a required variable.
+            SecretStoreError: they cannot be read now.
+        """
+        for ref in refs:
+            await self._check(ref, environment)
+        read = await asyncio.gather(*(self._read(build_id, ref, environment) for ref in refs))
+        return merge(read, (), lambda line: logger.warning("image build: %s", line))
+
     async def _read(self, container_id: str, ref: SecretRef, environment: str) -> dict[str, Any]:
         if not ref.vault_path:
             key = key_of(ref, environment)

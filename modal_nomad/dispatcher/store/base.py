@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from modal_nomad.dispatcher.store.images import ImageStore
 from modal_nomad.dispatcher.store.objects import ObjectStore
 from modal_nomad.dispatcher.store.schedules import ScheduleStore
 from modal_nomad.dispatcher.store.volumes import VolumeStore
@@ -180,7 +181,7 @@ class TokenRecord:
     created_at: float = 0.0
 
 
-class Store(ObjectStore, VolumeStore, ScheduleStore):
+class Store(ObjectStore, VolumeStore, ScheduleStore, ImageStore):
     """Durable state. All methods raise StoreError when the medium fails them.
 
     Attributes:

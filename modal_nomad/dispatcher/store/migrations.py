@@ -258,6 +258,15 @@ CREATE TABLE schedules (
 );
 """
 
+_IMAGES = """
+-- Images that were built: what each content key came to.
+CREATE TABLE images (
+    key_of_image TEXT PRIMARY KEY,
+    reference TEXT NOT NULL,
+    built_at REAL NOT NULL
+);
+"""
+
 STEPS: tuple[str, ...] = (
     _INITIAL,
     _AUTOSCALER,
@@ -269,5 +278,6 @@ STEPS: tuple[str, ...] = (
     _VOLUMES,
     _ATTEMPTS,
     _SCHEDULES,
+    _IMAGES,
 )
 VERSION = len(STEPS)

@@ -1,0 +1,357 @@
+"""The build steps of an Image that need a container runtime."""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from ._image_bases import command_lines
+from ._image_context import AUTO_DOCKERIGNORE, context
+from ._image_pip import packages_of, pip_options
+from ._image_steps import LOCK_FILE, FilesStep, LayerStep, Step, step_options
+from .exception import InvalidError
+from .wire.spec import ImageSpec
+
+if TYPE_CHECKING:
+    from .gpu import GPU
+    from .image import Image
+    from .mount import Mount
+    from .secret import Secret
+
+_HOSTS = {"github.com": "GITHUB_TOKEN", "gitlab.com": "GITLAB_TOKEN"}
+_APT_PACKAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.:~=_*-]*(/[\w.-]+)?")
+
+
+class Builds:
+    """The part of ``Image`` whose steps need a container runtime."""
+
+    __slots__ = ()
+
+    _spec: ImageSpec
+
+    @abstractmethod
+    def _build_step(self, step: Step, name: str, force_build: bool = False) -> Image: ...
+
+    def apt_install(
+        self,
+        *packages: str | list[str],
+        force_build: bool = False,
+        env: Mapping[str, str | None] | None = None,
+        secrets: Sequence[Secret] = (),
+        gpu: GPU | Sequence[GPU] = None,
+    ) -> Image:
+        """Install Debian packages with ``apt``.
+
+        Args:
+            *packages: names, or lists of them; ``"git=1:2.39*"`` asks for a version.
+            force_build: build this and the later steps anew.
+            env: environment variables of this step.
+            secrets: whose variables the step sees.
+            gpu: what the step sees.
+
+        Raises:
+            InvalidError: when a package is no name.
+
+        Example:
+            >>> image = Image.debian_slim().apt_install("git", "libpq-dev")
+        """
+        found = command_lines("apt_install", packages)
+        for name in found:
+            if not _APT_PACKAGE.fullmatch(name):
+                raise InvalidError(f"apt_install got {name!r}, which is no name of a Debian package")
+        return self._layer("apt_install", "apt", found, force_build, env, secrets, gpu)
+
+    def run_commands(
+        self,
+        *commands: str | list[str],
+        env: Mapping[str, str | None] | None = None,
+        secrets: Sequence[Secret] = (),
+        gpu: GPU | Sequence[GPU] = None,
+        force_build: bool = False,
+    ) -> Image:
+        """Run shell commands.
+
+        Args:
+            *commands: commands, or lists of them; each is run by a shell of its own.
+            env: environment variables of this step.
+            secrets: whose variables the commands see.
+            gpu: what the commands see.
+            force_build: build this and the later steps anew.
+
+        Raises:
+            InvalidError: when a command is no string.
+
+        Example:
+            >>> image = Image.debian_slim().run_commands("useradd --create-home someone")
+        """
+        found = command_lines("run_commands", commands)
+        return self._layer("run_commands", "run", found, force_build, env, secrets, gpu)
+
+    def dockerfile_commands(
+        self,
+        *dockerfile_commands: str | list[str],
+        context_files: Mapping[str, str] = {},
+        env: Mapping[str, str | None] | None = None,
+        secrets: Sequence[Secret] = (),
+        gpu: GPU | Sequence[GPU] = None,
+        context_mount: Mount | None = None,
+        context_dir: str | Path | None = None,
+        force_build: bool = False,
+        ignore: Sequence[str] | Callable[[Path], bool] = AUTO_DOCKERIGNORE,
+    ) -> Image:
+        """Add lines of a Dockerfile, with anything but ``FROM``.
+
+        Args:
+            *dockerfile_commands: lines, or lists of them.
+            context_files: more files that ``COPY`` finds: place in the context and local path.
+            env: environment variables of this step.
+            secrets: whose variables the ``RUN`` instructions see.
+            gpu: what the ``RUN`` instructions see.
+            context_mount: deprecated: a Mount with the files to copy.
+            context_dir: where ``COPY`` finds its sources; by default the working directory.
+            force_build: build this and the later steps anew.
+            ignore: what of the context stays out, as in `add_local_dir`; by default what the context's
+                ``.dockerignore`` says.
+
+        Raises:
+            InvalidError: naming the parameter that cannot be used.
+
+        Example:
+            >>> image = Image.debian_slim().dockerfile_commands("COPY data /data", ignore=["*.venv"])
+        """
+        name = "dockerfile_commands"
+        found = command_lines(name, dockerfile_commands)
+        if not found:
+            return cast("Image", self)
+        local = context(
+            name,
+            context_files=context_files,
+            context_mount=context_mount,
+            context_dir=context_dir,
+            ignore=ignore,
+        )
+        options, used = step_options(name, env, secrets, gpu)
+        return self._build_step(LayerStep(name, "dockerfile", found, options, used, local), name, force_build)
+
+    def entrypoint(self, entrypoint_commands: list[str]) -> Image:
+        """Set the entry point: a program that is given the container's command and must run it.
+
+        Raises:
+            InvalidError: when it is no list of strings.
+
+        Example:
+            >>> image = Image.from_registry("python:3.11").entrypoint(["/usr/bin/env"])
+        """
+        return self._words("entrypoint", "entrypoint_commands", entrypoint_commands)
+
+    def shell(self, shell_commands: list[str]) -> Image:
+        """Set the shell that runs the commands of later steps.
+
+        Raises:
+            InvalidError: when it is no list of strings.
+
+        Example:
+            >>> image = Image.debian_slim().shell(["/bin/bash", "-euc"]).run_commands("echo $BASH_VERSION")
+        """
+        return self._words("shell", "shell_commands", shell_commands)
+
+    def cmd(self, cmd: list[str]) -> Image:
+        """Set what a container of the Image runs where nothing else is said, as a Sandbox may.
+
+        Raises:
+            InvalidError: when it is no list of strings.
+
+        Example:
+            >>> image = Image.debian_slim().cmd(["python", "-m", "http.server"])
+        """
+        return self._words("cmd", "cmd", cmd)
+
+    def _words(self, name: str, parameter: str, words: Any) -> Image:
+        if not isinstance(words, list) or not all(isinstance(x, str) for x in words):
+            raise InvalidError(f"{parameter} of {name} is {words!r}; give a list of strings")
+        return self._build_step(LayerStep(name, name, tuple(words)), name)
+
+    def micromamba_install(
+        self,
+        *packages: str | list[str],
+        spec_file: str | None = None,
+        channels: Sequence[str] = (),
+        force_build: bool = False,
+        env: Mapping[str, str | None] | None = None,
+        secrets: Sequence[Secret] = (),
+        gpu: GPU | Sequence[GPU] = None,
+    ) -> Image:
+        """Install Conda packages with micromamba, which the Image must have.
+
+        Args:
+            *packages: package specifications, or lists of them.
+            spec_file: a local file of specifications, read when the App is run or deployed.
+            channels: where the packages come from, such as ``"conda-forge"``.
+            force_build: build this and the later steps anew.
+            env: environment variables of this step.
+            secrets: whose variables the step sees.
+            gpu: what the step sees.
+
+        Raises:
+            InvalidError: when a package is no string.
+
+        Example:
+            >>> image = Image.micromamba().micromamba_install("numpy>=2", channels=["conda-forge"])
+        """
+        name = "micromamba_install"
+        found = command_lines(name, packages)
+        options, used = step_options(name, env, secrets, gpu, channels=list(command_lines(name, channels)))
+        if spec_file is None and not found:
+            return cast("Image", self)
+        files = () if spec_file is None else ((os.path.basename(str(spec_file)), str(spec_file)),)
+        return self._build_step(FilesStep(name, "conda", files, found, options, used), name, force_build)
+
+    def poetry_install_from_file(
+        self,
+        poetry_pyproject_toml: str,
+        poetry_lockfile: str | None = None,
+        ignore_lockfile: bool = False,
+        old_installer: bool = False,
+        force_build: bool = False,
+        with_: Sequence[str] = (),
+        without: Sequence[str] = (),
+        only: Sequence[str] = (),
+        *,
+        poetry_version: str | None = None,
+        env: Mapping[str, str | None] | None = None,
+        secrets: Sequence[Secret] = (),
+        gpu: GPU | Sequence[GPU] = None,
+    ) -> Image:
+        """Install the dependencies of a local Poetry project, but not the project itself.
+
+        Args:
+            poetry_pyproject_toml: its ``pyproject.toml``, read when the App is run or deployed.
+            poetry_lockfile: its lock file; by default the ``poetry.lock`` beside it.
+            ignore_lockfile: use no lock file.
+            old_installer: use Poetry's old installer.
+            force_build: build this and the later steps anew.
+            with_: optional groups to install too.
+            without: groups to leave out.
+            only: the only groups to install.
+            poetry_version: of Poetry; by default that of the image builder's version.
+            env: environment variables of this step.
+            secrets: whose variables the step sees.
+            gpu: what the step sees.
+
+        Raises:
+            NotFoundError: when the App is run or deployed and a file is not there.
+            InvalidError: naming the parameter that cannot be used.
+
+        Example:
+            >>> image = Image.debian_slim().poetry_install_from_file("pyproject.toml", without=["dev"])
+        """
+        name = "poetry_install_from_file"
+        if not isinstance(poetry_pyproject_toml, (str, Path)) or not str(poetry_pyproject_toml):
+            raise InvalidError(f"poetry_pyproject_toml of {name} is {poetry_pyproject_toml!r}; give a path")
+        files = [("pyproject.toml", str(poetry_pyproject_toml))]
+        if not ignore_lockfile:
+            beside = os.path.join(os.path.dirname(str(poetry_pyproject_toml)), LOCK_FILE)
+            files.append((LOCK_FILE, str(poetry_lockfile or beside)))
+        groups = {
+            "with": list(command_lines(name, with_)),
+            "without": list(command_lines(name, without)),
+            "only": list(command_lines(name, only)),
+        }
+        more = {**groups, "old_installer": old_installer, "poetry_version": poetry_version}
+        options, used = step_options(name, env, secrets, gpu, **more)
+        step = FilesStep(name, "poetry", tuple(files), (), options, used)
+        return self._build_step(step, name, force_build)
+
+    def pip_install_private_repos(
+        self,
+        *repositories: str,
+        git_user: str,
+        find_links: str | None = None,
+        index_url: str | None = None,
+        extra_index_url: str | None = None,
+        pre: bool = False,
+        extra_options: str = "",
+        gpu: GPU | Sequence[GPU] = None,
+        env: Mapping[str, str | None] | None = None,
+        secrets: Sequence[Secret] = (),
+        force_build: bool = False,
+    ) -> Image:
+        """Install Python packages from private repositories of GitHub or GitLab.
+
+        Args:
+            *repositories: such as ``"github.com/owner/name@main#subdirectory=inner"``.
+            git_user: whose token it is.
+            find_links: a page or directory with distributions.
+            index_url: the package index to use in place of the default.
+            extra_index_url: one more package index.
+            pre: allow pre-releases.
+            extra_options: further words for pip, as on a command line.
+            gpu: what the step sees.
+            env: environment variables of this step.
+            secrets: one must have ``GITHUB_TOKEN`` or ``GITLAB_TOKEN``.
+            force_build: build this and the later steps anew.
+
+        Raises:
+            InvalidError: for a repository elsewhere, or without a Secret.
+
+        Example:
+            >>> image = Image.debian_slim().pip_install_private_repos(
+            ...     "github.com/ecorp/private@1.0.0",
+            ...     git_user="someone",
+            ...     secrets=[Secret.from_name("github-read-private")],
+            ... )
+        """
+        name = "pip_install_private_repos"
+        if not isinstance(git_user, str) or not re.fullmatch(r"[\w.-]+", git_user):
+            raise InvalidError(f"git_user of {name} is {git_user!r}; give the user's name")
+        wrong = [x for x in repositories if not isinstance(x, str) or x.split("/")[0] not in _HOSTS]
+        if wrong:
+            raise InvalidError(
+                f"{name} got {', '.join(map(repr, wrong))}; repositories begin with 'github.com/' or"
+                " 'gitlab.com/', without 'https://'"
+            )
+        if not secrets:
+            raise InvalidError(
+                f"{name} needs secrets=: a modal.Secret with GITHUB_TOKEN or GITLAB_TOKEN, as the host says"
+            )
+        if not repositories:
+            return cast("Image", self)
+        options, used = pip_options(
+            name,
+            find_links=find_links,
+            index_url=index_url,
+            extra_index_url=extra_index_url,
+            pre=pre,
+            extra_options=extra_options,
+            env=env,
+            image_env={},
+            secrets=secrets,
+            gpu=gpu,
+        )
+        options["git_user"] = git_user
+        options["tokens"] = {host: key for host, key in _HOSTS.items() if _on(host, repositories)}
+        packages = packages_of(name, [f"git+https://{repository}" for repository in repositories])
+        return self._build_step(LayerStep(name, "pip_private", packages, options, used), name, force_build)
+
+    def _layer(
+        self,
+        name: str,
+        kind: str,
+        words: tuple[str, ...],
+        force_build: bool,
+        env: Any,
+        secrets: Any,
+        gpu: Any,
+    ) -> Image:
+        options, used = step_options(name, env, secrets, gpu)
+        if not words:
+            return cast("Image", self)
+        return self._build_step(LayerStep(name, kind, words, options, used), name, force_build)
+
+
+def _on(host: str, repositories: Sequence[str]) -> bool:
+    return any(repository.split("/")[0] == host for repository in repositories)

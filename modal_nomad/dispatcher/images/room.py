@@ -1,0 +1,217 @@
+"""From a specification to the reference of a built image."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, Protocol
+
+from modal_nomad.dispatcher.images.settings import BuildSettings
+from modal_nomad.dispatcher.secrets import Secrets
+from modal_nomad.dispatcher.store.images import ImageStore
+from modal_nomad.exception import ImageBuildError, InvalidError
+from modal_nomad.render.image import BuildLayer, render_image
+from modal_nomad.wire.ids import new_id
+from modal_nomad.wire.spec import ImageSpec, SecretRef
+
+Follow = Callable[[int, str], None]
+
+
+class Builder(Protocol):
+    """What turns a plan into images."""
+
+    local: bool
+    """Whether an image is known by its id on this machine, and by no registry."""
+
+    async def tool(self, step: str) -> str:
+        """Return what builds: part of what an image is kept under. Raises ImageBuildError."""
+        ...
+
+    async def build(
+        self, plan: dict[str, Any], say: Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
+    ) -> None:
+        """Carry out a plan. Raises ImageBuildError."""
+        ...
+
+
+class _Build:
+    """A build under way: what it said so far, and who follows it."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+        self.followers: list[Follow] = []
+        self.task: asyncio.Task[str] | None = None
+
+    def line(self, text: str) -> None:
+        self.lines.append(text)
+        for follow in list(self.followers):
+            follow(len(self.lines) - 1, text)
+
+
+class Images:
+    """The built images of one dispatcher.
+
+    Args:
+        store: keeps what was built.
+        secrets: has what build steps see.
+        settings: where images come from and go to.
+        builder: builds them.
+    """
+
+    def __init__(
+        self, store: ImageStore, secrets: Secrets, settings: BuildSettings, builder: Builder
+    ) -> None:
+        self._store = store
+        self._secrets = secrets
+        self._settings = settings
+        self._builder = builder
+        self._building: dict[str, _Build] = {}
+
+    async def known(self, spec: ImageSpec, version: str) -> str:
+        """Return the reference of an image that was built before; empty when it was not."""
+        if spec.registry_tag:
+            return spec.registry_tag
+        layers = self._layers(spec, version)
+        return await self._store.built_image(self._place(layers[-1].key)) or ""
+
+    async def ensure(self, spec: ImageSpec, environment: str, version: str, follow: Follow) -> str:
+        """Return the reference of an image, built first where it is not known.
+
+        Args:
+            spec: the image.
+            environment: where its Secrets are that name none.
+            version: of the image builder; empty is the one configured.
+            follow: takes each line of the build, with its number, from the first one on.
+
+        Raises:
+            ImageBuildError: a step failed, or nothing here can build; the text names the step.
+            InvalidError: the specification cannot be rendered.
+        """
+        if spec.registry_tag:
+            return spec.registry_tag
+        layers = self._layers(spec, version)
+        key = layers[-1].key
+        found = await self._store.built_image(self._place(key))
+        if found is not None:
+            return found
+        build = self._building.get(key)
+        if build is None:
+            build = self._building[key] = _Build()
+            build.task = asyncio.ensure_future(self._build(build, layers, spec, environment, version))
+            build.task.add_done_callback(lambda done: self._ended(key, done))
+        for number, text in enumerate(build.lines):
+            follow(number, text)
+        build.followers.append(follow)
+        assert build.task is not None
+        try:
+            # Shielded: one asker who goes must not take the image from the others.
+            return await asyncio.shield(build.task)
+        finally:
+            build.followers.remove(follow)
+
+    async def forget(self, reference: str) -> None:
+        """Build an image anew when it is asked for next: whoever starts containers does not find it."""
+        await self._store.forget_built_image(reference)
+
+    async def close(self) -> None:
+        """End the builds under way."""
+        tasks = [build.task for build in self._building.values() if build.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _ended(self, key: str, done: asyncio.Task[str]) -> None:
+        del self._building[key]
+        if not done.cancelled():
+            # Looked at, or the loop would complain when everybody who asked has gone.
+            done.exception()
+
+    def _layers(self, spec: ImageSpec, version: str) -> tuple[BuildLayer, ...]:
+        try:
+            return render_image(spec, self._settings.rendering(version))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise InvalidError(f"the image cannot be built: {error}") from None
+
+    def _place(self, key: str) -> str:
+        where = self._settings.repository or f"{self._settings.builder or 'this machine'}"
+        return f"{where}:{key}"
+
+    async def _build(
+        self, build: _Build, layers: Sequence[BuildLayer], spec: ImageSpec, environment: str, version: str
+    ) -> str:
+        tool = await self._builder.tool(layers[0].step)
+        rendering = self._settings.rendering(version)
+        owner = new_id("ta")
+        references: dict[str, str] = {}
+
+        async def say(event: dict[str, Any]) -> None:
+            if "line" in event:
+                build.line(str(event["line"]))
+            elif "step" in event:
+                build.line(f"=> {event['step']}")
+            elif "layer" in event:
+                references[event["layer"]] = str(event["reference"])
+                await self._store.put_built_image(self._place(event["layer"]), str(event["reference"]))
+
+        try:
+            plan = {
+                "tool": tool,
+                "network": self._settings.network,
+                "insecure": self._settings.insecure,
+                "push": await self._push(),
+                "layers": [
+                    {
+                        **dataclasses.asdict(layer),
+                        "tag": rendering.tag(layer.key),
+                        "known": await self._store.built_image(self._place(layer.key)) is not None,
+                        "values": await self._values(owner, layer.secrets, environment),
+                        "pull_values": await self._values(owner, layer.pull.get("secrets", ()), environment),
+                    }
+                    for layer in layers
+                ],
+            }
+            await self._builder.build(plan, say)
+        finally:
+            await self._secrets.ended(owner)
+        reference = references.get(layers[-1].key)
+        if reference is None:
+            raise ImageBuildError(f"{layers[-1].step}: the builder ended without an image; try again")
+        return reference
+
+    async def _push(self) -> dict[str, str]:
+        settings = self._settings
+        if not settings.repository:
+            return {}
+        push = {"registry": settings.repository.partition("/")[0]}
+        if settings.username:
+            push["username"] = settings.username
+            push["password"] = await asyncio.to_thread(_read, settings.password_file)
+        return push
+
+    async def _values(self, owner: str, refs: Sequence[Any], environment: str) -> dict[str, str]:
+        if not refs:
+            return {}
+        return await self._secrets.build_variables(owner, [_ref(x) for x in refs], environment)
+
+
+def secret_refs(spec: ImageSpec) -> list[SecretRef]:
+    """Return every Secret that the build steps of an image see."""
+    return [_ref(x) for layer in spec.layers for x in layer.options.get("secrets") or ()]
+
+
+def _ref(data: Any) -> SecretRef:
+    names = {f.name for f in dataclasses.fields(SecretRef)}
+    known = {key: value for key, value in dict(data).items() if key in names}
+    return SecretRef(**{**known, "required": tuple(known.get("required") or ())})
+
+
+def _read(path: str) -> str:
+    try:
+        with open(path) as file:
+            return file.read().strip()
+    except OSError as error:
+        raise ImageBuildError(
+            f"the registry's password cannot be read from {path}: {error.strerror}; see password_file under"
+            " [images] in the dispatcher's settings"
+        ) from None

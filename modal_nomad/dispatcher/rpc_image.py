@@ -1,0 +1,41 @@
+"""The requests about images."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+from modal_nomad.dispatcher import scope
+from modal_nomad.dispatcher._requests import Answer, method, optional, text
+from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT
+from modal_nomad.dispatcher.core import Dispatcher
+from modal_nomad.dispatcher.images.room import secret_refs
+from modal_nomad.dispatcher.sessions import ClientSession
+from modal_nomad.exception import InvalidError
+from modal_nomad.wire.spec import ImageSpec
+
+
+@method("image.ensure")
+async def _ensure(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    """Build an image; its lines go out as log frames of the App ``follow``, numbered by ``n``."""
+    environment = optional(args, "environment") or DEFAULT_ENVIRONMENT
+    version = optional(args, "version") or ""
+    try:
+        spec = ImageSpec.from_dict(msgspec.to_builtins(msgspec.convert(args.get("spec"), ImageSpec)))
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InvalidError(f"the image's specification is malformed: {error}") from None
+    for ref in secret_refs(spec):
+        scope.check(session.identity, ref.environment or environment)
+    if args.get("dry"):
+        return {"reference": await server.images.known(spec, version)}, []
+    await server.garbage.spare(msgspec.to_builtins(spec))
+    name = text(args, "follow")
+
+    def follow(number: int, line: str) -> None:
+        header = {"t": "log", "a": name, "f": "", "k": "", "s": 1, "ts": time.time(), "n": number}
+        session.send_frame(header, [f"{line}\n".encode()])
+
+    return {"reference": await server.images.ensure(spec, environment, version, follow)}, []

@@ -1,0 +1,276 @@
+"""Container images built for real, by Docker, as a deployment has them built; no index is asked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from _image_builds import Builds, build, build_all, building, wheel
+from conftest import Live
+
+import modal_nomad as modal
+from tests._docker import Docker
+
+base = modal.Image.debian_slim("3.11")
+
+
+@pytest.fixture(scope="module")
+def builds(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builds]:
+    folder = tmp_path_factory.mktemp("builds")
+    with building(docker, folder, python="modal-nomad-tests/interpreter:{python}") as found:
+        yield found
+
+
+def config(builds: Builds, reference: str) -> dict[str, object]:
+    return dict(json.loads(builds.docker("image", "inspect", "--format", "{{json .Config}}", reference)))
+
+
+def test_commands_see_what_was_set_before_them(builds: Builds) -> None:
+    image = (
+        base.env({"WORD": 'a "b" $c'})
+        .workdir("/work/place")
+        .run_commands('echo "$WORD" > said', ["pwd >> said", "echo $MORE >> said"], env={"MORE": "more"})
+        .entrypoint(["/usr/bin/env", "A=1"])
+        .cmd(["python", "-V"])
+    )
+    reference = build(image)
+    assert reference.startswith("sha256:")
+    assert builds.cat(reference, "/work/place/said") == 'a "b" $c\n/work/place\nmore'
+    found = config(builds, reference)
+    assert (found["Entrypoint"], found["Cmd"]) == (["/usr/bin/env", "A=1"], ["python", "-V"])
+    assert found["WorkingDir"] == "/work/place" and "MORE" not in str(found["Env"])
+
+
+def test_another_shell(builds: Builds) -> None:
+    image = base.shell(["/bin/bash", "-euc"]).run_commands("echo ${BASH_VERSION%%.*} > /version")
+    assert int(builds.cat(build(image), "/version")) >= 4
+
+
+def test_packages_of_debian(builds: Builds, tmp_path: Path) -> None:
+    package = tmp_path / "package"
+    (package / "DEBIAN").mkdir(parents=True)
+    (package / "DEBIAN/control").write_text(
+        "Package: mn-tool\nVersion: 1\nArchitecture: all\nMaintainer: a <a@b.c>\nDescription: x\n"
+    )
+    (package / "opt").mkdir()
+    (package / "opt/mn-tool").write_text("installed")
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    deb = repository / "mn-tool.deb"
+    command = ["dpkg-deb", "--build", "--root-owner-group", package, deb]
+    subprocess.run(command, check=True, capture_output=True)
+    listed = (package / "DEBIAN/control").read_text()
+    size, digest = deb.stat().st_size, hashlib.sha256(deb.read_bytes()).hexdigest()
+    (repository / "Packages").write_text(f"{listed}Filename: ./mn-tool.deb\nSize: {size}\nSHA256: {digest}\n")
+    image = (
+        base.add_local_dir(repository, "/repository", copy=True)
+        .run_commands("echo 'deb [trusted=yes] file:/repository ./' > /etc/apt/sources.list")
+        .apt_install("mn-tool")
+    )
+    assert builds.cat(build(image), "/opt/mn-tool") == "installed"
+
+
+def test_packages_of_python(builds: Builds, tmp_path: Path) -> None:
+    wheel(tmp_path, "mn_one", "ANSWER = 1\n")
+    wheel(tmp_path, "mn_two", "ANSWER = 2\n")
+    (tmp_path / "requirements.txt").write_text("mn-two\n")
+    files = modal.FilePatternMatcher("**/*.txt")
+    image = (
+        base.add_local_dir(tmp_path, "/wheels", copy=True, ignore=files)
+        .shell(["/bin/sh", "-c"])
+        .env({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels"})
+        .pip_install("mn-one")
+        .pip_install_from_requirements(str(tmp_path / "requirements.txt"))
+    )
+    program = "import mn_one, mn_two; print(mn_one.ANSWER + mn_two.ANSWER)"
+    assert builds.run(build(image), "python", "-c", program) == "3"
+
+
+def test_lines_of_a_dockerfile(builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data/deep").mkdir(parents=True)
+    for name in ("kept.txt", "left.log", "deep/kept.txt"):
+        (tmp_path / "data" / name).write_text(name)
+    (tmp_path / ".dockerignore").write_text("**/*.log\n")
+    (tmp_path / "elsewhere").write_text("given")
+    image = base.dockerfile_commands(
+        "COPY data /data",
+        ["COPY named.txt /", "RUN cat /named.txt > /seen"],
+        context_files={"named.txt": str(tmp_path / "elsewhere")},
+    )
+    reference = build(image)
+    assert (
+        builds.run(reference, "sh", "-c", "cd /data; find . -type f | sort") == "./deep/kept.txt\n./kept.txt"
+    )
+    assert builds.cat(reference, "/seen") == "given"
+    # Other contents are another image, and the same ones are not.
+    assert build(image) == reference
+    (tmp_path / "data/kept.txt").write_text("changed")
+    assert builds.cat(build(image), "/data/kept.txt") == "changed"
+
+
+def test_a_whole_dockerfile(builds: Builds, docker: Docker, tmp_path: Path) -> None:
+    path = tmp_path / "Dockerfile"
+    path.write_text(
+        f"ARG word=nothing\nFROM {docker.image} AS first\nARG word\nRUN echo $word > /first\n"
+        f"FROM {docker.image}\nCOPY --from=first /first /\nCOPY a.txt \\\n  /a.txt\n"
+    )
+    (tmp_path / "a.txt").write_text("a")
+    image = modal.Image.from_dockerfile(path, context_dir=tmp_path, build_args={"word": "said"})
+    reference = build(image.run_commands("cat /first /a.txt > /both"))
+    assert builds.cat(reference, "/both") == "said\na"
+
+
+def test_python_is_added_to_an_image_that_has_none(builds: Builds, docker: Docker) -> None:
+    made = "printf '#!/bin/sh\\necho added' > /python/bin/python3 && chmod +x /python/bin/python3"
+    interpreter = f"FROM {docker.image}\nRUN mkdir -p /python/bin && {made}\n"
+    docker("build", "--tag", "modal-nomad-tests/interpreter:3.12", "-", data=interpreter.encode())
+    image = modal.Image.from_registry(
+        docker.image, add_python="3.12", setup_dockerfile_commands=["RUN rm /usr/bin/python3"]
+    )
+    reference = build(image)
+    assert builds.run(reference, "python") == builds.run(reference, "python3") == "added"
+
+
+def test_secrets_are_seen_by_their_step_alone(builds: Builds) -> None:
+    secret = modal.Secret.from_dict({"TOKEN": "hunter'2 $x"})
+    image = (
+        base.workdir("/made")
+        .cmd(["true"])
+        .run_commands('echo "${#TOKEN} $MORE" > length', secrets=[secret], env={"MORE": "more"})
+        .run_commands("env > /variables")
+    )
+    reference = build(image)
+    assert builds.cat(reference, "/made/length") == "11 more"
+    assert "TOKEN" not in builds.cat(reference, "/variables")
+    everything = builds.docker("image", "inspect", reference) + builds.docker(
+        "history", "--no-trunc", reference
+    )
+    assert "hunter" not in everything and "hunter" not in " ".join(builds.asked())
+    assert config(builds, reference)["Cmd"] == ["true"] and not config(builds, reference).get("Entrypoint")
+    assert builds.run(reference, "sh", "-c", "test ! -s /run/modal-nomad-variables && echo gone") == "gone"
+
+
+def test_private_repositories_are_reached_with_a_token_that_stays_out(builds: Builds, tmp_path: Path) -> None:
+    wheel(tmp_path, "mn_private", "ANSWER = 7\n")
+    # In place of git and of a host: says what address the token would go to, and has the package.
+    (tmp_path / "pip").mkdir()
+    (tmp_path / "pip/__init__.py").write_text("")
+    (tmp_path / "pip/__main__.py").write_text(
+        "import os, sys\nopen('/asked', 'w').write(repr((sys.argv[1:], os.environ['GIT_CONFIG_KEY_0'],"
+        " os.environ['GIT_CONFIG_VALUE_0'])))\n"
+    )
+    image = (
+        base.add_local_dir(tmp_path / "pip", "/root/fake/pip", copy=True)
+        .env({"PYTHONPATH": "/root/fake"})
+        .pip_install_private_repos(
+            "github.com/ecorp/private@1.0",
+            git_user="someone",
+            secrets=[modal.Secret.from_dict({"GITHUB_TOKEN": "t0ken"})],
+        )
+    )
+    asked = builds.cat(build(image), "/asked")
+    assert "git+https://github.com/ecorp/private@1.0" in asked
+    assert "'url.https://someone:t0ken@github.com/.insteadOf', 'https://github.com/'" in asked
+    with pytest.raises(modal.exception.ImageBuildError, match="a Secret of this step needs GITLAB_TOKEN"):
+        build(
+            base.pip_install_private_repos(
+                "gitlab.com/a/b", git_user="a", secrets=[modal.Secret.from_dict({"OTHER": "x"})]
+            )
+        )
+
+
+def test_micromamba_and_poetry_are_given_what_was_asked(builds: Builds, tmp_path: Path) -> None:
+    tool = tmp_path / "tool"
+    tool.write_text('#!/bin/sh\necho "$0 $*" >> /said\nls >> /said\n')
+    tool.chmod(0o755)
+    (tmp_path / "spec.yml").write_text("dependencies: [a]")
+    (tmp_path / "pyproject.toml").write_text("[tool.poetry]\n")
+    (tmp_path / "poetry.lock").write_text("")
+    wheel(tmp_path, "poetry", "")
+    image = (
+        base.add_local_file(str(tool), "/usr/local/bin/micromamba", copy=True)
+        .add_local_file(str(tool), "/usr/local/bin/poetry", copy=True)
+        .add_local_file(str(tmp_path / "poetry-1.0-py3-none-any.whl"), "/wheels/", copy=True)
+        .env({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels"})
+        .micromamba_install("numpy>=2", spec_file=str(tmp_path / "spec.yml"), channels=["conda-forge"])
+        .poetry_install_from_file(
+            str(tmp_path / "pyproject.toml"), poetry_version="1.0", with_=["test"], without=["docs", "dev"]
+        )
+    )
+    said = builds.cat(build(image), "/said")
+    assert "micromamba install -n base -y -c conda-forge -f /.modal-nomad/spec.yml numpy>=2" in said
+    assert "poetry install --no-root --no-interaction --with test --without docs,dev" in said
+    assert "poetry.lock\npyproject.toml" in said
+
+
+def test_a_step_that_fails_shows_its_last_lines(builds: Builds) -> None:
+    image = base.run_commands("echo before").run_commands("echo almost; echo and now; exit 3")
+    wanted = r"(?s)^image step 2 \(run echo almost; echo and now; exit 3\) failed:\n.*and now\n.*3"
+    with pytest.raises(modal.exception.ImageBuildError, match=wanted) as caught:
+        build(image)
+    assert caught.value.image_id.startswith("im-")
+    # What was built before it is not built again.
+    builds.asked()
+    with pytest.raises(modal.exception.ImageBuildError):
+        build(image)
+    assert sum(line.startswith("build ") for line in builds.asked()) == 1
+
+
+def test_an_image_that_is_known_asks_docker_nothing(builds: Builds) -> None:
+    image = base.run_commands("echo known")
+    reference = build(image)
+    assert any(line.startswith("build ") for line in builds.asked())
+    assert build(image) == reference
+    assert builds.asked() == []
+
+
+def test_an_image_is_built_anew_when_asked_to(builds: Builds) -> None:
+    image = base.run_commands("echo once").run_commands("cat /proc/sys/kernel/random/uuid > /drawn")
+    first = builds.cat(build(image), "/drawn")
+    again = base.run_commands("echo once").run_commands(
+        "cat /proc/sys/kernel/random/uuid > /drawn", force_build=True
+    )
+    builds.asked()
+    assert builds.cat(build(again), "/drawn") != first
+    assert sum(line.startswith("build ") for line in builds.asked()) == 1
+
+
+def test_two_who_want_one_image_have_it_built_once(builds: Builds) -> None:
+    image = base.run_commands("echo only once", "sleep 1")
+    found: list[str] = []
+    builds.asked()
+    threads = [threading.Thread(target=lambda: found.append(build(image))) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(set(found)) == 1 and len(found) == 2
+    assert sum(line.startswith("build ") for line in builds.asked()) == 1
+
+
+def test_two_images_of_one_app(builds: Builds) -> None:
+    one, two = build_all(base.run_commands("echo 1 > /n"), base.run_commands("echo 2 > /n"))
+    assert (builds.cat(one, "/n"), builds.cat(two, "/n")) == ("1", "2")
+
+
+def test_the_build_is_seen_as_it_goes(builds: Builds, capsys: pytest.CaptureFixture[str]) -> None:
+    image = base.run_commands("echo a word of the build")
+    with modal.enable_output():
+        build(image)
+        build(image)
+    said = capsys.readouterr().out
+    assert said.count("Building image im-") == said.count("Built image im-") == 1
+    assert said.index("=> image step 1") < said.index("\na word of the build\n") < said.index("Built image")
+
+
+def test_no_container_runtime_at_all(own: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    wanted = r"^image step 1 \(apt install git\) needs a container runtime: install docker, podman or buildah"
+    with pytest.raises(modal.exception.ImageBuildError, match=wanted):
+        build(modal.Image.debian_slim().apt_install("git"))
