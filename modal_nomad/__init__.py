@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from .retries import Retries
     from .schedule import Cron, Period
     from .secret import Secret
+    from .tunnel import Tunnel, forward
     from .volume import Volume
 
 __version__ = "0.1.0"
@@ -60,6 +61,7 @@ __all__ = [
     "Queue",
     "Retries",
     "Secret",
+    "Tunnel",
     "Volume",
     "asgi_app",
     "batched",
@@ -72,6 +74,7 @@ __all__ = [
     "enter",
     "exit",
     "fastapi_endpoint",
+    "forward",
     "gather",
     "is_local",
     "method",
@@ -102,6 +105,7 @@ _PLACES = {
     "Queue": "queue",
     "Retries": "retries",
     "Secret": "secret",
+    "Tunnel": "tunnel",
     "Volume": "volume",
     "asgi_app": "_web_decorators",
     "batched": "_partial_function",
@@ -113,6 +117,7 @@ _PLACES = {
     "enter": "_partial_function",
     "exit": "_partial_function",
     "fastapi_endpoint": "_web_decorators",
+    "forward": "tunnel",
     "gather": "functions",
     "is_local": "_execution_context",
     "method": "_partial_function",
@@ -148,6 +153,7 @@ _SUBMODULES = frozenset(
         "schedule",
         "scheduler_placement",
         "secret",
+        "tunnel",
         "types",
         "volume",
     }

@@ -41,6 +41,7 @@ from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store import Store, StoreError
+from modal_nomad.dispatcher.tunnels import Tunnels
 from modal_nomad.dispatcher.volumes import Volumes
 from modal_nomad.dispatcher.web import Web
 from modal_nomad.engines.base import Engine
@@ -85,6 +86,7 @@ class Dispatcher:
         queues: what is in Queues.
         web: what is served on the web.
         images: the container images that were built here.
+        tunnels: ports outside that lead to ports in containers.
         proxy_tokens: what opens those endpoints that need one.
 
     Args:
@@ -132,6 +134,7 @@ class Dispatcher:
             self.handle,
             self.proxy_tokens.opens,
         )
+        self.tunnels = Tunnels.from_settings(settings, workers.key)
         self.containers = Containers(
             engine,
             self.functions,

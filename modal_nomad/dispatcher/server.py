@@ -31,6 +31,7 @@ from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.gateway_sessions import GatewaySession
 from modal_nomad.dispatcher.http_nfs import add_routes as add_nfs_routes
 from modal_nomad.dispatcher.http_schedules import add_routes as add_schedule_routes
+from modal_nomad.dispatcher.http_tunnels import add_routes as add_tunnel_routes
 from modal_nomad.dispatcher.http_volumes import add_routes as add_volume_routes
 from modal_nomad.dispatcher.metrics import DispatcherCollector
 from modal_nomad.dispatcher.secrets import SecretStoreError
@@ -88,6 +89,7 @@ class Server:
         add_volume_routes(app, self.dispatcher, self._identify_scoped)
         add_schedule_routes(app, self.dispatcher.schedules, self.authenticator)
         add_nfs_routes(app, self.dispatcher, self._identify_scoped)
+        add_tunnel_routes(app, self.dispatcher, self._identify)
         app.router.add_get("/artifacts/{sha}.zip", self._artifact)
         app.on_shutdown.append(self._shutdown)
         return app

@@ -19,6 +19,7 @@ else:
 from modal_nomad.dispatcher._proxies import proxy_faults
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
 from modal_nomad.dispatcher.images.settings import BuildSettings
+from modal_nomad.dispatcher.tunnels.settings import TunnelSettings
 from modal_nomad.render import RenderSettings
 from modal_nomad.wire.address import parse_address
 
@@ -43,6 +44,7 @@ LOCAL_NAMES = frozenset(
         "result_days",
         "s3",
         "store",
+        "tunnels",
         "vault",
     }
 )
@@ -225,6 +227,18 @@ answer_seconds = 150.0
 gateway_token = ""
 gateway_token_file = ""
 
+[tunnels]
+# The name or address that tunnels to containers (modal.forward) are reached at; empty: there are none. The
+# embedded dispatcher has them on this machine alone.
+host = ""
+# The address that they listen at, and the ports that they may have, as "30000-30999"; empty means any free
+# one. TLS shows the certificate above, where there is none one that the dispatcher signed itself.
+listen = "0.0.0.0"
+ports = ""
+# Tunnels at a time, and connections through one of them.
+max_tunnels = 1000
+max_connections = 1000
+
 [render]
 # How Functions become jobs; see modal_nomad.render.RenderSettings for all of them.
 driver = "raw_exec"
@@ -265,6 +279,7 @@ class Settings:
     proxies: Mapping[str, Any] = field(default_factory=dict)
     images: Mapping[str, Any] = field(default_factory=dict)
     web: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    tunnels: Mapping[str, Any] = field(default_factory=dict)
     render: Mapping[str, Any] = field(default_factory=dict)
     embedded: bool = False
 
@@ -320,6 +335,7 @@ class Settings:
         if fault := proxy_faults(self.proxies, self.engine):
             raise SettingsError(fault)
         self._check_web()
+        self.tunnel_settings()
         try:
             self.build_settings()
         except ValueError as error:
@@ -372,6 +388,13 @@ class Settings:
         if "trusted_proxies" in given:
             given["trusted_proxies"] = tuple(given["trusted_proxies"])
         return GatewaySettings(**given)
+
+    def tunnel_settings(self) -> TunnelSettings:
+        """Return where tunnels may be. Raises SettingsError."""
+        try:
+            return TunnelSettings.read(self.tunnels, embedded=self.embedded)
+        except ValueError as error:
+            raise SettingsError(str(error)) from None
 
     @property
     def address(self) -> str:

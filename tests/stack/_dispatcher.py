@@ -49,6 +49,7 @@ def dispatcher(
     namespaces: Mapping[str, str] = {},
     web: Mapping[str, Any] = {},
     proxies: Mapping[str, str] = {},
+    tunnels: Mapping[str, Any] = {},
     **settings: Any,
 ) -> Iterator[str]:
     """Yield the URL of a dispatcher on ``nomad``, the settings of its table of that name; so the others."""
@@ -63,6 +64,7 @@ def dispatcher(
     lines += ["[nfs]", *(f"{name} = {json.dumps(value)}" for name, value in nfs.items())]
     lines += ["[web]", *(f"{name} = {json.dumps(value)}" for name, value in web.items())]
     lines += [f"[proxies.{name}]\n{text}" for name, text in proxies.items()]
+    lines += ["[tunnels]", *(f"{name} = {json.dumps(value)}" for name, value in tunnels.items())]
     lines += ["[render]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in {"python": sys.executable, **render}.items()]
     file, out = directory / "dispatcher.toml", directory / "dispatcher.log"

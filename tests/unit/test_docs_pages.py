@@ -16,6 +16,7 @@ from modal_nomad.cli._root import app
 from modal_nomad.dispatcher.blobs.s3_settings import S3Settings
 from modal_nomad.dispatcher.images.settings import BuildSettings
 from modal_nomad.dispatcher.settings import WEB_TYPES, Settings
+from modal_nomad.dispatcher.tunnels import TunnelSettings
 from modal_nomad.hashicorp.nomad import NomadSettings
 from modal_nomad.hashicorp.vault import VaultSettings
 from modal_nomad.render import RenderSettings
@@ -91,9 +92,10 @@ def test_defaults_are_the_codes(default: str) -> None:
 
 def test_the_dispatchers_settings_are_said() -> None:
     for cls, besides in (
-        (Settings, {"embedded", "images", "nfs", "nomad", "render", "s3", "vault", "web"}),
+        (Settings, {"embedded", "images", "nfs", "nomad", "render", "s3", "tunnels", "vault", "web"}),
         (VaultSettings, {"timeout"}),
         (S3Settings, set()),
+        (TunnelSettings, set()),
         (NomadSettings, set()),
         (RenderSettings, {"server_url", "runtime_sha", "web_sha", "app_suffix", "deployer", "environment"}),
     ):

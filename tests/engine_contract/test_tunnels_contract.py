@@ -1,0 +1,80 @@
+"""Tunnels must behave alike on every engine: the container dials in, whatever the network lets in."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.stack._dispatcher import dispatcher
+
+PROGRAM = """
+import socket
+import threading
+
+import modal_nomad as modal
+
+app = modal.App("contract-tunnel")
+
+def shout(sock):
+    with sock:
+        while data := sock.recv(1000):
+            sock.sendall(data.upper())
+        sock.sendall(b"<end>")
+
+@app.function()
+def serve(queue):
+    server = socket.create_server(("127.0.0.1", 0))
+    with modal.forward(server.getsockname()[1], unencrypted=True) as tunnel:
+        queue.put(tunnel)
+        for _ in range(3):
+            threading.Thread(target=shout, args=(server.accept()[0],)).start()
+        queue.get(partition="end")
+    return tunnel.tcp_socket
+
+if __name__ == "__main__":
+    with modal.Queue.ephemeral() as queue, app.run():
+        call = serve.spawn(queue)
+        tunnel = queue.get(timeout=90)
+        assert tunnel.url.startswith("https://127.0.0.1:")
+        for word in (b"one", b"two", b"three"):
+            with socket.create_connection(tunnel.tcp_socket, timeout=60) as sock:
+                sock.sendall(word)
+                sock.shutdown(socket.SHUT_WR)
+                assert sock.makefile("rb").read() == word.upper() + b"<end>"
+        queue.put(True, partition="end")
+        assert call.get(60) == tunnel.tcp_socket
+    print("done")
+"""
+
+
+@pytest.fixture(params=["local", "nomad"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    nomad = {"address": ""}
+    if request.param == "nomad":
+        nomad = {"address": request.getfixturevalue("nomad_address")}
+    # Short: the embedded engine's sockets have short paths.
+    folder = tmp_path_factory.mktemp("c")
+    tunnels = {"host": "127.0.0.1", "listen": "127.0.0.1"}
+    with dispatcher(folder, nomad, tunnels=tunnels, engine=request.param, auth="none") as url:
+        yield url
+
+
+def test_tunnels(server: str, tmp_path: Path) -> None:
+    file = tmp_path / "contract_tunnel.py"
+    file.write_text(PROGRAM)
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_"))}
+    environment = {**clean, "MODAL_SERVER_URL": server, "MODAL_CONFIG_PATH": "/nonexistent"}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", str(file)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["done"]
