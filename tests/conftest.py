@@ -19,7 +19,7 @@ from tests._postgresql import (
     postgresql_programs,
     postgresql_server,
 )
-from tests.engine_contract._nomad_agent import nomad_agent, nomad_binary
+from tests.engine_contract._nomad_agent import docker_client, nomad_agent, nomad_binary
 
 # What Hypothesis takes for slow tests is mostly a machine that has other work.
 settings.register_profile(
@@ -50,6 +50,16 @@ def nomad_address() -> Iterator[str]:
     if binary is None:
         pytest.skip(NO_NOMAD)
     with nomad_agent(binary) as address:
+        yield address
+
+
+@pytest.fixture(scope="session")
+def nomad_docker_address(docker: Docker) -> Iterator[str]:
+    """The address of an agent of this session whose docker driver uses this session's daemon."""
+    binary = nomad_binary()
+    if binary is None:
+        pytest.skip(NO_NOMAD)
+    with nomad_agent(binary, **docker_client(docker.host)) as address:
         yield address
 
 

@@ -21,6 +21,7 @@ from modal_nomad.dispatcher.store.base import FunctionRecord
 from modal_nomad.dispatcher.web import Web
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState, Engine, EngineError
 from modal_nomad.exception import Error, ExecutionError, ImageBuildError, NotFoundError
+from modal_nomad.render.container import NO_PYTHON
 from modal_nomad.render.function import SNAPSHOT_META
 from modal_nomad.wire.ids import new_id
 from modal_nomad.wire.serialization import pack_exception
@@ -30,6 +31,8 @@ logger = logging.getLogger("modal_nomad.dispatcher")
 
 _END_GRACE = 0.3
 """Seconds to wait, after a worker's socket closed, for the engine to say in words why it ended."""
+_RUNTIME_GRACE = 5.0
+"""The same of containers of a runtime, which takes them down before it says that they have ended."""
 _RETURN_SECONDS = 90.0
 """Seconds that a worker whose connection broke may take to dial in again."""
 
@@ -109,6 +112,16 @@ class ContainerInfo:
         self.state = "starting"
         self.reason = ""
         self.ended = asyncio.Event()
+
+
+def _no_python(event: ContainerEvent, spec: FunctionSpec) -> Exception | None:
+    """Return what callers get when a container image has nothing that runs a worker."""
+    if event.exit_code != NO_PYTHON or not spec.container_image:
+        return None
+    return ExecutionError(
+        f"the image {spec.container_image} has no CPython 3.9 or newer: add one to it (add_python= of"
+        " Image.from_registry, or a step that installs it), or name it with Image.env({'MODAL_PYTHON': ...})"
+    )
 
 
 class Containers:
@@ -263,10 +276,11 @@ class Containers:
             info.reason = event.reason or f"ended with exit code {event.exit_code}"
             info.ended.set()
             if info.session is None:
-                if event.error is not None:
-                    if isinstance(event.error, ImageBuildError):
-                        event.error.image_id = function.spec.image.image_id
-                    payload = pack_exception(event.error)
+                error = event.error or _no_python(event, function.spec)
+                if error is not None:
+                    if isinstance(error, ImageBuildError):
+                        error.image_id = function.spec.image.image_id
+                    payload = pack_exception(error)
                     self.handle(ev.WorkerInitFailed(event.container_id, payload))
                 self._ended(event.container_id, info.reason)
         elif event.state is ContainerState.PENDING and event.reason:
@@ -318,7 +332,8 @@ class Containers:
         self.web.container_out(info)
         if not info.ended.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(info.ended.wait(), _END_GRACE)
+                grace = _RUNTIME_GRACE if info.function.spec.container_image else _END_GRACE
+                await asyncio.wait_for(info.ended.wait(), grace)
         if info.session is not session:
             return
         info.session = None

@@ -9,11 +9,19 @@ import signal
 import uuid
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from modal_nomad.engines._local_gpus import Grant
 from modal_nomad.engines._local_job import TaskPlan
-from modal_nomad.engines._warm import WarmInterpreter
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState
+
+
+class Starter(Protocol):
+    """What started a container, and signals it: a warm interpreter or a container runtime."""
+
+    def kill(self, process_id: str, number: int, *, group: bool) -> None:
+        """Signal it, or all that belongs to it; one that has ended is no error."""
+        ...
 
 
 @dataclass
@@ -26,7 +34,7 @@ class LocalContainer:
     event: ContainerEvent
     allocation_id: str = field(default_factory=lambda: str(uuid.uuid4()))
     ended: asyncio.Event = field(default_factory=asyncio.Event)
-    warm: WarmInterpreter | None = None
+    warm: Starter | None = None
     pid: int | None = None
     env: dict[str, str] = field(default_factory=dict)
     cpus: tuple[int, ...] = ()
@@ -58,18 +66,27 @@ class Watch(AsyncIterator[ContainerEvent]):
 
 
 def describe_end(
-    plan: TaskPlan, code: int | None, number: int | None, *, stopping: bool
+    plan: TaskPlan, code: int | None, number: int | None, *, stopping: bool, oom: bool = False
 ) -> tuple[ContainerState, str, int | None]:
-    """Return the state, the reason in words and the exit code of an ended process."""
+    """Return the state, the reason in words and the exit code of an ended process.
+
+    Args:
+        plan: what it was.
+        code: its exit code.
+        number: the signal that ended it.
+        stopping: it was told to end.
+        oom: the kernel ended it, or one of its processes, for its use of memory.
+    """
     exit_code = code if number is None else 128 + number
     if stopping:
         return ContainerState.COMPLETE, "stopped", exit_code
+    limit = f" (limit {plan.memory >> 20} MiB)" if plan.memory else ""
+    if oom and code != 0:
+        return ContainerState.FAILED, f"out of memory{limit}: ask for more with memory=", exit_code
     if number is not None:
         reason = f"killed by signal {number} ({_signal_name(number)})"
         if number == signal.SIGKILL:
-            reason += ", perhaps out of memory"
-            if plan.memory:
-                reason += f" (limit {plan.memory >> 20} MiB)"
+            reason += "" if plan.container is not None else f", perhaps out of memory{limit}"
         return ContainerState.FAILED, reason, exit_code
     if code == 0:
         return ContainerState.COMPLETE, "", 0

@@ -63,7 +63,7 @@ class Ground:
             if path is None:
                 return None
             bundles[artifact.destination] = path
-        if not plan.is_worker:
+        if not plan.is_worker or plan.container is not None:
             return Prepared(WarmKey(sys.executable, None), bundles)
         python = local_python(plan.image, plan.command)
         packages = python is None
@@ -77,7 +77,8 @@ class Ground:
     async def prepare(self, plan: TaskPlan) -> Prepared:
         """Make what is missing. Raises EngineError, or what the builder of environments raises."""
         if plan.is_worker:
-            await self._python(plan.image, plan.command)
+            if plan.container is None:
+                await self._python(plan.image, plan.command)
             if plan.artifact("runtime") is None:
                 raise EngineError("the job has no runtime artifact; publish the app again with this version")
         for artifact in plan.artifacts:

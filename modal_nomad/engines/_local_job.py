@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modal_nomad.engines._local_gpus import GPURequest, gpu_request
+from modal_nomad.engines._local_image import CONTAINER_DRIVERS, ContainerTask, container_task
 from modal_nomad.engines.base import EngineError, Job
 from modal_nomad.wire.spec import ImageSpec
 
@@ -70,6 +71,7 @@ class TaskPlan:
         image: the image, when the job names one.
         gpus: the GPUs, when it asks for any.
         host_volumes: the names of host volumes.
+        container: what its containers are, where a container runtime has them.
     """
 
     job_id: str
@@ -86,10 +88,11 @@ class TaskPlan:
     image: ImageSpec | None = field(default=None)
     gpus: GPURequest | None = None
     host_volumes: tuple[str, ...] = ()
+    container: ContainerTask | None = None
 
     @property
     def is_worker(self) -> bool:
-        """True when the container is a worker, which is forked from a warm interpreter."""
+        """True when the container is a worker, which as a process is forked from a warm interpreter."""
         return bool(self.args) and self.args[-1].endswith(WORKER_SUFFIX)
 
     def artifact(self, name: str) -> Artifact | None:
@@ -145,22 +148,26 @@ def parse(job: Job) -> TaskPlan:
         meta.update({k: str(v) for k, v in (level.get("Meta") or {}).items()})
     config = task.get("Config") or {}
     resources = task.get("Resources") or {}
-    limit = int(resources.get("MemoryMaxMB") or 0)
+    limit = int(resources.get("MemoryMaxMB") or 0) << 20
+    container = container_task(job, meta)
+    if container is not None:
+        limit = container.memory or 0
     return TaskPlan(
         job_id=job["ID"],
         namespace=job.get("Namespace") or "default",
         task=task.get("Name") or "task",
-        command=config["command"],
+        command=str(config.get("command") or ""),
         args=tuple(str(x) for x in config.get("args") or ()),
         env={k: str(v) for k, v in (task.get("Env") or {}).items()},
         meta=meta,
-        memory=limit << 20 if limit > 0 else None,
+        memory=limit if limit > 0 else None,
         cores=int(resources.get("Cores") or 0),
         kill_timeout=(task.get("KillTimeout") or 5_000_000_000) / 1e9,
         artifacts=tuple(_artifact(x) for x in task.get("Artifacts") or ()),
-        image=image_of(meta),
+        image=image_of(meta) if container is None else None,
         gpus=gpu_request(resources),
         host_volumes=tuple(str(x.get("Source")) for x in (group.get("Volumes") or {}).values()),
+        container=container,
     )
 
 
@@ -178,7 +185,7 @@ def _artifact(block: Mapping[str, Any]) -> Artifact:
 
 
 def faults_of(job: Job) -> list[str]:
-    """Return what keeps a job from running as processes, in words."""
+    """Return what keeps a job from running on this machine, in words."""
     faults: list[str] = []
     if not isinstance(job.get("ID"), str) or not job["ID"]:
         faults.append("the job has no ID; give it one")
@@ -191,12 +198,12 @@ def faults_of(job: Job) -> list[str]:
     except EngineError as exc:
         return [*faults, str(exc)]
     driver = task.get("Driver")
-    if driver not in _PROCESS_DRIVERS:
+    if driver not in (*_PROCESS_DRIVERS, *CONTAINER_DRIVERS):
         faults.append(
-            f"driver {driver!r} needs a container runtime, which this machine's engine does not use; "
-            "set the driver to 'raw_exec' or send the app to a Nomad cluster (MODAL_SERVER_URL)"
+            f"driver {driver!r} is not supported here; set the driver to 'raw_exec' or 'docker', or send the"
+            " app to a Nomad cluster (MODAL_SERVER_URL)"
         )
-    elif not isinstance((task.get("Config") or {}).get("command"), str):
+    elif driver in _PROCESS_DRIVERS and not isinstance((task.get("Config") or {}).get("command"), str):
         faults.append("the task's Config has no command; name the program to run")
     meta: dict[str, Any] = {**(job.get("Meta") or {}), **(task.get("Meta") or {})}
     for volume in (job["TaskGroups"][0].get("Volumes") or {}).values():
@@ -208,7 +215,10 @@ def faults_of(job: Job) -> list[str]:
     try:
         for artifact in task.get("Artifacts") or ():
             _artifact(artifact)
-        faults.extend(_image_faults(image_of(meta)))
+        if driver in CONTAINER_DRIVERS:
+            container_task(job, meta)
+        else:
+            faults.extend(_image_faults(image_of(meta)))
         gpu_request(task.get("Resources") or {})
     except EngineError as exc:
         faults.append(str(exc))

@@ -18,6 +18,7 @@ from typing import Any
 
 from modal_nomad.engines._local_container import LocalContainer, Watch, describe_end, pick_cpus, usable_cores
 from modal_nomad.engines._local_diff import diff_jobs
+from modal_nomad.engines._local_docker import DockerContainers, clear_leftovers
 from modal_nomad.engines._local_exec import Commands
 from modal_nomad.engines._local_files import (
     Unpack,
@@ -39,6 +40,7 @@ from modal_nomad.engines._local_job import (
     parse,
     variables_of,
 )
+from modal_nomad.engines._local_launch import ContainerRuntimes
 from modal_nomad.engines._warm import Spawn, WarmInterpreter, WarmKey
 from modal_nomad.engines.base import (
     Capacity,
@@ -61,7 +63,7 @@ _KEPT_IDLE_INTERPRETERS = 8
 
 
 class LocalEngine(Engine):
-    """Containers as processes, workers forked from a warm interpreter per environment.
+    """Containers as processes, workers forked from a warm interpreter per environment, or of a runtime.
 
     Args:
         home: the daemon's directory; ``containers/``, ``code/``, ``runtime/`` and ``logs/`` are made in it.
@@ -91,6 +93,7 @@ class LocalEngine(Engine):
         self._containers: dict[str, LocalContainer] = {}
         self._commands = Commands()
         self._warm: dict[WarmKey, WarmInterpreter] = {}
+        self._runtimes = ContainerRuntimes(self._home, self._on_event)
         self._watches: weakref.WeakSet[Watch] = weakref.WeakSet()
         self._tasks: set[asyncio.Task[Any]] = set()
         self._leaving: set[asyncio.Task[Any]] = set()
@@ -107,6 +110,7 @@ class LocalEngine(Engine):
         """Make the directories and clear what an earlier daemon's containers left behind."""
 
         def prepare() -> None:
+            clear_leftovers(self._home)
             shutil.rmtree(self._home / "containers", ignore_errors=True)
             for name in ("containers", "code", "runtime", "logs"):
                 (self._home / name).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -131,7 +135,7 @@ class LocalEngine(Engine):
             if container.preparing is not None:
                 container.preparing.cancel()
             self._end(container, ContainerState.COMPLETE, "the engine was closed", None)
-        await asyncio.gather(*(x.close() for x in warm), *self._leaving)
+        await asyncio.gather(self._runtimes.close(), *(x.close() for x in warm), *self._leaving)
         self._commands.close()
         for watch in list(self._watches):
             watch.put(None)
@@ -140,10 +144,12 @@ class LocalEngine(Engine):
     async def validate(self, job: Job, *, token: str | None = None) -> list[str]:
         try:
             faults = faults_of(job)
-            image = parse(job).image if not faults else None
+            plan = parse(job) if not faults else None
         except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as exc:
             return [f"the job is malformed ({exc}); render it again with this version"]
-        if image is not None and image.layers and not self._ground.builds:
+        if plan is not None and plan.container is not None:
+            return self._runtimes.faults(plan.container)
+        if plan is not None and plan.image is not None and plan.image.layers and not self._ground.builds:
             faults.append("this engine builds no image environments; use an image without packages")
         return faults
 
@@ -258,13 +264,18 @@ class LocalEngine(Engine):
 
     async def exec(self, container_id: str, command: Sequence[str], *, stdin: bytes = b"") -> ExecResult:
         container = self._running(container_id)
+        if isinstance(container.warm, DockerContainers):
+            return ExecResult(*await container.warm.exec(container_id, command, stdin))
         launcher = self._interpreter(WarmKey(sys.executable, None))
         return await self._commands.run(launcher, container, command, stdin)
 
     async def stats(self, container_id: str) -> ContainerStats:
         container = self._running(container_id)
         assert container.pid is not None
-        seconds, memory = await asyncio.to_thread(usage_of, container.pid)
+        if isinstance(container.warm, DockerContainers):
+            seconds, memory = await container.warm.usage(container_id)
+        else:
+            seconds, memory = await asyncio.to_thread(usage_of, container.pid)
         before, container.sample = container.sample, (time.monotonic(), seconds)
         return stats_between(before, container.sample, memory)
 
@@ -309,7 +320,11 @@ class LocalEngine(Engine):
         return task
 
     async def _prepare(self, plan: TaskPlan) -> None:
-        self._interpreter((await self._ground.prepare(plan)).key)
+        ready = await self._ground.prepare(plan)
+        if plan.container is not None:
+            await self._runtimes.of(plan.container).open()
+        else:
+            self._interpreter(ready.key)
 
     async def _prepare_and_launch(self, container: LocalContainer) -> None:
         try:
@@ -338,6 +353,10 @@ class LocalEngine(Engine):
         plan, request, bundles = container.plan, container.request, ready.bundles
         directory = str(container.directory)
         try:
+            if plan.container is not None:
+                logs = [open_log(self._log(request.container_id, x)) for x in ("stdout", "stderr")]
+                self._runtimes.launch(container, bundles, logs)
+                return
             for name in ("local", "secrets", "alloc"):
                 os.makedirs(f"{directory}/{name}", mode=0o700, exist_ok=True)
             for name, path in bundles.items():
@@ -396,12 +415,14 @@ class LocalEngine(Engine):
             container.pid = message["pid"]
             container.sample = (time.monotonic(), 0.0)
             self._publish(container, ContainerState.RUNNING, "")
+        elif kind == "pulling":
+            self._publish(container, ContainerState.PENDING, f"pulling the image {message['image']}")
         elif kind == "failed":
-            self._end(container, ContainerState.FAILED, message["error"], None)
+            error = ExecutionError(message["error"]) if message.get("final") else None
+            self._end(container, ContainerState.FAILED, message["error"], None, error)
         else:
-            end = describe_end(
-                container.plan, message["code"], message["signal"], stopping=container.stopping
-            )
+            oom, stopping = message.get("oom", False), container.stopping
+            end = describe_end(container.plan, message["code"], message["signal"], stopping=stopping, oom=oom)
             self._end(container, *end)
 
     def _on_lost(self, warm: WarmInterpreter, reason: str) -> None:

@@ -5,6 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from modal_nomad.render.container import (
+    RUNTIME_VARIABLE,
+    USER,
+    container_config,
+    container_driver,
+    container_image,
+    container_meta,
+)
 from modal_nomad.render.devices import gpu_words
 from modal_nomad.render.names import job_id
 from modal_nomad.render.nfs import nfs_directory, nfs_volumes
@@ -50,12 +58,7 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
     )
     task = {
         "Name": TASK_NAME,
-        "Driver": settings.driver,
-        "Config": {
-            "command": settings.python,
-            # -I and -S: nothing of the node's own Python packages or of the user's shell leaks in.
-            "args": ["-I", "-S", "${NOMAD_TASK_DIR}/runtime/_start_worker.py"],
-        },
+        **_driver(spec, settings),
         "Env": _environment(spec, settings),
         "Artifacts": _artifacts(spec, settings),
         "Identities": _identities(spec),
@@ -98,6 +101,7 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
             "modal_environment": settings.environment,
             "modal_deployer": settings.deployer,
             "modal_image": _image(spec),
+            **container_meta(spec, settings),
             # What the user asked for, in the user's words, for whoever waits for it.
             **({"modal_gpu": gpu_words(spec.gpu)} if spec.gpu else {}),
         },
@@ -105,11 +109,27 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
     }
 
 
+def _driver(spec: FunctionSpec, settings: RenderSettings) -> dict[str, Any]:
+    image = container_image(spec, settings)
+    if image:
+        config = container_config(image, spec, settings)
+        return {"Driver": container_driver(settings), "Config": config, "User": USER}
+    return {
+        "Driver": settings.driver,
+        "Config": {
+            "command": settings.python,
+            # -I and -S: nothing of the node's own Python packages or of the user's shell leaks in.
+            "args": ["-I", "-S", "${NOMAD_TASK_DIR}/runtime/_start_worker.py"],
+        },
+    }
+
+
 def keeps_snapshots(spec: FunctionSpec, settings: RenderSettings) -> bool:
     """Say whether containers leave memory snapshots: only processes of the node itself can fork them."""
     # A Volume's tree, or a mounted bucket, is one container's own.
     wanted = spec.enable_memory_snapshot and not spec.volumes and not spec.buckets
-    return wanted and settings.driver == "raw_exec" and settings.snapshot_seconds > 0
+    process = settings.driver == "raw_exec" and not container_image(spec, settings)
+    return wanted and process and settings.snapshot_seconds > 0
 
 
 def _identities(spec: FunctionSpec) -> list[dict[str, Any]]:
@@ -141,12 +161,15 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
         ours["MODAL_WEB_DIR"] = "${NOMAD_TASK_DIR}/web"
     if reads_vault(spec, settings):
         ours["MODAL_SECRETS_FILE"] = f"${{NOMAD_SECRETS_DIR}}/{SECRETS_FILE}"
-    if shared := nfs_directory(spec, settings):
+    image = container_image(spec, settings)
+    if image:
+        ours[RUNTIME_VARIABLE] = container_driver(settings)
+    if (shared := nfs_directory(spec, settings)) and (settings.nfs_volume or not image):
         ours["MODAL_NFS_DIR"] = shared
     if keeps_snapshots(spec, settings):
         ours["MODAL_SNAPSHOT"] = f"${{NOMAD_META_{SNAPSHOT_META}}}"
         ours["MODAL_SNAPSHOT_SECONDS"] = f"{settings.snapshot_seconds:g}"
-    if spec.image.layers or spec.image.python:
+    if not spec.container_image and (spec.image.layers or spec.image.python):
         ours["MODAL_IMAGE"] = _image(spec)
     return {**spec.image.env, **spec.env, **ours}
 

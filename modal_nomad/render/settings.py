@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-DRIVERS = ("raw_exec", "exec")
+CONTAINER_DRIVERS = ("docker", "podman")
+DRIVERS = ("raw_exec", "exec", *CONTAINER_DRIVERS)
 VOLUME_TYPES = ("host", "csi")
 
 
@@ -19,7 +20,13 @@ class RenderSettings:
         server_url: address that containers dial and fetch artifacts from.
         runtime_sha: SHA-256 of the zip with the worker.
         web_sha: SHA-256 of the zip with what serves web Functions in containers; empty for none.
-        driver: Nomad task driver, ``raw_exec`` or ``exec``.
+        driver: Nomad task driver of Functions whose Image is a Python environment: ``raw_exec``, ``exec``,
+            or ``docker`` or ``podman``, which run ``default_image``.
+        container_driver: what runs Functions whose Image is a container image, ``docker`` or ``podman``.
+        default_image: the container image of Functions whose own Image needs none, where ``driver`` runs it.
+        container_network: the network of containers, as the driver takes it.
+        container_shm: MiB that ``/dev/shm`` of a container may hold.
+        container_fuse: whether containers that show Volumes or buckets get ``/dev/fuse`` and may mount.
         datacenters: where jobs may run when a Function names no region.
         namespace: Nomad namespace.
         namespaces: Nomad namespaces by environments, ``*`` for those that are not named; without that they
@@ -53,6 +60,11 @@ class RenderSettings:
     runtime_sha: str
     web_sha: str = ""
     driver: str = "raw_exec"
+    container_driver: str = "docker"
+    default_image: str = ""
+    container_network: str = "host"
+    container_shm: int = 2048
+    container_fuse: bool = True
     datacenters: tuple[str, ...] = ("*",)
     namespace: str = "default"
     namespaces: Mapping[str, str] = field(default_factory=dict)
@@ -82,6 +94,15 @@ class RenderSettings:
     def __post_init__(self) -> None:
         if self.driver not in DRIVERS:
             raise ValueError(f"driver {self.driver!r} is not supported: use one of {', '.join(DRIVERS)}")
+        if self.container_driver not in CONTAINER_DRIVERS:
+            raise ValueError(
+                f"container_driver {self.container_driver!r} is none of {', '.join(CONTAINER_DRIVERS)}"
+            )
+        if self.driver in CONTAINER_DRIVERS and not self.default_image:
+            raise ValueError(
+                f"the driver {self.driver} needs default_image, for Functions that name none, such as"
+                " 'python:3.12-slim'"
+            )
         if self.nfs_volume_type not in VOLUME_TYPES:
             raise ValueError(f"volume_type {self.nfs_volume_type!r} is none of {', '.join(VOLUME_TYPES)}")
         if self.nfs_volume and self.driver == "raw_exec":

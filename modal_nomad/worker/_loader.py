@@ -25,8 +25,11 @@ def place_files(spec: FunctionSpec, fetch: FetchBlob, *shown: Any, buckets: Any 
         return
     from .files import import_roots, place
 
+    put: Any = place
+    if os.environ.get("MODAL_CONTAINER_RUNTIME"):
+        from ._own_files import put
     try:
-        place(files, fetch, directories=absent, binds=binds)
+        put(files, fetch, directories=absent, binds=binds)
     except ExecutionError as error:
         # A user who may not have a view of his own may still make a directory, or a link.
         if files or buckets is not None:

@@ -172,10 +172,14 @@ class Runner:
             from ._host_volumes import HostVolumes
 
             shown.append(HostVolumes(spec.volumes, host_volumes))
-        if spec.network_file_systems:
+        folder = os.environ.get("MODAL_NFS_DIR", "")
+        if spec.network_file_systems and not folder and os.environ.get("MODAL_CONTAINER_RUNTIME"):
+            from ._own_files import check_mounted
+
+            check_mounted(spec)
+        elif spec.network_file_systems:
             from ._nfs import NetworkFileSystems
 
-            folder = os.environ.get("MODAL_NFS_DIR", "")
             shown.append(NetworkFileSystems(spec.network_file_systems, folder))
         return shown
 

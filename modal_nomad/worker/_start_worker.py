@@ -9,6 +9,7 @@ import sys
 
 MINIMUM = (3, 9)
 _BUILT = "_MODAL_ENVIRONMENT_PYTHON"
+_TRIED = "_MODAL_TRIED_PYTHON"
 
 
 def _paths():
@@ -46,14 +47,17 @@ def _enter_image():
     """Continue in the image's own interpreter when that is not the one running."""
     if os.environ.get(_BUILT):
         return
-    if "MODAL_IMAGE" not in os.environ and sys.flags.isolated and sys.flags.no_site:
+    in_container = bool(os.environ.get("MODAL_CONTAINER_RUNTIME"))
+    if "MODAL_IMAGE" not in os.environ and (in_container or (sys.flags.isolated and sys.flags.no_site)):
         # As it was started it is the image's interpreter: a second one would only cost its start.
         return
     import json
 
     image = json.loads(os.environ.get("MODAL_IMAGE") or "{}")
-    from modal_nomad.worker.environment import interpreter_command
+    from modal_nomad.worker.environment import interpreter_command, needs_build
 
+    if in_container and not needs_build(image):
+        return
     command = interpreter_command(image, _environments_dir(), log=_say, fetch=_fetch)
     os.environ[_BUILT] = command[0]
     sys.stdout.flush()
@@ -98,15 +102,43 @@ def _say(line):
     sys.stderr.flush()
 
 
+def _newer():
+    # type: () -> str | None
+    """Return a Python of a container image that is new enough, where the first one found is not."""
+    if not os.environ.get("MODAL_CONTAINER_RUNTIME") or os.environ.get(_TRIED):
+        return None
+    folders = (os.environ.get("PATH") or os.defpath).split(os.pathsep)
+    folders += ["/usr/local/bin", "/usr/bin", "/opt/conda/bin"]
+    for minor in range(20, MINIMUM[1] - 1, -1):
+        for folder in folders:
+            path = os.path.join(folder, "python3.%d" % minor)
+            if os.access(path, os.X_OK):
+                return path
+    return None
+
+
 def start():
     # type: () -> int
     if sys.version_info < MINIMUM:
-        _say(
-            "modal-nomad containers need Python 3.9 or newer, and %s is %d.%d: install a newer python3 "
-            "on this node, or name one in the dispatcher's settings"
-            % (sys.executable, sys.version_info[0], sys.version_info[1])
-        )
+        newer = _newer()
+        if newer is not None:
+            os.environ[_TRIED] = "1"
+            os.execv(newer, [newer, *sys.argv])
+        version = (sys.executable, sys.version_info[0], sys.version_info[1])
+        if os.environ.get("MODAL_CONTAINER_RUNTIME"):
+            _say(
+                "modal-nomad containers need Python 3.9 or newer, and %s of this image is %d.%d: add a newer "
+                "one to the image, or name it with Image.env({'MODAL_PYTHON': ...})" % version
+            )
+            # As the start line says that there is none at all.
+            return 127
+        else:
+            _say(
+                "modal-nomad containers need Python 3.9 or newer, and %s is %d.%d: install a newer python3 "
+                "on this node, or name one in the dispatcher's settings" % version
+            )
         return 1
+    os.environ.pop(_TRIED, None)
     # The user's modules come in only once the image's interpreter runs: they may be anything.
     _arrange_path(with_code=False)
     if "--launch" in sys.argv:

@@ -93,12 +93,7 @@ def place(
     if not files and not directories and not binds:
         return
     absent = [*directories, *(bind.path for bind in binds if not os.path.isdir(bind.path))]
-    wanted: Dict[str, MountedFile] = {}
-    for file in files:
-        path = posixpath.normpath(file.path)
-        if not path.startswith("/") or path.startswith("//") or path == "/":
-            raise ExecutionError(f"image file {file.path!r} needs an absolute path: give add_local_* one")
-        wanted[path] = file
+    wanted = by_path(files)
     # Fetched first: afterwards the certificates or sockets that fetching needs may be covered.
     contents = {sha: fetch(sha) for sha in {f.blob for f in wanted.values()}}
     kept = [*(default_keep() if keep is None else keep)]
@@ -119,9 +114,25 @@ def place(
         os.makedirs(directory, exist_ok=True)
     for bind in binds:
         if bind.attach is None or not bind.attach():
-            _bind(bind.source, bind.path, bind.read_only)
+            show(bind)
     for path, file in wanted.items():
-        _write(path, contents[file.blob], file.mode)
+        write(path, contents[file.blob], file.mode)
+
+
+def by_path(files: Sequence[MountedFile]) -> Dict[str, MountedFile]:
+    """Return files by their absolute paths, of two at one path the later one. Raises ExecutionError."""
+    wanted: Dict[str, MountedFile] = {}
+    for file in files:
+        path = posixpath.normpath(file.path)
+        if not path.startswith("/") or path.startswith("//") or path == "/":
+            raise ExecutionError(f"image file {file.path!r} needs an absolute path: give add_local_* one")
+        wanted[path] = file
+    return wanted
+
+
+def show(bind: Bind) -> None:
+    """Bind a directory to where it is to be seen. Raises ExecutionError."""
+    _bind(bind.source, bind.path, bind.read_only)
 
 
 def _bind(source: str, path: str, read_only: bool) -> None:
@@ -133,7 +144,8 @@ def _bind(source: str, path: str, read_only: bool) -> None:
         raise ExecutionError(f"cannot show {source} at {path} ({exc}): choose another path") from exc
 
 
-def _write(path: str, data: bytes, mode: int) -> None:
+def write(path: str, data: bytes, mode: int) -> None:
+    """Write one file, in place of what stands there. Raises ExecutionError."""
     try:
         os.makedirs(posixpath.dirname(path), exist_ok=True)
         # Unlinked first: a link there may point at a place that is not covered.

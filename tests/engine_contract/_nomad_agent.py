@@ -18,6 +18,21 @@ from typing import Any
 from tests._ports import free_ports
 
 START_LIMIT = 150.0
+_DOCKERS_OWN_CAPABILITIES = (
+    "audit_write",
+    "chown",
+    "dac_override",
+    "fowner",
+    "fsetid",
+    "kill",
+    "mknod",
+    "net_bind_service",
+    "setfcap",
+    "setgid",
+    "setpcap",
+    "setuid",
+    "sys_chroot",
+)
 
 
 def nomad_binary() -> str | None:
@@ -39,6 +54,32 @@ def ready_nodes(
             )
     except OSError:
         return 0
+
+
+def docker_client(host: str) -> dict[str, Any]:
+    """Return the configuration of a client whose docker driver uses a daemon, and may do what we ask."""
+    config = {
+        "endpoint": host,
+        "allow_caps": ["sys_admin", *_DOCKERS_OWN_CAPABILITIES],
+        "volumes": {"enabled": True},
+        # Images are the tests' own, and many agents share one daemon.
+        "gc": {"image": False, "container": True, "dangling_containers": {"enabled": False}},
+    }
+    options = {
+        "fingerprint.denylist": "env_aws,env_gce,env_azure,env_digitalocean",
+        "driver.allowlist": "raw_exec,docker",
+    }
+    plugins = [{"raw_exec": {"config": {"enabled": True}}}, {"docker": {"config": config}}]
+    return {"plugin": plugins, "client": {"options": options}}
+
+
+def healthy_driver(address: str, driver: str) -> bool:
+    """Tell whether a node runs tasks of a driver."""
+    try:
+        with urllib.request.urlopen(f"{address}/v1/nodes", timeout=2) as answer:
+            return any((x["Drivers"].get(driver) or {}).get("Healthy") for x in json.load(answer))
+    except OSError:
+        return False
 
 
 def bootstrap_acls(address: str, secret: str) -> bool:
@@ -133,4 +174,6 @@ def nomad_agent(binary: str, *, token: str = "", **more: Any) -> Iterator[str]:
         if token:
             wait_until(lambda: bootstrap_acls(address, token), *running)
         wait_until(lambda: ready_nodes(address, token), *running)
+        if any("docker" in plugin for plugin in more.get("plugin", ())):
+            wait_until(lambda: healthy_driver(address, "docker"), *running)
         yield address

@@ -12,26 +12,33 @@ import pytest
 
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState, Engine
 from modal_nomad.wire.ids import new_id
+from tests._docker import IMAGE
 
 LIMIT = 60.0
 
 
-@pytest.fixture(params=["local", "nomad"])
+@pytest.fixture(params=["local", "nomad", "local-docker", "nomad-docker"])
 async def engine(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+    request: pytest.FixtureRequest,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> AsyncIterator[Engine]:
     made: Engine
-    if request.param == "nomad":
+    kind, _, runtime = request.param.partition("-")
+    if kind == "nomad":
         from modal_nomad.engines.nomad import NomadEngine
         from modal_nomad.hashicorp.nomad import NomadSettings
 
-        made = NomadEngine(NomadSettings(address=request.getfixturevalue("nomad_address")))
+        address = request.getfixturevalue("nomad_docker_address" if runtime else "nomad_address")
+        made = NomadEngine(NomadSettings(address=address))
     else:
         from modal_nomad.dispatcher.blobs import DirectoryBlobs
         from modal_nomad.engines.local import LocalEngine
 
         # Not tmp_path: its name is long, and the engine's sockets have short paths.
         home: Path = tmp_path_factory.mktemp("h")
+        if runtime:
+            monkeypatch.setenv("DOCKER_HOST", request.getfixturevalue("docker").host)
         made = LocalEngine(home, DirectoryBlobs(home / "blobs"))
     await made.start()
     try:
@@ -41,10 +48,16 @@ async def engine(
 
 
 class Bench:
-    """An engine, the events it has told, and the jobs to clean up."""
+    """An engine, the events it has told, and the jobs to clean up.
 
-    def __init__(self, engine: Engine) -> None:
+    Args:
+        engine: which.
+        image: what containers are started from; empty for processes of the node.
+    """
+
+    def __init__(self, engine: Engine, image: str = "") -> None:
         self.engine = engine
+        self.image = image
         self.events: list[ContainerEvent] = []
         self.jobs: list[str] = []
         self._news = asyncio.Condition()
@@ -62,8 +75,12 @@ class Bench:
         resources = {"CPU": 50, "MemoryMB": changes.pop("memory", 64)}
         task = {
             "Name": "container",
-            "Driver": "raw_exec",
-            "Config": {"command": "/bin/sh", "args": ["-c", script]},
+            "Driver": "docker" if self.image else "raw_exec",
+            "Config": {
+                "command": "/bin/sh",
+                "args": ["-c", script],
+                **({"image": self.image, "network_mode": "host"} if self.image else {}),
+            },
             "Env": {"MODAL_TASK_ID": "${NOMAD_META_modal_container}", **changes.pop("env", {})},
             "Resources": resources,
             "LogConfig": {"MaxFiles": 2, "MaxFileSizeMB": 5},
@@ -139,8 +156,9 @@ class Bench:
 
 
 @pytest.fixture
-async def bench(engine: Engine) -> AsyncIterator[Bench]:
-    made = Bench(engine)
+async def bench(engine: Engine, request: pytest.FixtureRequest) -> AsyncIterator[Bench]:
+    image = IMAGE if request.node.callspec.params["engine"].endswith("-docker") else ""
+    made = Bench(engine, image)
     try:
         yield made
     finally:

@@ -73,6 +73,7 @@ def test_every_setting_and_variable_is_said() -> None:
         "MODAL_SNAPSHOT",
         "MODAL_SNAPSHOT_SECONDS",
         "MODAL_CODE_DIR",
+        "MODAL_CONTAINER_RUNTIME",
         "MODAL_IMAGE",
         "MODAL_IMAGE_DEFINITION",
         "MODAL_ENVIRONMENT_PYTHON",

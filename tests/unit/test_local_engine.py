@@ -418,7 +418,7 @@ def _no_tasks(job: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("spoil", "words"),
     [
-        (_docker, "driver 'docker' needs a container runtime"),
+        (_docker, "no image"),
         (_apt, r"image step 1 \(apt curl\) needs a container runtime"),
         (_no_tasks, "has no task"),
         (lambda job: job.pop("ID"), "the job has no ID"),

@@ -1,0 +1,74 @@
+"""The docker driver of a real Nomad: Functions in container images, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests._docker import Docker
+from tests._ports import free_ports
+from tests.functional._container_app import APP, seen
+from tests.stack._dispatcher import dispatcher
+
+NONE = """
+import modal_nomad as modal
+
+app = modal.App("boxed-none")
+
+@app.function(image=modal.Image.from_registry("mn/none:1"))
+def none():
+    pass
+
+if __name__ == "__main__":
+    with app.run():
+        try:
+            none.remote()
+        except modal.exception.ExecutionError as error:
+            print(error)
+"""
+
+
+@pytest.fixture(scope="module")
+def server(
+    nomad_docker_address: str, docker: Docker, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    folder = tmp_path_factory.mktemp("docker-driver")
+    (port,) = free_ports(1)
+    web = {"listen": f"http://127.0.0.1:{port}"}
+    with dispatcher(folder, {"address": nomad_docker_address}, auth="none", web=web) as url:
+        yield url
+
+
+def _python(folder: Path, url: str, text: str) -> str:
+    (folder / "app.py").write_text(text)
+    (folder / "data.txt").write_text("of the caller")
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_"))}
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "app.py"],
+        cwd=folder,
+        env={**clean, "MODAL_SERVER_URL": url, "MODAL_CONFIG_PATH": "/nonexistent"},
+        capture_output=True,
+        text=True,
+        timeout=250,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_everything_works_in_an_image(server: str, docker: Docker, tmp_path: Path) -> None:
+    # Secrets of a cluster are Vault's, which tests of their own have.
+    text = APP.format(image=docker.image).replace("secrets=[secret], ", "env={'PASSWORD': 'swordfish'}, ")
+    limits = seen(_python(tmp_path, server, text))
+    assert limits["memory"] == [str(300 << 20)]
+
+
+def test_an_image_without_python_is_said(server: str, docker: Docker, tmp_path: Path) -> None:
+    lines = f"FROM {docker.image}\nRUN rm -f /usr/bin/python3*\n"
+    docker("build", "--quiet", "--network=none", "--tag=mn/none:1", "-", data=lines.encode())
+    (none,) = _python(tmp_path, server, NONE).splitlines()
+    assert none.startswith("the image mn/none:1 has no CPython 3.9 or newer: add one to it")
