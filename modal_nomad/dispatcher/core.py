@@ -215,6 +215,7 @@ class Dispatcher:
         for call_id in await self.durable.resume():
             await self.items.resume(call_id)
         await self.objects.resume()
+        await self.volumes.resume()
         # After the calls in progress: a run may not be made while the one before it is among them.
         self.background(self.schedules.run())
         self.background(self._collect_secrets())
@@ -231,6 +232,7 @@ class Dispatcher:
         self.live_apps.close()
         self.variants.close()
         self.objects.close()
+        self.volumes.close()
         await self.web.close()
         await self.images.close()
         for task in list(self._tasks):

@@ -8,16 +8,19 @@ import time
 from collections.abc import AsyncIterable, Callable, Iterable, Sequence
 from typing import BinaryIO, NoReturn, cast
 
+from modal_nomad.dispatcher._gates import Gates
+from modal_nomad.dispatcher._large_commits import LargeCommits
 from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.objects.registry import ObjectRegistry
 from modal_nomad.dispatcher.store.base import Store
 from modal_nomad.dispatcher.store.volumes import ChangePage, Committed, VolumeConflict
 from modal_nomad.exception import AlreadyExistsError, Error, ExecutionError, InvalidError, NotFoundError
 from modal_nomad.wire.volumes.client import LAST, NEW, OVER
-from modal_nomad.wire.volumes.entries import DIRECTORY, HOLE, Entry, clean_path, decode
+from modal_nomad.wire.volumes.entries import DIRECTORY, HOLE, REMOVED, Entry, clean_path, decode
 
 KIND = "volume"
 _IN_MEMORY = 8 << 20
+_LARGE_ENTRIES = 2000
 _MAX_LINE = 16 << 20
 _PAGE_ROWS = 5000
 _PAGE_BYTES = 8 << 20
@@ -42,6 +45,7 @@ class Volumes:
         blobs: the blob store.
         objects: the registry of named objects.
         clock: the time in seconds.
+        large_entries: commits of more than so many are carried out in slices.
     """
 
     def __init__(
@@ -50,8 +54,12 @@ class Volumes:
         blobs: BlobStore,
         objects: ObjectRegistry,
         clock: Callable[[], float] = time.time,
+        large_entries: int = _LARGE_ENTRIES,
     ) -> None:
         self._store = store
+        self._gates = Gates()
+        self._large = LargeCommits(store, self._gates, self._spare)
+        self._large_entries = large_entries
         self._blobs = blobs
         self._objects = objects
         self._clock = clock
@@ -73,7 +81,7 @@ class Volumes:
             lines = cast("BinaryIO", file)
             async for part in body:
                 await asyncio.to_thread(lines.write, part)
-            chunks = await asyncio.to_thread(_chunks, lines)
+            chunks, count = await asyncio.to_thread(_survey, lines)
             # Asked for, they are safe from collection until the commit names them.
             missing = await self._blobs.missing(chunks)
             if missing:
@@ -81,22 +89,36 @@ class Volumes:
                     f"{len(missing)} chunks of the commit were never sent, or are gone by now: commit again"
                 )
             try:
-                done = await self._store.volume_commit(
-                    object_id, commit_id, lambda: _entries(lines), rule=rule, now=self._clock()
-                )
+                if count > self._large_entries:
+                    ordered = _in_order(lines)
+                    return await self._large.commit(object_id, commit_id, rule, ordered, self._clock())
+                async with self._gates.shared(object_id):
+                    done = await self._store.volume_commit(
+                        object_id, commit_id, lambda: _entries(lines), rule=rule, now=self._clock()
+                    )
             except VolumeConflict as error:
                 _raise(error)
         return await self._spared(done)
 
+    async def resume(self) -> None:
+        """Carry on with commits that an earlier process began."""
+        await self._large.resume()
+
+    def close(self) -> None:
+        """Stop what goes on by itself."""
+        self._large.close()
+
     async def changes(self, object_id: str, since: int, after: tuple[int, str] | None) -> ChangePage:
         """Return a page of what changed after a version. Raises NotFoundError."""
         await self._objects.find(object_id, KIND)
-        return await self._store.volume_changes(object_id, since, after, _PAGE_ROWS, _PAGE_BYTES)
+        async with self._gates.shared(object_id):
+            return await self._store.volume_changes(object_id, since, after, _PAGE_ROWS, _PAGE_BYTES)
 
     async def entry(self, object_id: str, path: str) -> Entry:
         """Return what stands at a path. Raises NotFoundError."""
         await self._objects.find(object_id, KIND)
-        found = await self._store.volume_entry(object_id, _path(path))
+        async with self._gates.shared(object_id):
+            found = await self._store.volume_entry(object_id, _path(path))
         if found is None:
             raise PathMissing(f"there is no {path!r} in the Volume")
         return found
@@ -108,18 +130,20 @@ class Volumes:
         there = await self.entry(object_id, path)
         if there.kind != DIRECTORY:
             return [there], None
-        found = await self._store.volume_list(
-            object_id, there.path, recursive=recursive, after=after, limit=_PAGE_ROWS
-        )
+        async with self._gates.shared(object_id):
+            found = await self._store.volume_list(
+                object_id, there.path, recursive=recursive, after=after, limit=_PAGE_ROWS
+            )
         return found, found[-1].path if len(found) == _PAGE_ROWS else None
 
     async def remove(self, object_id: str, commit_id: str, path: str, *, recursive: bool) -> None:
         """Remove a file, or a directory with all below. Raises NotFoundError, InvalidError."""
         await self._objects.find(object_id, KIND)
         try:
-            done = await self._store.volume_remove(
-                object_id, commit_id, _path(path), recursive=recursive, now=self._clock()
-            )
+            async with self._gates.shared(object_id):
+                done = await self._store.volume_remove(
+                    object_id, commit_id, _path(path), recursive=recursive, now=self._clock()
+                )
         except VolumeConflict as error:
             _raise(error)
         await self._spared(done)
@@ -130,22 +154,26 @@ class Volumes:
         """Copy within a Volume, as ``cp`` does. Raises NotFoundError, InvalidError."""
         await self._objects.find(object_id, KIND)
         try:
-            done = await self._store.volume_copy(
-                object_id,
-                commit_id,
-                [_path(source) for source in sources],
-                _path(target),
-                recursive=recursive,
-                now=self._clock(),
-            )
+            async with self._gates.shared(object_id):
+                done = await self._store.volume_copy(
+                    object_id,
+                    commit_id,
+                    [_path(source) for source in sources],
+                    _path(target),
+                    recursive=recursive,
+                    now=self._clock(),
+                )
         except VolumeConflict as error:
             _raise(error)
         await self._spared(done)
 
     async def _spared(self, done: Committed) -> Committed:
-        # Their age starts anew: who read the tree a moment ago may still fetch them.
-        await self._blobs.missing(done.displaced - {HOLE})
+        await self._spare(done.displaced)
         return done
+
+    async def _spare(self, displaced: frozenset[str]) -> None:
+        # Their age starts anew: who read the tree a moment ago may still fetch them.
+        await self._blobs.missing(displaced - {HOLE})
 
 
 def _path(path: str) -> str:
@@ -165,11 +193,27 @@ def _entries(file: BinaryIO) -> Iterable[Entry]:
         yield decode(line)
 
 
-def _chunks(file: BinaryIO) -> set[str]:
-    """Return the chunks that entries name. All are read: a bad line is found before anything is done."""
+def _in_order(file: BinaryIO) -> Iterable[Entry]:
+    """Yield what is written, then what is removed: what is deepest first, so that directories are empty."""
+    removed = []
+    for entry in _entries(file):
+        if entry.kind == REMOVED:
+            removed.append(entry)
+        else:
+            yield entry
+    yield from sorted(removed, key=lambda x: x.path.count("/"), reverse=True)
+
+
+def _survey(file: BinaryIO) -> tuple[set[str], int]:
+    """Return the chunks that entries name, and how many entries there are.
+
+    All are read: a bad line is found before anything is done.
+    """
     names: set[str] = set()
+    count = 0
     try:
         for entry in _entries(file):
+            count += 1
             names.update(entry.chunks)
     except ValueError as error:
         raise InvalidError(f"the commit cannot be read: {error}") from None
@@ -177,4 +221,4 @@ def _chunks(file: BinaryIO) -> set[str]:
         raise ExecutionError(
             f"the dispatcher could not keep the commit ({error.strerror}): free some space there"
         ) from None
-    return names - {HOLE}
+    return names - {HOLE}, count

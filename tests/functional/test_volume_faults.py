@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import sqlite3
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -139,3 +140,34 @@ def test_a_killed_upload_leaves_nothing(own: Live, tmp_path: Path) -> None:
     process.communicate(timeout=100)
     assert process.returncode == -9
     assert modal.Volume.from_name("partial").listdir("/") == []
+
+
+def test_a_dispatcher_killed_amid_a_commit_of_many_files(own: Live) -> None:
+    """It is killed when the commit is decided, and carries on with it when it is back."""
+    volume = modal.Volume.from_name("many", create_if_missing=True)
+    volume.hydrate()
+    count = 3000
+    uploaded = threading.Event()
+
+    def upload() -> None:
+        try:
+            with volume.batch_upload() as batch:
+                for number in range(count):
+                    batch.put_file(io.BytesIO(b"%d" % number), f"{number % 10}/{number}")
+        except ConnectionError:
+            # It was not told; that the commit has happened is known all the same.
+            pass
+        finally:
+            uploaded.set()
+
+    store = sqlite3.connect(f"file:{own.home}/store.db?mode=ro", uri=True, isolation_level=None)
+    thread = threading.Thread(target=upload)
+    thread.start()
+    decided = "SELECT count(*) FROM volume_stages WHERE commit_id != ''"
+    until(lambda: uploaded.is_set() or store.execute(decided).fetchone()[0])
+    own.kill()
+    store.close()
+    # Whoever looks now waits for the rest of it.
+    assert sum(entry.type.name == "FILE" for entry in volume.iterdir("/")) == count
+    thread.join()
+    assert b"".join(volume.read_file("7/2997")) == b"2997"

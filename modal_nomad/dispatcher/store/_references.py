@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from modal_nomad.dispatcher.store._volume_rows import CHUNKS, chunk_names
+from modal_nomad.dispatcher.store._volume_rows import chunk_names, chunks_of
 
 _NAME = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
 
@@ -32,7 +32,7 @@ def referenced_blobs(
         if {"payload", "flags"} <= set(columns):
             names.update(bytes(row[0]).decode("ascii", "replace") for row in scan(flagged(table)))
         if "chunks" in columns:
-            names.update(chunk_names(scan(CHUNKS)))
+            names.update(chunk_names(scan(chunks_of(table))))
         live = "app_id IN (SELECT app_id FROM apps WHERE state != 'stopped')"
         where = f" WHERE {live}" if "app_id" in columns else ""
         for column in set(columns) & {"spec", "job", "params"}:

@@ -17,7 +17,15 @@ from modal_nomad.dispatcher.store.objects import (
 )
 
 T = TypeVar("T")
-CONTENTS = ("dict_entries", "queue_items", "volumes", "volume_files", "volume_commits")
+CONTENTS = (
+    "dict_entries",
+    "queue_items",
+    "volumes",
+    "volume_files",
+    "volume_commits",
+    "volume_stages",
+    "volume_staged",
+)
 """Tables whose rows go with the object that their ``object_id`` names."""
 
 _OBJECT = "object_id, kind, name, environment, created_at, created_by, owner, detail"

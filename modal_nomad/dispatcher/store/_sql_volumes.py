@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 
 from modal_nomad.dispatcher.store import _volume_rows as rows
+from modal_nomad.dispatcher.store import _volume_stages as stages
 from modal_nomad.dispatcher.store._sql import SqlPart
-from modal_nomad.dispatcher.store.volumes import ChangePage, Committed
+from modal_nomad.dispatcher.store.volumes import ChangePage, Committed, Switch
 from modal_nomad.wire.volumes.entries import Entry
 
 
@@ -23,6 +24,32 @@ class SqlVolumes(SqlPart):
         now: float,
     ) -> Committed:
         return await self._write(lambda db: rows.commit(db, object_id, commit_id, entries(), rule, now))
+
+    async def volume_stage(self, object_id: str, stage_id: str, first: int, entries: Sequence[Entry]) -> None:
+        await self._write(lambda db: stages.stage(db, object_id, stage_id, first, entries))
+
+    async def volume_check(
+        self, object_id: str, stage_id: str, first: int, limit: int, rule: str, now: float
+    ) -> bool:
+        return await self._look(lambda db: stages.check(db, object_id, stage_id, first, limit, rule, now))
+
+    async def volume_done(self, object_id: str, commit_id: str) -> Committed | None:
+        return await self._look(lambda db: rows.done(db, object_id, commit_id))
+
+    async def volume_switch(self, object_id: str, stage_id: str, commit_id: str, now: float) -> None:
+        return await self._write(lambda db: stages.switch(db, object_id, stage_id, commit_id, now))
+
+    async def volume_stages(self) -> list[Switch]:
+        return await self._look(stages.stages)
+
+    async def volume_carry_out(self, switch: Switch, limit: int) -> frozenset[str] | None:
+        return await self._write(lambda db: stages.carry_out(db, switch, limit))
+
+    async def volume_finish(self, switch: Switch) -> Committed:
+        return await self._write(lambda db: stages.finish(db, switch))
+
+    async def volume_drop_stage(self, object_id: str, stage_id: str, limit: int) -> bool:
+        return await self._write(lambda db: stages.drop(db, object_id, stage_id, limit))
 
     async def volume_changes(
         self, object_id: str, since: int, after: tuple[int, str] | None, max_rows: int, max_bytes: int

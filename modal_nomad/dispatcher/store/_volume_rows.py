@@ -84,7 +84,7 @@ class Change:
             raise VolumeConflict("deleted", f"Volume {object_id} is not here: it was deleted")
         self._before, self._floor = version_of(db, object_id)
         self._directories = {""}
-        self._displaced: set[str] = set()
+        self.displaced: set[str] = set()
         self._touched = False
         self._known: dict[str, Entry | None] = {"": _TOP}
         self._unwritten: dict[str, Entry] = {}
@@ -200,12 +200,18 @@ class Change:
         self.flush()
         return below(self._db, self._object_id, path)
 
-    def finish(self, commit_id: str) -> Committed:
-        """Set the Volume's new version; returns what was done."""
+    def finish(self, commit_id: str, *, touched: bool = False) -> Committed:
+        """Set the Volume's new version; returns what was done.
+
+        Args:
+            commit_id: is remembered.
+            touched: whether something changed already, by others than this.
+        """
         self.flush()
-        version = self._before + (1 if self._touched else 0)
+        touched = touched or self._touched
+        version = self._before + (1 if touched else 0)
         floor = self._floor
-        if version % _FORGET_EVERY == 0 and self._touched:
+        if version % _FORGET_EVERY == 0 and touched:
             floor = self._forget()
         self._db.execute(
             "INSERT INTO volumes (object_id, version, floor) VALUES (?,?,?)"
@@ -220,7 +226,7 @@ class Change:
             "INSERT INTO volume_commits (object_id, commit_id, at, before, version) VALUES (?,?,?,?,?)",
             (self._object_id, commit_id, self._now, self._before, version),
         )
-        return Committed(self._before, version, frozenset(self._displaced))
+        return Committed(self._before, version, frozenset(self.displaced))
 
     def _make_parents(self, path: str, rule: str) -> None:
         if path in self._directories:
@@ -245,7 +251,7 @@ class Change:
     def _write(self, entry: Entry, there: Entry | None) -> None:
         self._touched = True
         if there is not None and there.chunks:
-            self._displaced.update(there.chunks)
+            self.displaced.update(there.chunks)
         self._known[entry.path] = entry if entry.kind != REMOVED else None
         self._unwritten[entry.path] = entry
         if len(self._unwritten) >= _GROUPS[-1]:
@@ -275,9 +281,9 @@ def commit(
     now: float,
 ) -> Committed:
     """Write entries, all or none (the caller's transaction). Raises VolumeConflict."""
-    done = _done(db, object_id, commit_id)
-    if done is not None:
-        return done
+    before = done(db, object_id, commit_id)
+    if before is not None:
+        return before
     change = Change(db, object_id, now)
     removed: list[Entry] = []
     for group in _groups(entries):
@@ -303,7 +309,8 @@ def _groups(things: Iterable[T]) -> Iterator[list[T]]:
         yield group
 
 
-def _done(db: Connection, object_id: str, commit_id: str) -> Committed | None:
+def done(db: Connection, object_id: str, commit_id: str) -> Committed | None:
+    """Return what a commit did that was carried out lately."""
     row = db.execute(
         "SELECT before, version FROM volume_commits WHERE object_id = ? AND commit_id = ?",
         (object_id, commit_id),
@@ -315,9 +322,9 @@ def remove(
     db: Connection, object_id: str, commit_id: str, path: str, recursive: bool, now: float
 ) -> Committed:
     """Remove a file, or a directory with all below. Raises VolumeConflict."""
-    done = _done(db, object_id, commit_id)
-    if done is not None:
-        return done
+    before = done(db, object_id, commit_id)
+    if before is not None:
+        return before
     there = find(db, object_id, path)
     if there is None:
         raise VolumeConflict("missing", f"there is no {path or '/'} in the Volume")
@@ -338,9 +345,9 @@ def copy(
     now: float,
 ) -> Committed:
     """Copy within a Volume, as ``cp`` does. Raises VolumeConflict."""
-    done = _done(db, object_id, commit_id)
-    if done is not None:
-        return done
+    before = done(db, object_id, commit_id)
+    if before is not None:
+        return before
     change = Change(db, object_id, now)
     there = change.find(target)
     into = there is not None and there.kind == DIRECTORY
@@ -430,11 +437,13 @@ def listing(
     return [Entry(from_bytes(row[0]), *row[1:]) for row in rows]
 
 
-CHUNKS = "SELECT chunks FROM volume_files WHERE kind = 1 AND length(chunks) > 0"
+def chunks_of(table: str) -> str:
+    """Return the query for the chunks that files of a table name."""
+    return f"SELECT chunks FROM {table} WHERE kind = 1 AND length(chunks) > 0"
 
 
 def chunk_names(rows: Iterable[Sequence[Any]]) -> Iterator[str]:
-    """Yield the chunks that rows of ``CHUNKS`` name."""
+    """Yield the chunks that rows of ``chunks_of`` name."""
     for (chunks,) in rows:
         text = chunks.hex()
         for start in range(0, len(text), 64):

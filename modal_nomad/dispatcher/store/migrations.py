@@ -267,6 +267,30 @@ CREATE TABLE images (
 );
 """
 
+_STAGES = """
+-- Large commits of Volumes, on their way: what they write, and the commit that a stage has become.
+CREATE TABLE volume_stages (
+    stage_id TEXT PRIMARY KEY,
+    object_id TEXT NOT NULL,
+    commit_id TEXT NOT NULL,
+    at REAL NOT NULL
+);
+
+CREATE TABLE volume_staged (
+    object_id TEXT NOT NULL,
+    stage_id TEXT NOT NULL,
+    number INTEGER NOT NULL,
+    path BLOB NOT NULL,
+    kind INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    mtime INTEGER NOT NULL,
+    mode INTEGER NOT NULL,
+    chunks BLOB NOT NULL,
+    data BLOB NOT NULL,
+    PRIMARY KEY (object_id, stage_id, number)
+) WITHOUT ROWID;
+"""
+
 STEPS: tuple[str, ...] = (
     _INITIAL,
     _AUTOSCALER,
@@ -279,5 +303,6 @@ STEPS: tuple[str, ...] = (
     _ATTEMPTS,
     _SCHEDULES,
     _IMAGES,
+    _STAGES,
 )
 VERSION = len(STEPS)

@@ -40,6 +40,15 @@ class Committed(NamedTuple):
     displaced: frozenset[str]
 
 
+class Switch(NamedTuple):
+    """A large commit that has happened and is being carried out; a mere stage where it has no commit's id."""
+
+    object_id: str
+    stage_id: str
+    commit_id: str
+    at: float
+
+
 class ChangePage(NamedTuple):
     """Paths that changed after a version, by version and path.
 
@@ -78,6 +87,42 @@ class VolumeStore(abc.ABC):
             rule: ``last``: the last writer wins; ``new``: no file may be there; ``over``: files may.
             now: seconds since 1970.
         """
+
+    # A commit in slices: whoever begins one keeps others from the tree between switch and finish.
+
+    @abc.abstractmethod
+    async def volume_stage(self, object_id: str, stage_id: str, first: int, entries: Sequence[Entry]) -> None:
+        """Keep entries of a commit, numbered from ``first`` on; nobody sees them. Raises VolumeConflict."""
+
+    @abc.abstractmethod
+    async def volume_check(
+        self, object_id: str, stage_id: str, first: int, limit: int, rule: str, now: float
+    ) -> bool:
+        """Look for conflicts with the tree; says whether more entries follow. Raises VolumeConflict."""
+
+    @abc.abstractmethod
+    async def volume_done(self, object_id: str, commit_id: str) -> Committed | None:
+        """Return what a commit did that was carried out lately."""
+
+    @abc.abstractmethod
+    async def volume_switch(self, object_id: str, stage_id: str, commit_id: str, now: float) -> None:
+        """Decide a commit: from now on it has happened. Raises VolumeConflict."""
+
+    @abc.abstractmethod
+    async def volume_stages(self) -> list[Switch]:
+        """Return all stages and switches that are not finished."""
+
+    @abc.abstractmethod
+    async def volume_carry_out(self, switch: Switch, limit: int) -> frozenset[str] | None:
+        """Bring so many entries into the tree; gives the chunks that they displace, None after the last."""
+
+    @abc.abstractmethod
+    async def volume_finish(self, switch: Switch) -> Committed:
+        """Set the new version."""
+
+    @abc.abstractmethod
+    async def volume_drop_stage(self, object_id: str, stage_id: str, limit: int) -> bool:
+        """Forget so many entries of a stage that is no switch; says whether there are more."""
 
     @abc.abstractmethod
     async def volume_changes(
