@@ -49,6 +49,7 @@ class Build:
             self._login(tool)
             layers = self._plan["layers"]
             for layer in layers[self._first(tool, layers) :]:
+                self._fetch_base(tool, layer)
                 self._say({"step": layer["step"]})
                 try:
                     self._layer(tool, layer)
@@ -86,12 +87,18 @@ class Build:
             # Built again.
             return
 
-    def _layer(self, tool: Tool, layer: Mapping[str, Any]) -> None:
+    def _fetch_base(self, tool: Tool, layer: Mapping[str, Any]) -> None:
         pull = layer.get("pull")
-        if pull:
-            registry = _registry(pull["tag"])
-            tool.login(registry, *credentials(pull.get("cloud", ""), registry, layer["pull_values"]))
+        if not pull:
+            return
+        registry = _registry(pull["tag"])
+        try:
+            tool.login(registry, *credentials(pull.get("cloud", ""), layer["pull_values"]))
             tool.pull(pull["tag"])
+        except ImageBuildError as error:
+            raise ImageBuildError(f"the image {pull['tag']} cannot be fetched:\n{error}") from None
+
+    def _layer(self, tool: Tool, layer: Mapping[str, Any]) -> None:
         context = self._context(layer)
         fresh, args = bool(layer.get("fresh")), dict(layer.get("build_args") or {})
         if not layer.get("values") and not layer.get("gpu"):
@@ -159,13 +166,11 @@ class Build:
                 "a step with secrets= or gpu= takes no RUN with options or here-documents:"
                 f" {instruction.text}"
             )
-        shell, command = tool.shell(tag), _command_of(instruction)
+        command = _command_of(instruction)
         values = {**arguments, **(layer.get("values") or {})}
         self._say({"line": f"RUN {command}"})
         with variables_file(self._folder, values) as path:
-            tool.run(
-                tag, tag, sourcing(_VARIABLES, command), {_VARIABLES: path}, bool(layer.get("gpu")), shell
-            )
+            tool.run(tag, sourcing(_VARIABLES, command), {_VARIABLES: path}, bool(layer.get("gpu")))
 
     def _context(self, layer: Mapping[str, Any]) -> str:
         """Lay out what the instructions copy; return where."""

@@ -13,12 +13,11 @@ from modal_nomad.exception import ImageBuildError
 _TARGET = "AmazonEC2ContainerRegistry_V20150921.GetAuthorizationToken"
 
 
-def credentials(cloud: str, registry: str, values: Mapping[str, str]) -> Tuple[str, str]:
+def credentials(cloud: str, values: Mapping[str, str]) -> Tuple[str, str]:
     """Return user and password for a registry.
 
     Args:
         cloud: ``gcp``, ``aws``, or empty for a registry of any other kind.
-        registry: its host.
         values: the variables of the Secret.
 
     Raises:

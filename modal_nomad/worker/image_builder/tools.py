@@ -49,24 +49,43 @@ class Tool:
             words.append("--no-cache")
         self._run([*words, *self._build_words(), context])
 
-    def run(
-        self,
-        parent: str,
-        tag: str,
-        command: str,
-        mounts: Mapping[str, str],
-        gpu: bool,
-        build_shell: Sequence[str],
-    ) -> None:
-        """Run a command in an image and keep what it changes as another one. Raises ImageBuildError."""
-        raise NotImplementedError
+    def run(self, tag: str, command: str, mounts: Mapping[str, str], gpu: bool) -> None:
+        """Run a command in an image, and let what it changes be the image of that tag.
+
+        Args:
+            tag: the image.
+            command: for the shell of the image.
+            mounts: files that the command sees: place and path.
+            gpu: whether it sees the machine's GPUs.
+
+        Raises:
+            ImageBuildError: it failed.
+        """
+        empty = self._empty(f"FROM {tag}\nRUN {command}\n")
+        words = [
+            self.name,
+            "build",
+            "--tag",
+            tag,
+            "--file",
+            f"{empty}/Dockerfile",
+            "--no-cache",
+            *self._network,
+        ]
+        words += [word for place, path in mounts.items() for word in ("--volume", f"{path}:{place}:ro")]
+        words += ["--device", "nvidia.com/gpu=all"] if gpu else []
+        self._run([*words, *self._build_words(), empty])
+
+    def _empty(self, dockerfile: str) -> str:
+        """Return a build context with nothing but a Dockerfile."""
+        empty = os.path.join(self._folder, "empty")
+        os.makedirs(empty, exist_ok=True)
+        with open(os.path.join(empty, "Dockerfile"), "w") as file:
+            file.write(dockerfile)
+        return empty
 
     def image_id(self, tag: str) -> str:
         """Return the id of an image on this machine; empty when there is none."""
-        raise NotImplementedError
-
-    def shell(self, tag: str) -> List[str]:
-        """Return what runs the commands of an image's ``RUN`` instructions."""
         raise NotImplementedError
 
     def login(self, registry: str, username: str, password: str) -> None:
@@ -89,7 +108,8 @@ class Tool:
         return ["--tls-verify=false"] if self._insecure else []
 
     def _build_words(self) -> List[str]:
-        return self._tls()
+        # Docker's format has SHELL.
+        return [*self._tls(), "--format", "docker"]
 
     def _environment(self) -> Dict[str, str]:
         return {**os.environ, "REGISTRY_AUTH_FILE": os.path.join(self._folder, "auth.json")}
@@ -137,49 +157,36 @@ class Docker(Tool):
     """docker: its daemon builds."""
 
     name = "docker"
-    _gpu = ("--gpus", "all")
-    _id_prefix = ""
 
-    def run(
-        self,
-        parent: str,
-        tag: str,
-        command: str,
-        mounts: Mapping[str, str],
-        gpu: bool,
-        build_shell: Sequence[str],
-    ) -> None:
-        config = self._config(parent)
+    def run(self, tag: str, command: str, mounts: Mapping[str, str], gpu: bool) -> None:
+        # Its builder mounts nothing: a container does it, and is kept.
+        config = self._config(tag)
         container = f"modal-nomad-build-{os.getpid()}-{tag.rpartition(':')[2][:12]}"
-        first, *rest = build_shell
+        first, *rest = config.get("Shell") or ("/bin/sh", "-c")
         words = [self.name, "run", "--name", container, *self._network, "--entrypoint", first]
         words += [word for place, path in mounts.items() for word in ("--volume", f"{path}:{place}:ro")]
-        words += self._gpu if gpu else ()
+        words += ["--gpus", "all"] if gpu else []
         try:
-            self._run([*words, parent, *rest, command])
+            self._run([*words, tag, *rest, command])
             if self._ask([self.name, "commit", container, tag]) is None:
                 raise ImageBuildError(f"{self.name} commit of {container} failed")
         finally:
             self._ask([self.name, "rm", "--force", "--volumes", container])
         # The container was run otherwise than the image's are, and a commit cannot take that back.
-        empty = os.path.join(self._folder, "empty")
-        os.makedirs(empty, exist_ok=True)
-        with open(os.path.join(empty, "Dockerfile"), "w") as file:
-            file.write(f"FROM {tag}\n")
-            file.write(f"ENTRYPOINT {json.dumps(config.get('Entrypoint') or [])}\n")
-            file.write(f"CMD {json.dumps(config.get('Cmd') or [])}\n")
-        self.build(tag, file.name, empty, {}, fresh=False)
+        back = [
+            f"FROM {tag}",
+            *(f"{x.upper()} {json.dumps(config.get(x) or [])}" for x in ("Entrypoint", "Cmd")),
+        ]
+        empty = self._empty("\n".join([*back, ""]))
+        self.build(tag, f"{empty}/Dockerfile", empty, {}, fresh=False)
 
     def _config(self, tag: str) -> Dict[str, Any]:
         found = self._ask([self.name, "image", "inspect", "--format", "{{json .Config}}", tag])
         return dict(json.loads(found)) if found else {}
 
-    def shell(self, tag: str) -> List[str]:
-        return list(self._config(tag).get("Shell") or ["/bin/sh", "-c"])
-
     def image_id(self, tag: str) -> str:
         found = self._ask([self.name, "image", "inspect", "--format", "{{.Id}}", tag])
-        return f"{self._id_prefix}{found}" if found else ""
+        return found or ""
 
     def push(self, tag: str) -> str:
         self._run([self.name, "push", tag])
@@ -193,6 +200,9 @@ class Docker(Tool):
 
     def _tls(self) -> List[str]:
         # Its daemon is told by its own configuration.
+        return []
+
+    def _build_words(self) -> List[str]:
         return []
 
     def _environment(self) -> Dict[str, str]:
@@ -209,23 +219,14 @@ class Docker(Tool):
         return {**os.environ, "DOCKER_CONFIG": mine}
 
 
-class Podman(Docker):
-    """podman: docker's command line without a daemon."""
+class Podman(Tool):
+    """podman: builds as buildah does, which is part of it."""
 
     name = "podman"
-    _gpu = ("--device", "nvidia.com/gpu=all")
-    _id_prefix = "sha256:"
-    push = Tool.push
 
-    def _tls(self) -> List[str]:
-        return Tool._tls(self)
-
-    def _build_words(self) -> List[str]:
-        # Docker's format has SHELL.
-        return [*self._tls(), "--format", "docker"]
-
-    def _environment(self) -> Dict[str, str]:
-        return Tool._environment(self)
+    def image_id(self, tag: str) -> str:
+        found = self._ask([self.name, "image", "inspect", "--format", "{{.Id}}", tag])
+        return f"sha256:{found}" if found else ""
 
 
 class Buildah(Tool):
@@ -233,39 +234,9 @@ class Buildah(Tool):
 
     name = "buildah"
 
-    def run(
-        self,
-        parent: str,
-        tag: str,
-        command: str,
-        mounts: Mapping[str, str],
-        gpu: bool,
-        build_shell: Sequence[str],
-    ) -> None:
-        container = self._ask([self.name, "from", *self._tls(), parent])
-        if not container:
-            raise ImageBuildError(f"buildah cannot start from {parent}")
-        words = [self.name, "run", *self._network]
-        words += [word for place, path in mounts.items() for word in ("--volume", f"{path}:{place}:ro")]
-        words += ["--device", "nvidia.com/gpu=all"] if gpu else []
-        try:
-            self._run([*words, container, "--", *build_shell, command])
-            self._run([self.name, "commit", "--format", "docker", "--quiet", container, tag])
-        finally:
-            self._ask([self.name, "rm", container])
-
-    def shell(self, tag: str) -> List[str]:
-        found = self._ask(
-            [self.name, "inspect", "--type", "image", "--format", "{{json .Docker.config.Shell}}", tag]
-        )
-        return list(json.loads(found or "null") or ["/bin/sh", "-c"])
-
     def image_id(self, tag: str) -> str:
         found = self._ask([self.name, "inspect", "--type", "image", "--format", "{{.FromImageID}}", tag])
         return f"sha256:{found}" if found else ""
-
-    def _build_words(self) -> List[str]:
-        return [*self._tls(), "--format", "docker", "--layers"]
 
 
 TOOLS = {tool.name: tool for tool in (Docker, Podman, Buildah)}
