@@ -84,6 +84,8 @@ class Decorators:
         enable_memory_snapshot: bool = False,
         restrict_modal_access: bool = False,
         allow_concurrent_inputs: int | None = None,
+        block_network: bool = False,
+        i6pn: bool | None = None,
         proxy: Proxy | None = None,
         nomad: Placement | None = None,
         _experimental_scheduler_placement: SchedulerPlacement | None = None,
@@ -126,14 +128,15 @@ class Decorators:
             enable_memory_snapshot: keep what a container has loaded for those that start later.
             restrict_modal_access: its code may call no Functions and use no Dicts, Queues and the like.
             allow_concurrent_inputs: deprecated: use ``@modal.concurrent(max_inputs=...)``.
+            block_network: its code reaches no network, but for Functions, Dicts, Volumes and the like.
+            i6pn: containers find the address that others reach them at under ``i6pn.modal.local``.
             proxy: a ``modal.Proxy``, whose address its connections come from.
             nomad: where Nomad places its containers, in Nomad's own words: a ``modal.nomad.Placement``.
             _experimental_scheduler_placement: region, zone, kind of nodes: a ``SchedulerPlacement``.
-            **older_names: older names of these, which warn; parameters of Modal that have no effect here;
-                and those that are not there yet, as long as they ask for nothing.
+            **older_names: older names of these, which warn; and parameters of Modal that have no effect here.
 
         Raises:
-            InvalidError: when a parameter is not what it may be, or cannot be honoured yet.
+            InvalidError: when a parameter is not what it may be.
 
         Example:
             >>> app = App("example")
@@ -176,6 +179,8 @@ class Decorators:
             enable_memory_snapshot=enable_memory_snapshot,
             restrict_modal_access=restrict_modal_access,
             allow_concurrent_inputs=allow_concurrent_inputs,
+            block_network=block_network,
+            i6pn=i6pn,
             proxy=proxy,
             nomad=nomad,
             _experimental_scheduler_placement=_experimental_scheduler_placement,
@@ -212,6 +217,8 @@ class Decorators:
         enable_memory_snapshot: bool = False,
         restrict_modal_access: bool = False,
         allow_concurrent_inputs: int | None = None,
+        block_network: bool = False,
+        i6pn: bool | None = None,
         proxy: Proxy | None = None,
         nomad: Placement | None = None,
         _experimental_scheduler_placement: SchedulerPlacement | None = None,
@@ -270,6 +277,8 @@ class Decorators:
             enable_memory_snapshot=enable_memory_snapshot,
             restrict_modal_access=restrict_modal_access,
             allow_concurrent_inputs=allow_concurrent_inputs,
+            block_network=block_network,
+            i6pn=i6pn,
             proxy=proxy,
             nomad=nomad,
             _experimental_scheduler_placement=_experimental_scheduler_placement,

@@ -62,10 +62,10 @@ def apply_aliases(where: str, current: Mapping[str, Any], old: Mapping[str, Any]
 
     Raises:
         TypeError: for a name that never was a parameter.
-        InvalidError: when old and new name are both given; for what cannot be honoured yet.
+        InvalidError: when old and new name are both given.
     """
     result = dict(current)
-    for name, value in other_options(where, old).items():
+    for name, value in other_options(old).items():
         new = ALIASES.get(name)
         if new is None:
             raise TypeError(f"{where} has no parameter {name!r}")
@@ -104,6 +104,8 @@ class FunctionOptions:
     scheduler: SchedulerSpec | None = None
     nomad: PlacementSpec | None = None
     proxy: Proxy | None = None
+    block_network: bool = False
+    i6pn: bool = False
     single_use_containers: bool = False
     include_source: bool = True
     secrets: tuple[Secret, ...] = ()
@@ -328,6 +330,8 @@ def function_options(
     restrict_modal_access: bool = False,
     allow_concurrent_inputs: int | None = None,
     schedule: Schedule | None = None,
+    block_network: bool = False,
+    i6pn: bool | None = None,
     proxy: Proxy | None = None,
     nomad: Placement | None = None,
     _experimental_scheduler_placement: SchedulerPlacement | None = None,
@@ -356,6 +360,11 @@ def function_options(
         check_object_name("Function", name)
     if is_generator is not None:
         _flag("is_generator", is_generator)
+    for beside, given in (("proxy=", proxy), ("i6pn=True", i6pn)):
+        if block_network and given:
+            raise InvalidError(
+                f"block_network=True and {beside} contradict each other: what reaches nothing has no address"
+            )
     of_scheduler, scheduler = _scheduler(_experimental_scheduler_placement, region)
     return FunctionOptions(
         image=image,
@@ -380,6 +389,8 @@ def function_options(
         scheduler=scheduler,
         nomad=_placement(nomad),
         proxy=_proxy(proxy),
+        block_network=_flag("block_network", block_network),
+        i6pn=False if i6pn is None else _flag("i6pn", i6pn),
         single_use_containers=_flag("single_use_containers", single_use_containers),
         include_source=True if include_source is None else _flag("include_source", include_source),
         secrets=_secrets(secrets),

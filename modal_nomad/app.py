@@ -60,7 +60,7 @@ class App(Decorators):
         include_source: whether the code around its Functions is sent along, where they do not say.
 
     Raises:
-        InvalidError: when a parameter is not what it may be, or cannot be honoured yet.
+        InvalidError: when a parameter is not what it may be.
 
     Example:
         >>> app = App("example")

@@ -258,6 +258,8 @@ def function_specs(
                 region=options.region,
                 cloud=options.cloud,
                 nonpreemptible=options.nonpreemptible,
+                block_network=options.block_network,
+                i6pn=options.i6pn,
                 scheduler=options.scheduler,
                 nomad=options.nomad,
                 proxy=options.proxy.name or "" if options.proxy is not None else "",

@@ -44,6 +44,7 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
     Raises:
         ValueError: the Function asks for a place that contradicts itself, or that the cluster lacks.
     """
+    _check_network(spec)
     disk, logs = disk_and_logs(spec, settings)
     shared, shared_mounts = nfs_volumes(spec, settings)
     volumes, volume_mounts = nomad_volumes(spec)
@@ -124,10 +125,19 @@ def _driver(spec: FunctionSpec, settings: RenderSettings) -> dict[str, Any]:
     }
 
 
+def _check_network(spec: FunctionSpec) -> None:
+    for there, what in ((spec.served, "serves a web endpoint"), (spec.buckets, "mounts a bucket")):
+        if spec.block_network and there:
+            raise ValueError(
+                f"{spec.name} has block_network=True and {what}, which comes over the network: take one of"
+                " them away"
+            )
+
+
 def keeps_snapshots(spec: FunctionSpec, settings: RenderSettings) -> bool:
     """Say whether containers leave memory snapshots: only processes of the node itself can fork them."""
-    # A Volume's tree, or a mounted bucket, is one container's own.
-    wanted = spec.enable_memory_snapshot and not spec.volumes and not spec.buckets
+    # A Volume's tree, a mounted bucket or the way to the dispatcher is one container's own.
+    wanted = spec.enable_memory_snapshot and not spec.volumes and not spec.buckets and not spec.block_network
     process = settings.driver == "raw_exec" and not container_image(spec, settings)
     return wanted and process and settings.snapshot_seconds > 0
 
@@ -169,6 +179,11 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
     if keeps_snapshots(spec, settings):
         ours["MODAL_SNAPSHOT"] = f"${{NOMAD_META_{SNAPSHOT_META}}}"
         ours["MODAL_SNAPSHOT_SECONDS"] = f"{settings.snapshot_seconds:g}"
+    if spec.i6pn:
+        # Nomad's containers have the node's own network.
+        ours["MODAL_I6PN"] = "${attr.unique.network.ip-address}"
+    if spec.block_network:
+        ours["MODAL_BLOCK_NETWORK"] = "1"
     if not spec.container_image and (spec.image.layers or spec.image.python):
         ours["MODAL_IMAGE"] = _image(spec)
     return {**spec.image.env, **spec.env, **ours}

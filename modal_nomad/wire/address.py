@@ -1,22 +1,27 @@
 """Where a dispatcher listens: ``http://host:port``, ``https://…`` or ``unix:///path.sock``."""
 
 from dataclasses import dataclass
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 
 @dataclass(frozen=True)
 class Address:
-    """A parsed server URL. ``path`` is the Unix socket's path, or empty."""
+    """A parsed server URL.
+
+    ``path`` is that of a Unix socket, or empty; ``name`` the host and port of the dispatcher behind it, if it
+    is a relay's.
+    """
 
     host: str
     port: int
     tls: bool = False
     path: str = ""
+    name: str = ""
 
     @property
     def authority(self) -> str:
         """What stands in the Host header."""
-        return "localhost" if self.path else f"{self.host}:{self.port}"
+        return (self.name or "localhost") if self.path else f"{self.host}:{self.port}"
 
 
 def parse_address(url: str) -> Address:
@@ -35,7 +40,7 @@ def parse_address(url: str) -> Address:
         path = parts.path or parts.netloc
         if not path.startswith("/"):
             raise ValueError(f"server URL {url!r} names no absolute socket path; {remedy}")
-        return Address("localhost", 0, False, path)
+        return Address("localhost", 0, False, path, parse_qs(parts.query).get("authority", [""])[0])
     if parts.scheme not in ("http", "https"):
         raise ValueError(f"server URL {url!r} has no scheme that is known; {remedy}")
     try:

@@ -6,8 +6,10 @@ from typing import Any, Callable, Collection, Dict, Iterable, Mapping
 # What a container is told by us, which nobody's Secret may take the place of.
 RESERVED = frozenset(
     {
+        "MODAL_BLOCK_NETWORK",
         "MODAL_CODE_DIR",
         "MODAL_ENVIRONMENT",
+        "MODAL_I6PN",
         "MODAL_IMAGE",
         "MODAL_IMAGE_ID",
         "MODAL_IS_REMOTE",

@@ -25,6 +25,24 @@ def report(error: BaseException) -> None:
     session.close()
 
 
+def leave_network() -> bool:
+    """Leave the network, where this container is to; False when it could not, which callers are told."""
+    import os
+    import sys
+
+    from ._network import NetworkNotBlocked, leave
+
+    try:
+        leave(os.environ)
+    except NetworkNotBlocked as error:
+        from ..exception import ExecutionError
+
+        sys.stderr.write(f"modal-nomad worker: {error}\n")
+        report(ExecutionError(str(error)))
+        return False
+    return True
+
+
 def main() -> int:
     """Be one container: take its settings from the environment, return its exit code.
 
@@ -34,6 +52,12 @@ def main() -> int:
     import os
     import sys
 
+    if os.environ.get("MODAL_BLOCK_NETWORK") and not leave_network():
+        return 1
+    if os.environ.get("MODAL_I6PN"):
+        from ._i6pn import answer_for, own_address
+
+        answer_for(own_address(os.environ["MODAL_I6PN"]))
     if os.environ.get("MODAL_SNAPSHOT"):
         from ._stand_in import restore
 

@@ -69,6 +69,10 @@ def _take_place(asker: int, message: Dict[str, Any], fds: List[int], apart: bool
             from ._mounts import enter_namespace_of
 
             enter_namespace_of(asker)
+    if message["env"].get("MODAL_BLOCK_NETWORK"):
+        from ._network import enter_empty
+
+        enter_empty()
     try:
         _cgroups.join(asker)
     except OSError as error:

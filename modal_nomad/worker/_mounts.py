@@ -93,6 +93,18 @@ def mount_points() -> List[str]:
     return points
 
 
+def map_user(uid: int, gid: int) -> None:
+    """Have a user namespace that this process is new in know this user by the same numbers."""
+    # The kernel asks for this order: an unprivileged group map needs setgroups given up first.
+    for name, text in (
+        ("setgroups", "deny"),
+        ("uid_map", f"{uid} {uid} 1"),
+        ("gid_map", f"{gid} {gid} 1"),
+    ):
+        with open(f"/proc/self/{name}", "wb", buffering=0) as out:
+            out.write(text.encode())
+
+
 def enter_private_namespace() -> Tuple[int, int]:
     """Give this process a mount namespace whose changes nobody else sees.
 
@@ -107,13 +119,6 @@ def enter_private_namespace() -> Tuple[int, int]:
         unshare(CLONE_NEWNS)
     except PermissionError:
         unshare(CLONE_NEWUSER | CLONE_NEWNS)
-        # The kernel asks for this order: an unprivileged group map needs setgroups given up first.
-        for name, text in (
-            ("setgroups", "deny"),
-            ("uid_map", f"{uid} {uid} 1"),
-            ("gid_map", f"{gid} {gid} 1"),
-        ):
-            with open(f"/proc/self/{name}", "wb", buffering=0) as out:
-                out.write(text.encode())
+        map_user(uid, gid)
     mount("none", "/", flags=MS_REC | MS_PRIVATE)
     return uid, gid

@@ -59,10 +59,21 @@ def _enter_image():
     if in_container and not needs_build(image):
         return
     command = interpreter_command(image, _environments_dir(), log=_say, fetch=_fetch)
+    _leave_network()
     os.environ[_BUILT] = command[0]
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(command[0], [*command, os.path.abspath(__file__), *sys.argv[1:]])
+
+
+def _leave_network():
+    # type: () -> None
+    """Leave the network once all is there that comes over it: the image's own start-up code runs without."""
+    if os.environ.get("MODAL_BLOCK_NETWORK"):
+        from modal_nomad.worker import leave_network
+
+        if not leave_network():
+            sys.exit(1)
 
 
 def _from_snapshot():

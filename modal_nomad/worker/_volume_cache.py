@@ -21,7 +21,9 @@ def from_environment(environ: Mapping[str, str], fetch: Callable[[str], bytes]) 
             place. A dispatcher on this machine has the chunks here anyway: then there is none by default.
         fetch: asks the dispatcher.
     """
-    here = environ.get("MODAL_SERVER_URL", "").startswith("unix://")
+    address = environ.get("MODAL_SERVER_URL", "")
+    # A relay's socket has a dispatcher of the network behind it.
+    here = address.startswith("unix://") and "?" not in address
     limit = 0 if here and not environ.get("MODAL_VOLUME_CACHE_MIB") else _limit(environ)
     directory = cache_directory(environ)
     if limit <= 0 or not _own(directory):

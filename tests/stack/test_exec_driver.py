@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import glob
 import os
+import socket
 import sysconfig
 from pathlib import Path
 
@@ -28,6 +29,24 @@ def look(x: int) -> list:
 @app.local_entrypoint()
 def main():
     print(look.remote(7))
+"""
+BLOCKED = """
+import os, socket
+import modal
+
+app = modal.App("blocked")
+
+@app.function(block_network=True)
+def look(port: int) -> list:
+    with modal.Dict.ephemeral() as kept:
+        kept["port"] = port
+        with socket.socket() as sock:
+            reached = sock.connect_ex(("127.0.0.1", kept["port"])) == 0
+    return [reached, [name for _, name in socket.if_nameindex()], os.getuid() != 0]
+
+@app.local_entrypoint()
+def main(port: int):
+    print(look.remote(port))
 """
 
 
@@ -87,10 +106,17 @@ def test_a_rendered_job_runs_isolated(tmp_path: Path) -> None:
         with dispatcher(tmp_path, {"address": nomad}, auth="none", render=render, nfs=nfs) as url:
             done = modal_nomad(tmp_path, url, "run", "app.py", file=FILE)
             shares = modal_nomad(tmp_path, url, "run", "app.py", file=SHARED)
+            with socket.create_server(("127.0.0.1", 0)) as host:
+                port = str(host.getsockname()[1])
+                blocked = modal_nomad(tmp_path, url, "run", "app.py", "--port", port, file=BLOCKED)
     assert done.returncode == 0, done.stdout + done.stderr
     x, pid, user, sees_root = ast.literal_eval(done.stdout.strip().splitlines()[-1])
     assert (x, sees_root) == (7, False)
     assert pid < 20 and user != 0
+    # As nobody, in a user namespace of its own.
+    assert blocked.stdout.strip().splitlines()[-1:] == ["[False, ['lo'], True]"], (
+        blocked.stdout + blocked.stderr
+    )
     assert shares.returncode == 0, shares.stdout + shares.stderr
     # What a container was not given it does not see, though its allocation has the whole volume.
     assert ast.literal_eval(shares.stdout.strip().splitlines()[-1]) == [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,6 +86,34 @@ def test_a_function_runs_with_every_connection_encrypted(cluster: Cluster, tmp_p
     done = modal_nomad(tmp_path, cluster.url, "run", "app.py", "--count", "20", MODAL_CA_BUNDLE=cluster.ca)
     assert done.returncode == 0, done.stdout + done.stderr
     assert len([line for line in done.stdout.splitlines() if " in " in line]) == 20, done.stdout
+
+
+BLOCKED = """
+import os, socket
+import modal
+
+app = modal.App("blocked")
+
+@app.function(block_network=True)
+def look(port: int) -> list:
+    with modal.Dict.ephemeral() as kept:
+        kept["port"] = port
+        with socket.socket() as sock:
+            reached = sock.connect_ex(("127.0.0.1", kept["port"])) == 0
+    return [reached, os.listdir("/proc/self/fd") != []]
+
+@app.local_entrypoint()
+def main(port: int):
+    print(look.remote(port))
+"""
+
+
+def test_the_relay_of_a_blocked_container_encrypts_too(cluster: Cluster, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as host:
+        port = str(host.getsockname()[1])
+        command = ("run", "app.py", "--port", port)
+        done = modal_nomad(tmp_path, cluster.url, *command, file=BLOCKED, MODAL_CA_BUNDLE=cluster.ca)
+    assert "[False, True]" in done.stdout, done.stdout + done.stderr
 
 
 def test_an_unknown_authority_is_refused_in_one_line(cluster: Cluster, tmp_path: Path) -> None:

@@ -62,6 +62,8 @@ def test_every_setting_and_variable_is_said() -> None:
         used |= set(re.findall(r"environ(?:\.get\(|\[)\s*\"(MODAL_\w+)\"", path.read_text()))
     # What the dispatcher and the job hand to the worker is no setting.
     internal = {
+        "MODAL_BLOCK_NETWORK",
+        "MODAL_I6PN",
         "MODAL_KILL_TIMEOUT",
         "MODAL_WORKER_TOKEN",
         "MODAL_WORKER_TOKEN_FILE",

@@ -7,7 +7,7 @@ import warnings
 import pytest
 
 from modal_nomad._options import ALIASES, apply_aliases, check_object_name, function_options
-from modal_nomad._other_options import NO_EFFECT, NOT_YET
+from modal_nomad._other_options import NO_EFFECT
 from modal_nomad.app import App
 from modal_nomad.exception import DeprecationError, InvalidError
 from modal_nomad.retries import Retries
@@ -213,14 +213,8 @@ def test_the_decorator_and_its_checks_have_the_same_parameters() -> None:
     checked = inspect.signature(function_options).parameters
     ours = {name: p.default for name, p in taken.items() if p.kind is p.KEYWORD_ONLY}
     assert ours == {name: p.default for name, p in checked.items()}
-    unknown = set(REFERENCE) - set(ours) - set(ALIASES) - set(NOT_YET) - NO_EFFECT
+    unknown = set(REFERENCE) - set(ours) - set(ALIASES) - NO_EFFECT
     assert unknown == {"_experimental_custom_scaling_factor"}
-
-
-@pytest.mark.parametrize("name", sorted(NOT_YET))
-def test_what_cannot_be_honoured_yet_is_told(name: str) -> None:
-    with pytest.raises(InvalidError, match=rf"@app\.function cannot honour {name}= yet; leave it out: \w"):
-        App("a").function(**{name: "anything"})
 
 
 @pytest.mark.parametrize("value", [-0.1, 1.1, "1", True])

@@ -1,0 +1,78 @@
+"""``block_network=True``: a network namespace of the container's own, with nothing in it but loopback.
+
+The dispatcher is reached through a Unix socket, which no network namespace hides: its own, on this machine;
+that of a relay, on a cluster, which stays outside and speaks to the dispatcher and nobody else.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+import struct
+from typing import MutableMapping
+
+from ._mounts import CLONE_NEWUSER, map_user, unshare
+
+VARIABLE = "MODAL_BLOCK_NETWORK"
+_DONE = "done"
+_CLONE_NEWNET = 0x40000000
+_SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
+_REQUEST = struct.Struct("16sh22x")
+
+
+class NetworkNotBlocked(OSError):
+    """The kernel does not let this process leave the network."""
+
+
+def leave(environ: MutableMapping[str, str]) -> None:
+    """Leave the network, where this container is to; once, and with one thread.
+
+    Args:
+        environ: the container's variables; a dispatcher's address on the network gives way to a relay's.
+
+    Raises:
+        NetworkNotBlocked: nothing has changed, and no user code may run.
+    """
+    if environ.get(VARIABLE) in (None, "", _DONE):
+        return
+    address = environ["MODAL_SERVER_URL"]
+    if not address.startswith("unix://"):
+        from ._relay import start
+
+        # A snapshot's forks would have the relay of the container that left it.
+        environ.pop("MODAL_SNAPSHOT", None)
+        environ["MODAL_SERVER_URL"] = start(address, environ.get("NOMAD_SECRETS_DIR", ""))
+    enter_empty()
+    environ[VARIABLE] = _DONE
+
+
+def enter_empty() -> None:
+    """Move this process into a network namespace of its own. Raises NetworkNotBlocked."""
+    before = os.readlink("/proc/self/ns/net")
+    uid, gid = os.getuid(), os.getgid()
+    try:
+        try:
+            unshare(_CLONE_NEWNET)
+        except PermissionError:
+            unshare(CLONE_NEWUSER | _CLONE_NEWNET)
+            map_user(uid, gid)
+        _raise_loopback()
+    except OSError as error:
+        raise NetworkNotBlocked(_words(error)) from error
+    if os.readlink("/proc/self/ns/net") == before:
+        raise NetworkNotBlocked(_words(OSError("it kept this process where it was")))
+
+
+def _words(error: OSError) -> str:
+    return (
+        f"block_network=True needs a network namespace, and the kernel of {os.uname().nodename} gives this"
+        f" container none ({error.strerror or error}): allow user namespaces there (sysctl"
+        " user.max_user_namespaces, kernel.unprivileged_userns_clone), or run containers as root"
+    )
+
+
+def _raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        answer = fcntl.ioctl(probe, _SIOCGIFFLAGS, _REQUEST.pack(b"lo", 0))
+        fcntl.ioctl(probe, _SIOCSIFFLAGS, _REQUEST.pack(b"lo", _REQUEST.unpack(answer)[1] | _IFF_UP))
