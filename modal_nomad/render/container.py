@@ -18,6 +18,8 @@ UNLIMITED = 1 << 22
 """MiB that no node has: without a limit the docker driver takes the request for one."""
 USER = "root"
 _FUSE = "/dev/fuse"
+_ADMIN = {True: "sys_admin", False: "SYS_ADMIN"}
+"""A capability, as Docker and as Podman call it."""
 # Braces after a dollar sign would be Nomad's, which puts its own variables there.
 # The shell stays, as the first process: a program in that place ignores the signals that it has no handler
 # for, even its own SIGKILL, and would have to collect the ends of processes that are not its children.
@@ -78,7 +80,8 @@ def container_config(image: str, spec: FunctionSpec, settings: RenderSettings) -
         "image": image,
         "command": "/bin/sh",
         "args": ["-c", START, "modal-nomad", "${NOMAD_TASK_DIR}/runtime/_start_worker.py"],
-        "network_mode": settings.container_network,
+        # Who is to be reached from outside has the node's network.
+        "network_mode": "host" if spec.i6pn else settings.container_network,
         "shm_size": settings.container_shm << 20 if docker else f"{settings.container_shm}m",
         "auth_soft_fail": True,
         # Many allocations ask for one large image at a time, and each has to wait for it.
@@ -90,9 +93,12 @@ def container_config(image: str, spec: FunctionSpec, settings: RenderSettings) -
         config["ports"] = ["http"]
     if shows_file_systems(spec) and settings.container_fuse:
         config["devices"] = [{"host_path": _FUSE, "container_path": _FUSE}] if docker else [_FUSE]
-        config["cap_add"] = ["sys_admin"] if docker else ["SYS_ADMIN"]
+        config["cap_add"] = [_ADMIN[docker]]
         # Where a node has AppArmor, Docker's own profile lets nobody mount.
         config["security_opt"] = ["apparmor=unconfined"]
+    if spec.block_network:
+        # To leave the network once it has the way to its dispatcher.
+        config["cap_add"] = [_ADMIN[docker]]
     if spec.network_file_systems and settings.nfs_directory and not settings.nfs_volume:
         config["volumes"] = [
             f"{settings.nfs_directory}/{mount.nfs_id}:{mount.path}" for mount in spec.network_file_systems
