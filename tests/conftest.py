@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+from tests._consul import NO_CONSUL, Consul, consul_binary, consul_server
 from tests._docker import NO_DOCKER, Docker, Unusable, docker_daemon
 from tests._postgresql import (
     NO_POSTGRESQL,
@@ -37,6 +38,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ("on a real PostgreSQL", NO_POSTGRESQL),
         ("of mounted buckets", NO_BUCKET_MOUNTS),
         ("of container images", NO_DOCKER),
+        ("on a real Consul", NO_CONSUL),
     ):
         skipped = [r for r in terminalreporter.stats.get("skipped", ()) if reason in str(r.longrepr)]
         if skipped:
@@ -109,4 +111,14 @@ def own_postgresql(
 ) -> Iterator[Postgresql]:
     """A server of this test's own, which it may kill."""
     with _postgresql_start() as server:
+        yield server
+
+
+@pytest.fixture
+def consul() -> Iterator[Consul]:
+    """A server of this test's own; skips where there is no ``consul``."""
+    binary = consul_binary()
+    if binary is None:
+        pytest.skip(NO_CONSUL)
+    with consul_server(binary) as server:
         yield server

@@ -327,7 +327,7 @@ class Pool:
                 version_key=c.version_key,
                 state=c.state,
                 since=c.since,
-                busy=min(len(c.leases), c.slots),
+                busy=min(len(c.leases) + c.web, c.slots),
                 pending_reason=c.pending_reason,
             )
             for c in self.containers.values()

@@ -10,7 +10,7 @@ ContainerState: TypeAlias = Literal["starting", "ready", "draining", "stopping"]
 
 @dataclass(frozen=True, slots=True)
 class ContainerView:
-    """One container as status shows it; ``busy`` is the number of inputs it runs now."""
+    """One container as status shows it; ``busy`` is how many inputs and requests it runs now."""
 
     container_id: str
     function_id: str

@@ -133,6 +133,7 @@ class Dispatcher:
             settings.workspace,
             self.handle,
             self.proxy_tokens.opens,
+            bool(settings.web.get("edge", False)),
         )
         self.tunnels = Tunnels.from_settings(settings, workers.key)
         self.containers = Containers(
@@ -207,6 +208,7 @@ class Dispatcher:
     async def start(self) -> None:
         """Resume what the store has and begin watching the engine."""
         await self.secrets.open()
+        await self.web.read_suffixes()
         await self.nfs.open()
         self.background(self.secrets.run(self._replace))
         self.background(self.containers.watch())

@@ -142,6 +142,7 @@ async def _update_environment(server: Dispatcher, session: ClientSession, args: 
         web_suffix=suffix,
         token=session.identity.token,
     )
+    await server.web.read_suffixes()
     return _environment(changed), []
 
 

@@ -219,7 +219,7 @@ class Server:
                 "v": frames.PROTOCOL_VERSION,
                 "version": __version__,
                 "engine": self.dispatcher.engine.name,
-                "render": self.render,
+                "render": {**self.render, "web_suffixes": self.dispatcher.web.suffixes},
             }
         )
         take = self._client_frame
@@ -320,7 +320,7 @@ class Server:
                 "function_id": function.function_id,
                 "app_id": function.app_id,
                 "environment": function.environment,
-                **({"web_key": dispatcher.web.container_key(container_id)} if function.spec.served else {}),
+                **dispatcher.web.welcome(info),
             },
             [] if function.params is None else [function.params],
         )
@@ -352,6 +352,9 @@ class Server:
             elif kind == "back":
                 leases, begun = integers(header.get("x")), bool(header.get("b"))
                 dispatcher.handle(ev.InputsGivenBack(container_id, leases, begun))
+            elif kind == "web":
+                running, ended = integers([header.get("n"), header.get("e")])
+                dispatcher.web.container_load(info, running, ended, _seconds(header.get("d")))
             elif kind == "init_failed":
                 dispatcher.handle(ev.WorkerInitFailed(container_id, payloads[0] if payloads else b""))
             elif kind == "drain":

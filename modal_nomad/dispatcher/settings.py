@@ -61,6 +61,11 @@ WEB_TYPES: Mapping[str, type] = {
     "answer_seconds": float,
     "gateway_token": str,
     "gateway_token_file": str,
+    "consul": bool,
+    "consul_check": str,
+    "consul_check_interval": float,
+    "consul_namespace": str,
+    "edge": bool,
 }
 GATEWAY_TOKEN_LENGTH = 16
 VAULT_NAMES = frozenset({"address", "token", "token_file", "namespace", "ca_file", "mount", "prefix", "role"})
@@ -226,6 +231,15 @@ answer_seconds = 150.0
 # characters, the same for all of them and all dispatchers, here or in a file. Empty: there are none.
 gateway_token = ""
 gateway_token_file = ""
+# Whether the jobs of web Functions register services in Consul, which needs the [consul] settings of Nomad's
+# agents: what is checked ("http", "tcp"), how often (seconds), and in which namespace (Enterprise).
+consul = false
+consul_check = "http"
+consul_check_interval = 10.0
+consul_namespace = ""
+# Whether containers take requests from a proxy of your own as well, which has no key: then anybody does who
+# reaches a node's dynamic ports. Those whose endpoints ask for a proxy auth token do not.
+edge = false
 
 [tunnels]
 # The name or address that tunnels to containers (modal.forward) are reached at; empty: there are none. The
@@ -352,7 +366,8 @@ class Settings:
             )
         for name, value in self.web.items():
             kind = WEB_TYPES[name]
-            if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+            fits = isinstance(value, (int, float) if kind is float else kind)
+            if not fits or isinstance(value, bool) != (kind is bool):
                 raise SettingsError(f"[web]: {name} is {value!r}; it must be of type {kind.__name__}")
         if self.web.get("url") and "{label}" not in self.web["url"]:
             raise SettingsError("[web]: url must hold {label}, as in https://{label}.modal.example.com")
@@ -430,7 +445,17 @@ class Settings:
         if self.engine == "nomad":
             main = self.render.get("namespace", RenderSettings.namespace)
             ours["namespaces"] = {DEFAULT_ENVIRONMENT: main, **self.namespaces}
-        return RenderSettings.from_dict({**vault, **self._nfs_render(), **self.render, **ours}).to_dict()
+        given = {**vault, **self._nfs_render(), **self._web_render(), **self.render, **ours}
+        return RenderSettings.from_dict(given).to_dict()
+
+    def _web_render(self) -> dict[str, Any]:
+        names = ("consul_check", "consul_check_interval", "consul_namespace", "edge")
+        return {
+            "web_domain": self.gateway_settings().domain,
+            "web_workspace": self.workspace,
+            "consul_services": bool(self.web.get("consul", False)) and self.engine == "nomad",
+            **{name: self.web[name] for name in names if name in self.web},
+        }
 
     def _nfs_render(self) -> dict[str, Any]:
         place = self.nfs.get("node_directory") or (str(self.nfs_place) if self.nfs_place is not None else "")

@@ -16,14 +16,15 @@ from modal_nomad.dispatcher.gateway.discovery import (
     container_key,
 )
 from modal_nomad.dispatcher.gateway.gateway import CheckToken, Gateway
-from modal_nomad.dispatcher.gateway.labels import MAX_LABEL, endpoint_label
 from modal_nomad.dispatcher.gateway.loads import Loads
 from modal_nomad.dispatcher.gateway.routes import Route
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
 from modal_nomad.dispatcher.gateway.wire import host_and_port
 from modal_nomad.dispatcher.store import Store
 from modal_nomad.exception import AlreadyExistsError, InvalidError
+from modal_nomad.render.services import open_to_edges
 from modal_nomad.wire.frames import FrameError
+from modal_nomad.wire.labels import MAX_LABEL, endpoint_label
 from modal_nomad.wire.spec import FunctionSpec, WebSpec
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Web:
         gateways: those of other processes, by tag.
         loads: what all of them say of their requests.
         check_token: says whether a proxy auth token opens an endpoint.
+        suffixes: what stands for environments in labels, where it is not their name.
         url: how the URLs of labels are written: with ``{label}`` in it; empty while nothing listens.
 
     Args:
@@ -55,6 +57,7 @@ class Web:
         workspace: what all labels begin with, or empty.
         handle: gives the call engine an event.
         check_token: says whether a proxy auth token opens an endpoint.
+        edge: containers take requests without a key, from a proxy that is no gateway.
     """
 
     def __init__(
@@ -65,6 +68,7 @@ class Web:
         workspace: str,
         handle: Callable[[ev.Event], None],
         check_token: CheckToken,
+        edge: bool = False,
     ) -> None:
         self.registry = Registry()
         self.gateway = Gateway(settings, self, check_token)
@@ -73,6 +77,8 @@ class Web:
         self.loads = Loads(self._told)
         self.url = ""
         self.check_token: CheckToken = check_token
+        self.suffixes: dict[str, str] = {}
+        self._edge = edge
         self._store = store
         self._key = key
         self._workspace = workspace
@@ -115,11 +121,14 @@ class Web:
             for method, web in served.items()
         ]
 
+    async def read_suffixes(self) -> None:
+        """Look up what stands for environments in labels; those who render jobs are told."""
+        self.suffixes = {x.name: x.web_suffix for x in await self._store.environments() if x.web_suffix}
+
     async def _suffix(self, environment: str) -> str:
-        for record in await self._store.environments():
-            if record.name == environment and record.web_suffix:
-                return record.web_suffix
-        return "" if environment == DEFAULT_ENVIRONMENT else environment
+        await self.read_suffixes()
+        default = "" if environment == DEFAULT_ENVIRONMENT else environment
+        return self.suffixes.get(environment, default)
 
     async def check(self, specs: Sequence[FunctionSpec], environment: str, app_id: str) -> None:
         """Check that an App may have its endpoints.
@@ -199,6 +208,25 @@ class Web:
     def container_out(self, info: ContainerInfo) -> None:
         """Give a container no more requests."""
         self.registry.instance_out(info.function.function_id, info.container_id)
+        if info.session is None:
+            self.loads.container_gone(info.function.function_id, info.container_id)
+
+    def welcome(self, info: ContainerInfo) -> dict[str, Any]:
+        """Return what a container is told of its endpoints."""
+        spec = info.function.spec
+        if not spec.served:
+            return {}
+        told: dict[str, Any] = {"web_key": self.container_key(info.container_id)}
+        if open_to_edges(spec, self._edge):
+            told["web_open"] = True
+        return told
+
+    def container_load(self, info: ContainerInfo, running: int, finished: int, seconds: float) -> None:
+        """Take a container's own word on how many requests it has."""
+        spec = info.function.spec
+        if not open_to_edges(spec, self._edge):
+            return
+        self.loads.say_own(info.function.function_id, info.container_id, running, finished, seconds)
 
     # --- between gateway and call engine ----------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import os
 import ssl
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -133,15 +134,18 @@ class ConsulClient:
     def _consul(self) -> Any:
         if self._client is None:
             settings, parts = self.settings, urlsplit(self.settings.address)
-            self._client = consul.Consul(
-                host=parts.hostname or "127.0.0.1",
-                port=parts.port or (443 if parts.scheme == "https" else 80),
-                scheme=parts.scheme,
-                token=settings.token or None,
-                dc=settings.datacenter or None,
-                verify=settings.ca_file or True,
-                timeout=settings.timeout,
-            )
+            with warnings.catch_warnings():
+                # It warns of its own support for tokens of before Consul 1.4, which nobody asks for here.
+                warnings.simplefilter("ignore", DeprecationWarning)
+                self._client = consul.Consul(
+                    host=parts.hostname or "127.0.0.1",
+                    port=parts.port or (443 if parts.scheme == "https" else 80),
+                    scheme=parts.scheme,
+                    token=settings.token or None,
+                    dc=settings.datacenter or None,
+                    verify=settings.ca_file or True,
+                    timeout=settings.timeout,
+                )
         return self._client
 
     # --- blocking queries -------------------------------------------------------------------------

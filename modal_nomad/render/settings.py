@@ -10,6 +10,7 @@ from typing import Any
 CONTAINER_DRIVERS = ("docker", "podman")
 DRIVERS = ("raw_exec", "exec", *CONTAINER_DRIVERS)
 VOLUME_TYPES = ("host", "csi")
+CHECKS = ("http", "tcp")
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ class RenderSettings:
         nfs_volume_type: ``host`` or ``csi``.
         proxies: which nodes have the address of a proxy, by its name: their ``node_pool``, and what their
             meta says (``node_meta``).
+        consul_services: whether the jobs of web Functions register Consul services.
+        consul_check: ``http``, which asks the container, or ``tcp``.
+        consul_check_interval: seconds between checks.
+        consul_namespace: Consul's namespace (Enterprise); empty for none.
+        edge: containers of web Functions take requests without the gateways' key, for a proxy of one's own.
+        web_domain: what the host names of endpoints end in.
+        web_workspace: what they begin with.
+        web_suffixes: what stands for an environment in them, where it is not the environment's name.
     """
 
     server_url: str
@@ -90,6 +99,14 @@ class RenderSettings:
     nfs_volume: str = ""
     nfs_volume_type: str = "host"
     proxies: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    consul_services: bool = False
+    consul_check: str = "http"
+    consul_check_interval: float = 10.0
+    consul_namespace: str = ""
+    edge: bool = False
+    web_domain: str = "localhost"
+    web_workspace: str = ""
+    web_suffixes: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.driver not in DRIVERS:
@@ -103,6 +120,8 @@ class RenderSettings:
                 f"the driver {self.driver} needs default_image, for Functions that name none, such as"
                 " 'python:3.12-slim'"
             )
+        if self.consul_check not in CHECKS or self.consul_check_interval < 1:
+            raise ValueError("consul_check is http or tcp, and consul_check_interval 1 second or more")
         if self.nfs_volume_type not in VOLUME_TYPES:
             raise ValueError(f"volume_type {self.nfs_volume_type!r} is none of {', '.join(VOLUME_TYPES)}")
         if self.nfs_volume and self.driver == "raw_exec":

@@ -8,4 +8,6 @@ CALL = b"x-modal-nomad-call"
 """The call that the request is to user code."""
 PREFIX = b"x-modal-nomad-prefix"
 """What of the path led here, where it was not the host name."""
+REFUSED = b"x-modal-nomad-refused"
+"""In an answer of status 421: the container did not take the request, and another one may."""
 FIELDS = frozenset((KEY, METHOD, CALL, PREFIX))

@@ -9,7 +9,7 @@ import time
 from collections import deque
 from contextlib import suppress
 from itertools import repeat
-from typing import Any, Callable, Deque, Dict, List, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Deque, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
 
 from ..exception import FunctionTimeoutError
 from ..wire import frames
@@ -129,7 +129,7 @@ class Runner:
             if function is None:
                 code = EXIT_FAILED
             else:
-                code = self._serve(spec, function, str(welcome.get("web_key", "")))
+                code = self._serve(spec, function, welcome)
         except KeyboardInterrupt:
             self._draining = True
             if self._pool is not None:
@@ -224,10 +224,10 @@ class Runner:
         self._sync()
         self._session.send({"t": "init_failed"}, [pack(error)])
 
-    def _serve(self, spec: FunctionSpec, function: Callable[..., Any], web_key: str) -> int:
+    def _serve(self, spec: FunctionSpec, function: Callable[..., Any], welcome: Mapping[str, Any]) -> int:
         kind, options = self._kind(spec)
         if spec.served:
-            kind = self._web(spec, function, web_key, options)
+            kind = self._web(spec, function, welcome, options)
         if spec.is_generator or any(method.is_generator for method in spec.methods.values()):
             from ._generators import Streams
 
@@ -271,7 +271,11 @@ class Runner:
         return EXIT_FAILED if spec.served and pool.failed else 0
 
     def _web(
-        self, spec: FunctionSpec, function: Callable[..., Any], web_key: str, options: Dict[str, Any]
+        self,
+        spec: FunctionSpec,
+        function: Callable[..., Any],
+        welcome: Mapping[str, Any],
+        options: Dict[str, Any],
     ) -> Any:
         """Return what runs a container with endpoints; what it is to know is added to the options."""
         from ._web import WebPool, add_bundle
@@ -284,7 +288,10 @@ class Runner:
             served=spec.served,
             find=service.method if service is not None else lambda method: function,
             name=spec.name[:-2] if spec.is_class else spec.name,
-            key=web_key,
+            key=str(welcome.get("web_key", "")),
+            open_to_all=bool(welcome.get("web_open", False)),
+            single_use=spec.single_use_containers,
+            tell=self._session.web_load,
         )
         return WebPool
 

@@ -212,6 +212,10 @@ class Session:
             return False
         return True
 
+    def web_load(self, running: int, ended: int, seconds: float) -> None:
+        """Say how many requests run here, how many ended, and how long these took."""
+        self.send({"t": "web", "n": running, "e": ended, "d": seconds})
+
     def ready(self, slots: int) -> None:
         """Say, now and after each reconnect, that inputs may come."""
         self.slots = slots

@@ -22,6 +22,7 @@ LINGER_SECONDS = 2.0
 """A gateway that has not heard yet that the container ends may send a last request."""
 _SETTLE_SECONDS = 0.05
 _SHUTDOWN_SECONDS = 30.0
+_TELL_SECONDS = 0.05
 _BACKLOG = 1024
 
 
@@ -40,6 +41,9 @@ class WebPool(LoopPool):
         find: gives the user's function of a method.
         name: of the Function, for messages.
         key: what gateways prove themselves with.
+        open_to_all: requests without it are taken as well, and counted for the dispatcher.
+        single_use: the container takes one request in its life.
+        tell: takes requests in progress, ended ones, and the seconds that these took.
     """
 
     def __init__(
@@ -49,9 +53,21 @@ class WebPool(LoopPool):
         find: Callable[[str], Callable[..., Any]],
         name: str,
         key: str,
+        open_to_all: bool = False,
+        single_use: bool = False,
+        tell: Optional[Callable[[int, int, float], None]] = None,
         **options: Any,
     ) -> None:
         super().__init__(*args, **options)
+        self.open_to_all = open_to_all
+        self.single_use = single_use
+        self.taken = False
+        self.only_method = next(iter(served)) if len(served) == 1 else ""
+        self._tell = tell
+        self._telling = False
+        self._entered_at: Dict[int, float] = {}
+        self._left_count = 0
+        self._left_seconds = 0.0
         self.key = key.encode()
         self.failed = False
         self.requests: Set[Any] = set()
@@ -98,6 +114,11 @@ class WebPool(LoopPool):
         sock, address = _listening()
         self._server = await self.loop.create_server(lambda: Front(self), sock=sock, backlog=_BACKLOG)
         return address
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it takes no more requests."""
+        return bool(self.stopping)
 
     def _quiet(self) -> bool:
         """Whether all is over: looked at when the container is to end."""
@@ -173,11 +194,32 @@ class WebPool(LoopPool):
                     self._wake_next()
                 raise
         self.requests.add(request)
+        if self.open_to_all:
+            self._entered_at[id(request)] = monotonic()
+            self._count()
 
     def leave(self, request: Any) -> None:
         """Give a slot back."""
         self.requests.discard(request)
+        begun = self._entered_at.pop(id(request), None)
+        if begun is not None:
+            self._left_count += 1
+            self._left_seconds += monotonic() - begun
+            self._count()
         self._freed()
+
+    def _count(self) -> None:
+        """Have the dispatcher told, soon: no gateway counts what comes past them."""
+        if not self._telling:
+            self._telling = True
+            self.loop.call_later(_TELL_SECONDS, self._tell_now)
+
+    def _tell_now(self) -> None:
+        self._telling = False
+        ended, seconds = self._left_count, self._left_seconds
+        self._left_count, self._left_seconds = 0, 0.0
+        if self._tell is not None:
+            self._tell(len(self._entered_at), ended, seconds)
 
     def _freed(self) -> None:
         self._wake_next()

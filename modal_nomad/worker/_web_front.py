@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from ..wire.http1.client import Client
 from ..wire.http1.head import MAX_HEAD_BYTES, HttpError, Request, parse_request
-from ..wire.web import KEY, METHOD
+from ..wire.services import HEALTH
+from ..wire.web import KEY, METHOD, REFUSED
 
 if TYPE_CHECKING:
     from ._web import WebPool
@@ -54,14 +55,24 @@ class Front(asyncio.Protocol):
         except HttpError:
             self._refuse()
             return
+        pool = self._pool
+        if request.target == HEALTH:
+            status = b"503 Service Unavailable" if pool.leaving else b"200 OK"
+            self._answer(status)
+            return
         key = request.value(KEY)
-        if key is None or not hmac.compare_digest(key, self._pool.key):
+        known = key is not None and hmac.compare_digest(key, pool.key)
+        if (not known and not pool.open_to_all) or (pool.single_use and pool.taken):
             self._refuse()
             return
+        pool.taken = True
         self._begin(request)
 
     def _begin(self, request: Request) -> None:
         method = (request.value(METHOD) or b"").decode("latin-1")
+        if not method:
+            # A proxy that is no gateway of ours does not say it.
+            method = self._pool.only_method
         router = self._pool.servers.get(method)
         inner: Any
         if router is not None:
@@ -81,7 +92,12 @@ class Front(asyncio.Protocol):
         self._inner = inner
 
     def _refuse(self) -> None:
-        self.transport.write(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n")
+        """Say that the request was not taken: it was for another container, which had this port before."""
+        self._answer(b"421 Misdirected Request", REFUSED + b": 1\r\n")
+
+    def _answer(self, status: bytes, fields: bytes = b"") -> None:
+        head = b"HTTP/1.1 " + status + b"\r\n" + fields
+        self.transport.write(head + b"Content-Length: 0\r\nConnection: close\r\n\r\n")
         self.transport.close()
 
     def eof_received(self) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shutil
 import signal
@@ -240,7 +241,7 @@ def serve(own: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., 
             "engine": "local",
             "auth": "none",
         }
-        lines = [f"{key} = {value!r}" for key, value in {**defaults, **settings}.items()]
+        lines = [f"{key} = {json.dumps(value)}" for key, value in {**defaults, **settings}.items()]
         config = own.home / "dispatcher.toml"
         config.write_text("\n".join(lines))
         reader, writer = os.pipe()

@@ -12,6 +12,7 @@ import httpx
 import pytest
 from _gateways import TOKEN, Gateways, Running, Serve, gateways
 from conftest import Live, alive, until
+from test_web import listening_ports
 from test_web_gateway import LIMIT, gate_app
 
 import modal_nomad as modal
@@ -178,3 +179,46 @@ def test_proxy_tokens_are_known_for_a_while(own: Live, serve: Serve, pair: Gatew
     os.kill(dispatcher, signal.SIGSTOP)
     assert httpx.get(url, headers=good, timeout=LIMIT).text == "in"
     os.kill(dispatcher, signal.SIGCONT)
+
+
+def test_an_edge_of_ones_own_gets_in_where_it_may(own: Live, serve: Serve) -> None:
+    serve(**{"web.listen": "http://127.0.0.1:0", "web.edge": True})
+    app = gate_app("edged", max_containers=1, scaledown_window=2).deploy()
+    base = str(app["web"].get_web_url()).rpartition(":")[2]
+    pid = int(httpx.get(f"http://127.0.0.1:{base}/edged-web/", timeout=LIMIT).text.split()[1])
+    (port,) = listening_ports(pid)
+    direct = f"http://127.0.0.1:{port}"
+    assert httpx.get(f"{direct}/.well-known/modal-nomad/health", timeout=LIMIT).status_code == 200
+    found: list[str] = []
+    file, begun = own.folder / "go-on", own.folder / "begun"
+    thread = threading.Thread(
+        target=lambda: found.append(httpx.get(f"{direct}/wait?{file}&{begun}", timeout=LIMIT).text)
+    )
+    thread.start()
+    until(begun.exists, LIMIT)
+    # The dispatcher is told of it, past its own gateway: the container is busy beyond its window.
+    until(lambda: [x["busy"] for x in own.status()["containers"]] == [1], LIMIT)
+    file.touch()
+    thread.join(LIMIT)
+    assert found == [f"open {pid}"]
+
+    guarded = modal.App("guarded-edge")
+
+    @guarded.function(serialized=True, name="web")
+    @modal.asgi_app(requires_proxy_auth=True)
+    def web() -> Any:
+        import os
+
+        async def served(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+                await send({"type": "http.response.body", "body": str(os.getpid()).encode()})
+
+        return served
+
+    guarded.deploy()
+    made = own.request("proxy_token.create", environment="main", label="")
+    good = {"Modal-Key": made["token_id"], "Modal-Secret": made["token_secret"]}
+    answer = httpx.get(f"http://127.0.0.1:{base}/guarded-edge-web/", headers=good, timeout=LIMIT)
+    (port,) = listening_ports(int(answer.text))
+    assert httpx.get(f"http://127.0.0.1:{port}/", headers=good, timeout=LIMIT).status_code == 421

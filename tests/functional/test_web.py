@@ -351,7 +351,7 @@ def test_nobody_else_gets_into_a_container(base: str) -> None:
     assert ports
     for port in ports:
         found = raw_exchange(f"http://127.0.0.1:{port}", b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
-        assert found.startswith(b"HTTP/1.1 403 ")
+        assert found.startswith(b"HTTP/1.1 421 ")
 
 
 def listening_ports(pid: int) -> list[int]:

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from modal_nomad.dispatcher.gateway.labels import endpoint_label, host_of
 from modal_nomad.dispatcher.gateway.routes import Route, Routes
+from modal_nomad.wire.labels import endpoint_label, host_of
 
 
 def test_labels() -> None:

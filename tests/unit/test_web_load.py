@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher.gateway.balancer import Instance, Service
+from modal_nomad.dispatcher.gateway.loads import Loads
 from tests.unit.test_call_engine import Rim, only
 
 
@@ -135,3 +136,37 @@ def test_single_use() -> None:
     service.add(one)
     service.begin(one)
     assert service.choose(0.0) is None and service.load() == {"ta-1": 1}
+
+
+def test_requests_of_other_gateways_take_room_too() -> None:
+    service = Service("fu", 1, False)
+    one, two = instance("ta-1"), instance("ta-2")
+    service.add(one)
+    service.add(two)
+    service.others({"ta-1": 1}, 0)
+    assert service.choose(0.0) is two
+    service.others({"ta-1": 1, "ta-2": 1}, 0)
+    assert service.choose(0.0) is None
+    # One of theirs ended, another has its place already: one of ours may wait there with theirs.
+    service.others({"ta-1": 1, "ta-2": 1}, 1)
+    chosen = service.choose(0.0)
+    assert chosen is not None
+    service.begin(chosen)
+    assert service.choose(0.0) is None
+
+
+def test_what_all_gateways_say_is_added_up() -> None:
+    told: list[tuple[object, ...]] = []
+    loads = Loads(lambda *x: told.append(x))
+    loads.say("one", "fu", 2, {"ta-1": 1}, 0, 0.0)
+    loads.say("two", "fu", 1, {"ta-1": 2, "ta-2": 1}, 3, 0.5)
+    assert told[-1] == ("fu", 3, {"ta-1": 3, "ta-2": 1}, 3, 0.5)
+    assert loads.elsewhere("one", "fu") == {"ta-1": 2, "ta-2": 1}
+    # What a container counts itself has these among it.
+    loads.say_own("fu", "ta-2", 5, 1, 0.1)
+    assert told[-1] == ("fu", 3, {"ta-1": 3, "ta-2": 5}, 1, 0.1)
+    assert loads.forget("two") == ["fu"]
+    assert told[-1] == ("fu", 2, {"ta-1": 1, "ta-2": 5}, 0, 0.0)
+    loads.container_gone("fu", "ta-2")
+    loads.say("one", "fu", 0, {}, 1, 0.1)
+    assert told[-1] == ("fu", 0, {}, 1, 0.1)

@@ -20,6 +20,7 @@ class Loads:
     def __init__(self, tell: Tell) -> None:
         self._tell = tell
         self._of: dict[str, dict[str, _Load]] = {}
+        self._own: dict[str, dict[str, int]] = {}
 
     def say(
         self,
@@ -47,13 +48,34 @@ class Loads:
             self.say(source, function_id, 0, {}, 0, 0.0)
         return left
 
+    def say_own(
+        self, function_id: str, container_id: str, running: int, finished: int, seconds: float
+    ) -> None:
+        """Take a container's own word: requests come to it past the gateways as well."""
+        own = self._own.setdefault(function_id, {})
+        if running:
+            own[container_id] = running
+        elif own.pop(container_id, None) is not None and not own:
+            del self._own[function_id]
+        self._tell(function_id, *self.total(function_id), finished, seconds)
+
+    def container_gone(self, function_id: str, container_id: str) -> None:
+        """Forget what a container said."""
+        self._own.get(function_id, {}).pop(container_id, None)
+
     def withdraw(self, function_id: str) -> None:
         """Forget a Function."""
         self._of.pop(function_id, None)
+        self._own.pop(function_id, None)
 
     def total(self, function_id: str) -> _Load:
         """Return how many wait for a Function, and how many each container has."""
-        return self._added(list(self._of.get(function_id, {}).values()))
+        waiting, running = self._added(list(self._of.get(function_id, {}).values()))
+        own = self._own.get(function_id)
+        if own:
+            # It counts those of the gateways, too.
+            running = {x: max(running.get(x, 0), own.get(x, 0)) for x in {*running, *own}}
+        return waiting, running
 
     def elsewhere(self, source: str, function_id: str) -> Mapping[str, int]:
         """Return how many requests each container has from the other gateways."""

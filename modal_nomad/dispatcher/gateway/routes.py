@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from modal_nomad.dispatcher.gateway.labels import host_of
+from modal_nomad.wire.labels import host_of
 
 LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 

@@ -3,6 +3,7 @@
 import asyncio
 from typing import Callable, Optional
 
+from ..web import REFUSED
 from .body import LAST_CHUNK, Body, body_of, chunk, last_chunk
 from .exchange import Exchange
 from .head import MAX_HEAD_BYTES, UNTIL_CLOSE, HttpError, Response, parse_response
@@ -115,6 +116,9 @@ class Upstream(asyncio.Protocol):
                 if client is not None:
                     client.tunnel(exchange, response, data)
                 return None
+            if response.status == 421 and any(key == REFUSED for key, _, _ in response.fields):
+                self._refused(exchange)
+                return None
             if response.status >= 200:
                 break
             exchange.interim(response)
@@ -179,6 +183,13 @@ class Upstream(asyncio.Protocol):
         exchange.end()
         if client is not None:
             client.end_answer(complete)
+
+    def _refused(self, exchange: Exchange) -> None:
+        """The container did not take the request."""
+        self.exchange = None
+        exchange.upstream = None
+        self.abort()
+        exchange.router.failed(exchange, exchange.replayable)
 
     def _broken(self, exchange: Exchange, error: HttpError) -> None:
         """The container answers what is no HTTP."""

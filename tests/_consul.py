@@ -1,0 +1,158 @@
+"""A real Consul for a test session: one server on free ports of 127.0.0.1.
+
+Debian 12 has no package of it; that of Debian 11 runs there. It is fetched from the machine's own Debian
+mirror, checked, and kept for later sessions.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tests._ports import free_ports
+from tests.engine_contract._nomad_agent import wait_until
+
+NO_CONSUL = "no consul on PATH, nor Debian 11's package at this machine's mirror"
+_PACKAGE = "pool/main/c/consul/consul_1.8.7%2Bdfsg1-2%2Bb3_amd64.deb"
+_SHA256 = "e4e888bba104daba1d9161f49bfc52649a7e4efd45b1a7ead5bc54f2cb9c89d9"
+_FETCH_LIMIT = 60.0
+
+
+def consul_binary() -> str | None:
+    """Return Consul's program: the one on PATH, else that of Debian 11; None where neither can be had."""
+    found = shutil.which("consul")
+    if found is not None:
+        return found
+    if not shutil.which("dpkg-deb") or os.uname().machine != "x86_64":
+        return None
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache", "modal-nomad-tests")
+    binary = cache / f"consul-{_SHA256[:12]}" / "usr/bin/consul"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+        with open(cache / "consul.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not binary.exists():
+                _fetch(cache, binary.parents[2])
+    except (OSError, subprocess.CalledProcessError, ValueError):
+        return None
+    return str(binary)
+
+
+def _fetch(cache: Path, folder: Path) -> None:
+    with urllib.request.urlopen(f"{_mirror()}/{_PACKAGE}", timeout=_FETCH_LIMIT) as answer:
+        data = answer.read()
+    if hashlib.sha256(data).hexdigest() != _SHA256:
+        raise ValueError("the package is not the one that it should be")
+    with tempfile.TemporaryDirectory(dir=cache) as made:
+        package = Path(made, "consul.deb")
+        package.write_bytes(data)
+        subprocess.run(["dpkg-deb", "-x", package, f"{made}/files"], check=True, capture_output=True)
+        os.rename(f"{made}/files", folder)
+
+
+def _mirror() -> str:
+    """Return where this machine's apt gets Debian from."""
+    files = [Path("/etc/apt/sources.list"), *Path("/etc/apt/sources.list.d").glob("*")]
+    for file in files:
+        with contextlib.suppress(OSError):
+            for found in re.findall(r"https?://[^\s\]]+", file.read_text()):
+                if found.rstrip("/").endswith("/debian") and "snapshot" not in found:
+                    return str(found).rstrip("/")
+    return "http://deb.debian.org/debian"
+
+
+@dataclass
+class Consul:
+    """A server.
+
+    Attributes:
+        binary: the program.
+        folder: its own, with its data.
+        http: its HTTP port.
+    """
+
+    binary: str
+    folder: Path
+    http: int
+    rpc: int
+    lan: int
+    wan: int
+    process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.http}"
+
+    def start(self) -> None:
+        """Start it and wait until it has a leader."""
+        config = {
+            "server": True,
+            "bootstrap_expect": 1,
+            "bind_addr": "127.0.0.1",
+            "client_addr": "127.0.0.1",
+            "node_name": "test",
+            "data_dir": str(self.folder / "data"),
+            "disable_update_check": True,
+            "leave_on_terminate": False,
+            "performance": {"raft_multiplier": 1},
+            "ports": {
+                "http": self.http, "server": self.rpc, "serf_lan": self.lan, "serf_wan": self.wan,
+                "dns": -1, "grpc": -1,
+            },
+        }  # fmt: skip
+        file, log = self.folder / "consul.json", self.folder / "consul.log"
+        file.write_text(json.dumps(config))
+        with open(log, "ab") as out:
+            self.process = subprocess.Popen(
+                [self.binary, "agent", f"-config-file={file}"],
+                stdin=subprocess.DEVNULL, stdout=out, stderr=out,
+            )  # fmt: skip
+        wait_until(self._ready, self.process, log)
+
+    def _ready(self) -> bool:
+        try:
+            # Its own entry comes last: from then on services can be registered.
+            return bool(self.get("/v1/status/leader")) and bool(self.get("/v1/health/node/test"))
+        except OSError:
+            return False
+
+    def stop(self) -> None:
+        """Kill it, as a machine's end would; its data stays."""
+        if self.process is not None and self.process.poll() is None:
+            self.process.kill()
+            self.process.wait(60)
+
+    def get(self, path: str) -> Any:
+        """Ask its API."""
+        with urllib.request.urlopen(self.address + path, timeout=60) as answer:
+            return json.load(answer)
+
+    def put(self, path: str, body: Any = None) -> None:
+        """Say something to its API."""
+        data = b"" if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.address + path, data, method="PUT")
+        urllib.request.urlopen(request, timeout=60).close()
+
+
+@contextlib.contextmanager
+def consul_server(binary: str) -> Iterator[Consul]:
+    """Yield a running server with nothing in it."""
+    with tempfile.TemporaryDirectory(prefix="consul-test-", ignore_cleanup_errors=True) as folder:
+        server = Consul(binary, Path(folder), *free_ports(4))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
