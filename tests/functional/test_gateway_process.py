@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import ssl
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -16,6 +17,7 @@ from test_web import listening_ports
 from test_web_gateway import LIMIT, gate_app
 
 import modal_nomad as modal
+from tests._certificates import write
 
 
 @pytest.fixture
@@ -222,3 +224,37 @@ def test_an_edge_of_ones_own_gets_in_where_it_may(own: Live, serve: Serve) -> No
     answer = httpx.get(f"http://127.0.0.1:{base}/guarded-edge-web/", headers=good, timeout=LIMIT)
     (port,) = listening_ports(int(answer.text))
     assert httpx.get(f"http://127.0.0.1:{port}/", headers=good, timeout=LIMIT).status_code == 421
+
+
+def test_https_with_a_certificate_that_changes(own: Live, pair: Gateways) -> None:
+    cert, key = write(own.folder, "secure-web.localhost")
+    tables = f'[tls]\ninterval = 0.05\ncertificates = [{{ cert = "{cert}", key = "{key}" }}]\n'
+    running = pair.start(listen="https://127.0.0.1:0", tables=tables)
+    gate_app("secure", max_containers=1).deploy()
+    url, host = f"https://127.0.0.1:{running.port}/", {"Host": f"secure-web.localhost:{running.port}"}
+    named = {"sni_hostname": "secure-web.localhost"}
+    first = ssl.create_default_context(cafile=cert)
+    with httpx.Client(verify=first, timeout=LIMIT, headers=host) as client:
+        assert client.get(url, extensions=named).status_code == 200
+        file, begun = own.folder / "go-on", own.folder / "begun"
+        found: list[httpx.Response] = []
+        thread = threading.Thread(
+            target=lambda: found.append(client.get(f"{url}wait?{file}&{begun}", extensions=named))
+        )
+        thread.start()
+        until(begun.exists, LIMIT)
+        write(own.folder, "secure-web.localhost")
+        until(lambda: running.log.read_text().count("certificate for secure-web.localhost") == 2, LIMIT)
+        second = ssl.create_default_context(cafile=cert)
+        with httpx.Client(verify=second, timeout=LIMIT, headers=host) as other:
+            assert other.get(url, extensions=named).status_code == 200
+        with (
+            httpx.Client(verify=first, timeout=LIMIT, headers=host) as other,
+            pytest.raises(httpx.ConnectError),
+        ):
+            other.get(url, extensions=named)
+        # What had begun before ends as if nothing had been.
+        file.touch()
+        thread.join(LIMIT)
+        assert [x.status_code for x in found] == [200]
+        assert client.get(url, extensions=named).status_code == 200
