@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from modal_nomad.dispatcher.gateway.balancer import Instance
+from modal_nomad.dispatcher.gateway.discovery import ContainerAddress, ServedFunction
 from modal_nomad.dispatcher.gateway.gateway import Gateway
 from modal_nomad.dispatcher.gateway.routes import Route
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
@@ -29,7 +29,9 @@ class Loads:
 
 @asynccontextmanager
 async def gateway(
-    container: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]], **settings: Any
+    container: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]],
+    _containers: int = 1,
+    **settings: Any,
 ) -> AsyncIterator[Callable[[], Awaitable[Streams]]]:
     async def check(key: str, secret: str, route: Route) -> bool:
         return False
@@ -43,12 +45,13 @@ async def gateway(
             writer.close()
 
     made = Gateway(GatewaySettings(**settings), Loads(), check)
-    made.serve("fu-1", [Route("web", "fu-1")], 10, False)
+    made.serve(ServedFunction("fu-1", (Route("web", "fu-1"),), 10))
     loop = asyncio.get_running_loop()
     inside = await asyncio.start_server(played, "127.0.0.1", 0)
     outside = await loop.create_server(made.protocol, "127.0.0.1", 0)
     port = inside.sockets[0].getsockname()[1]
-    made.instance_up("fu-1", Instance("ta-1", "127.0.0.1", port, "the-key"))
+    for number in range(_containers):
+        made.instance_up("fu-1", ContainerAddress(f"ta-{number}", "127.0.0.1", port, "the-key"))
     address = outside.sockets[0].getsockname()[:2]
     opened: list[asyncio.StreamWriter] = []
 
@@ -210,3 +213,25 @@ async def test_a_container_learns_that_its_client_left() -> None:
         await head(reader)
         writer.close()
         await left.wait()
+
+
+async def test_a_request_that_was_not_taken_is_given_to_another() -> None:
+    """A container has got the port that another one had: it knows no such key, whatever the method."""
+    came: list[bytes] = []
+
+    async def container(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(await head(reader) + await reader.readexactly(4))
+        if len(came) == 1:
+            writer.write(
+                b"HTTP/1.1 421 Misdirected Request\r\nX-Modal-Nomad-Refused: 1\r\nContent-Length: 0\r\n\r\n"
+            )
+        else:
+            writer.write(b"HTTP/1.1 421 Of the App\r\nContent-Length: 2\r\n\r\nok")
+        await writer.drain()
+
+    async with gateway(container, _containers=2) as connect:
+        reader, writer = await connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: web.localhost\r\nContent-Length: 4\r\n\r\nbody")
+        assert (await head(reader)).startswith(b"HTTP/1.1 421 Of the App")
+        assert await reader.readexactly(2) == b"ok"
+    assert len(came) == 2 and all(x.endswith(b"body") for x in came)
