@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import signal
+import textwrap
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,22 @@ def runner() -> Callable[..., Any]:
         return names.get("result")
 
     return run
+
+
+def test_a_container_starts_before_all_names_are_here_and_files_wait_for_them(volume: modal.Volume) -> None:
+    count = 5100
+    upload(volume, {f"{n % 5}/{n}": b"%d" % n for n in range(count)})
+    app = modal.App("many-names")
+    run = app.function(serialized=True, volumes={"/vol": volume}, env=FUSE)(runner())
+    with app.run():
+        code = """
+            result = sum(len(files) for _, _, files in os.walk("/vol")), open("/vol/4/5099").read()
+            with open("/vol/new", "w") as file:
+                file.write("mine")
+        """
+        assert run.remote(textwrap.dedent(code)) == (count, str(count - 1))
+    until(lambda: any(entry.path == "new" for entry in volume.listdir("/")))
+    assert content(volume, "new") == b"mine"
 
 
 def test_only_what_is_read_is_fetched(volume: modal.Volume, live: Live) -> None:
@@ -224,6 +241,7 @@ def test_when_the_serving_process_dies_files_fail_and_do_not_hang(volume: modal.
         found = runs.remote(
             """
 import signal
+import textwrap
 file = open('/mn-data/a', 'rb')
 for name in os.listdir('/proc'):
     try:

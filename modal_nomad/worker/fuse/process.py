@@ -186,16 +186,28 @@ class _Server:
         self._session.begin()
         ready = threading.Event()
         threading.Thread(target=self._converse, args=(ready,), name="modal-control", daemon=True).start()
+        answered = threading.Event()
+
+        def begun() -> None:
+            # User code starts, and waits where it asks for a file before all names are here.
+            answered.set()
+            self._answer(0, None)
+
         try:
-            self._volume.load()
+            self._volume.load(begun)
         except BaseException as error:
-            self._answer(0, error)
+            if answered.is_set():
+                self._say(f"the names of the files in {self._service.shown} cannot be had: {error}")
+            else:
+                self._answer(0, error)
             # What was mounted is not to be mistaken for an empty Volume.
             return
         # The tree stays: looking through it for garbage would take longer the larger it is.
         gc.freeze()
-        self._answer(0, None)
+        if not answered.is_set():
+            self._answer(0, None)
         ready.set()
+        self._send({"loaded": True})
         threading.Thread(target=self._follow, name="modal-commits", daemon=True).start()
         self._session.run(self._files.handlers())
 
@@ -228,10 +240,14 @@ class _Server:
             if not data:
                 self.end()
             asked = json.loads(data)
-            ready.wait()
             if asked["do"] == "end":
                 self._ending.set()
                 self.end()
+            if asked["do"] == "look":
+                # Ready before the kernel is answered: whoever changed something did so after.
+                self._answer(asked["n"], None if ready.is_set() else _Loading())
+                continue
+            ready.wait()
             try:
                 verbs[asked["do"]]()
             except BaseException as error:
@@ -275,6 +291,10 @@ class _Server:
                     self._say(text)
 
 
+class _Loading(Exception):
+    """Not all names are here."""
+
+
 class Served:
     """A served Volume, as the container has it: the same as a ``VolumeTree``.
 
@@ -296,9 +316,12 @@ class Served:
         self._last = 0
         self._ended = False
         self._closing = False
+        self._loaded = False
 
     def fill(self) -> None:
-        """Wait until the tree can be seen; from now on this process has several threads.
+        """Wait until the tree begins to be here; from now on this process has several threads.
+
+        Of a large tree the rest comes while user code runs: who asks for a file meanwhile waits for it.
 
         Raises:
             Refused: the Volume is gone.
@@ -306,10 +329,12 @@ class Served:
         """
         threading.Thread(target=self._listen, name="modal-volume", daemon=True).start()
         self._wait(0)
-        mounting.read_far_ahead(self.shown)
 
     def commit(self) -> None:
         """As ``VolumeTree.commit``."""
+        if not self._is_loaded():
+            # Nobody can have changed anything.
+            return
         self._sync()
         self._ask("commit")
 
@@ -326,6 +351,17 @@ class Served:
         with contextlib.suppress(OSError, Refused):
             self._ask("end")
         self._control.close()
+
+    def _is_loaded(self) -> bool:
+        if not self._loaded:
+            try:
+                self._ask("look")
+            except Refused as error:
+                if error.kind == _Loading.__name__:
+                    return False
+                raise
+            self._loaded = True
+        return True
 
     def _sync(self) -> None:
         """Write out what programs changed in mapped files: that is the kernel's until then."""
@@ -372,6 +408,9 @@ class Served:
             message = json.loads(data)
             if "say" in message:
                 self._say(message["say"])
+                continue
+            if "loaded" in message:
+                mounting.read_far_ahead(self.shown)
                 continue
             with self._lock:
                 self._answers[message["n"]] = message["error"]

@@ -93,10 +93,14 @@ class Volume:
 
     # --- from commits to the tree -----------------------------------------------------------------
 
-    def load(self) -> None:
-        """Fetch the committed tree, not the contents of its files. Raises Refused, OSError."""
+    def load(self, begun: Callable[[], None] = lambda: None) -> None:
+        """Fetch the committed tree, not the contents of its files. Raises Refused, OSError.
+
+        Args:
+            begun: called once when the first names are here and others follow.
+        """
         with self._turn:
-            self._follow()
+            self._follow(begun)
 
     def reload(self) -> None:
         """Commit what changed here, then show what others committed.
@@ -123,7 +127,7 @@ class Volume:
                 "into memory; close it"
             )
 
-    def _follow(self) -> None:
+    def _follow(self, begun: Callable[[], None] = lambda: None) -> None:
         whole = self.version == 0
         fresh, version = whole, self.version
         seen: Set[str] = set()
@@ -140,13 +144,15 @@ class Volume:
                     return
             with self._lock:
                 self._apply(page, emptied, told)
+            if not count and page.after is not None:
+                begun()
             count += len(page.entries)
             if whole and not fresh:
                 seen.update(entry.path for entry in page.entries if entry.kind != REMOVED)
             version = page.version
             if fresh and time.monotonic() - said > _SAY_EVERY:
                 said = time.monotonic()
-                self._say(f"{self._shown}: {count:,} names so far; the container starts when all are here")
+                self._say(f"{self._shown}: {count:,} names so far; what uses it waits until all are here")
         with self._lock:
             if whole and not fresh:
                 self._keep_only(seen, emptied, told)
