@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,10 +19,10 @@ def connect(path: Path) -> sqlite3.Connection:
 
 
 @pytest.fixture
-def database(tmp_path: Path) -> sqlite3.Connection:
-    made = connect(tmp_path / "x.db")
-    made.execute("CREATE TABLE x (n INTEGER)")
-    return made
+def database(tmp_path: Path) -> Iterator[sqlite3.Connection]:
+    with closing(connect(tmp_path / "x.db")) as made:
+        made.execute("CREATE TABLE x (n INTEGER)")
+        yield made
 
 
 def size(tmp_path: Path) -> int:
