@@ -337,6 +337,79 @@ class Builds:
         packages = packages_of(name, [f"git+https://{repository}" for repository in repositories])
         return self._build_step(LayerStep(name, "pip_private", packages, options, used), name, force_build)
 
+    def run_function(
+        self,
+        raw_f: Callable[..., Any],
+        secrets: Sequence[Secret] = (),
+        gpu: GPU | Sequence[GPU] = None,
+        mounts: Sequence[Mount] = (),
+        volumes: Mapping[Any, Any] = {},
+        network_file_systems: Mapping[Any, Any] = {},
+        cpu: float | None = None,
+        memory: int | None = None,
+        timeout: int | None = 60 * 60,
+        force_build: bool = False,
+        cloud: str | None = None,
+        region: str | Sequence[str] | None = None,
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = {},
+        *,
+        env: Mapping[str, str | None] | None = None,
+        include_source: bool = True,
+    ) -> Image:
+        """Run a function while the Image is built; what it changes in the file system becomes part of it.
+
+        The layer is built anew when the function's source, its arguments or the values of the globals that
+        it names change.
+
+        Args:
+            raw_f: a plain function, sync or async.
+            secrets: whose variables it sees.
+            gpu: what it sees.
+            mounts: deprecated: whose files are there before it runs.
+            volumes: not available while an Image is built.
+            network_file_systems: not available while an Image is built.
+            cpu: accepted; the build has what its machine gives it.
+            memory: as ``cpu``.
+            timeout: seconds that it may run.
+            force_build: build this and the later steps anew.
+            cloud: accepted; the builder's place is the operator's choice.
+            region: as ``cloud``.
+            args: its positional arguments.
+            kwargs: its keyword arguments.
+            env: environment variables of this step.
+            include_source: whether its module, and what that imports, travel along.
+
+        Raises:
+            InvalidError: for a lambda and what is no function; for Volumes.
+
+        Example:
+            >>> def download():
+            ...     Path("/model").write_text("parameters")
+            >>> image = Image.debian_slim().pip_install("torch").run_function(download)
+        """
+        from ._image_files import LocalFiles
+        from ._image_function import FunctionStep, check_function
+        from ._options import _seconds, mounts_of
+
+        check_function(raw_f)
+        for name, value in (("volumes", volumes), ("network_file_systems", network_file_systems)):
+            if value:
+                raise InvalidError(
+                    f"{name}= is not there while an Image is built: fill it from a Function, or keep the"
+                    " files in the Image"
+                )
+        if not isinstance(args, Sequence) or isinstance(args, str) or not isinstance(kwargs, Mapping):
+            raise InvalidError(f"run_function got args={args!r}, kwargs={kwargs!r}; give a list and a dict")
+        options, used = step_options("run_function", env, secrets, gpu)
+        options["timeout"] = _seconds("timeout", timeout) or 86400.0
+        image: Any = self
+        wishes: list[LocalFiles] = [x for mount in mounts_of("run_function", mounts) for x in mount._wishes]
+        if wishes:
+            image = image._add_local("run_function(mounts=...)", wishes, True)
+        step = FunctionStep(raw_f, tuple(args), dict(kwargs), options, used, include_source)
+        return cast("Image", image._build_step(step, "run_function", force_build))
+
     def _layer(
         self,
         name: str,

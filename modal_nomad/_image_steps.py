@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from ._image_context import Context
 from ._image_files import LocalFiles, mounted
+from ._image_function import FunctionStep
 from ._options import check_env
 from .exception import InvalidError, NotFoundError
 from .wire.spec import ImageLayer, MountedFile, canonical_json
@@ -211,7 +212,7 @@ def step_options(
     return options, check_secrets(step, secrets)
 
 
-Step = Union[PipStep, CopyStep, LayerStep, FilesStep]  # noqa: UP007 - containers may run Python 3.9
+Step = Union[PipStep, CopyStep, LayerStep, FilesStep, FunctionStep]  # noqa: UP007 - containers may run Python 3.9
 
 
 def _lines(step: str, path: Path, seen: tuple[Path, ...] = ()) -> list[str]:

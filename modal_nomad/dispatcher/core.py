@@ -124,7 +124,7 @@ class Dispatcher:
         builds = settings.build_settings()
         # A build is nobody's container, and fetches what it copies as one.
         builder = OnTheSpot(builds.builder, settings.listen, workers.mint("ta-image-builder"))
-        self.images = Images(store, self.secrets, builds, builder)
+        self.images = Images(store, self.secrets, builds, builder, runtime_sha)
         self.proxy_tokens = ProxyTokens(store)
         self.web = Web(
             store,

@@ -130,7 +130,8 @@ class _Chain:
             self._close(step, _micromamba(layer))
             return
         if layer.kind == "function":
-            self._close(step, [], function={key: options[key] for key in sorted(options)}, **more)
+            told = {key: options[key] for key in _FUNCTION if key in options}
+            self._close(step, [], function=told, **more)
             return
         if layer.kind == "copy":
             (place,) = layer.args
@@ -346,6 +347,7 @@ def _poetry(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
     ]
 
 
+_FUNCTION = ("name", "key", "function", "arguments", "code", "timeout", "env")
 _STEPS: Mapping[str, Callable[[ImageLayer, ImageSettings, str], list[str]]] = {
     "pip": _pip,
     "pip_private": _pip_private,

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _image_builds import Builds, build, build_all, building, wheel
@@ -274,3 +277,60 @@ def test_no_container_runtime_at_all(own: Live, monkeypatch: pytest.MonkeyPatch)
     wanted = r"^image step 1 \(apt install git\) needs a container runtime: install docker, podman or buildah"
     with pytest.raises(modal.exception.ImageBuildError, match=wanted):
         build(modal.Image.debian_slim().apt_install("git"))
+
+
+_MADE = """
+import os
+from pathlib import Path
+
+import modal_nomad as modal
+
+SIZE = 3
+
+def made(path, *, word):
+    assert os.environ["MORE"] == "more" and not modal.is_local()
+    Path(path).write_text(f"{word * SIZE} {len(os.environ['TOKEN'])}")
+    print("the function was here")
+
+async def fails():
+    raise ValueError("no model today")
+"""
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A module of the user's that an image without this test's packages can import."""
+    (tmp_path / "mn_made.py").write_text(_MADE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("mn_made")
+    del sys.modules["mn_made"]
+
+
+def test_a_function_makes_a_layer(
+    builds: Builds, made: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = modal.Secret.from_dict({"TOKEN": "hunter2"})
+
+    def image(word: str) -> modal.Image:
+        return base.env({"MORE": "more"}).run_function(
+            made.made, args=["/model"], kwargs={"word": word}, secrets=[secret]
+        )
+
+    with modal.enable_output():
+        reference = build(image("ab"))
+    assert "\nthe function was here\n" in capsys.readouterr().out
+    assert builds.cat(reference, "/model") == "ababab 7"
+    assert builds.run(reference, "sh", "-c", "find /run/modal-nomad-build -type f | wc -l") == "0"
+    assert "hunter2" not in builds.docker("history", "--no-trunc", reference)
+    builds.asked()
+    assert build(image("ab")) == reference and builds.asked() == []
+    # Other arguments, and another value of a global that the source names.
+    assert builds.cat(build(image("x")), "/model") == "xxx 7"
+    monkeypatch.setattr(made, "SIZE", 2)
+    assert build(image("ab")) != reference
+
+
+def test_a_function_that_fails_says_how(builds: Builds, made: Any) -> None:
+    wanted = r"^image step 1 \(run function fails\) failed:(.|\n)*ValueError: no model today"
+    with pytest.raises(modal.exception.ImageBuildError, match=wanted):
+        build(base.run_function(made.fails))

@@ -281,3 +281,18 @@ def test_nobody_has_built_it() -> None:
     app.function(serialized=True, name="f")(lambda: 1)
     with pytest.raises(InvalidError, match="has to be built by a server"):
         function_specs(app, "a")
+
+
+def test_functions_that_cannot_be_a_step() -> None:
+    for make, message in (
+        (lambda: ubuntu.run_function(lambda: 1), "got a lambda"),
+        (lambda: ubuntu.run_function(3), "give a plain function"),
+        (lambda: ubuntu.run_function(test_nobody_has_built_it, volumes={"/v": 1}), "volumes= is not there"),
+        (lambda: ubuntu.run_function(test_nobody_has_built_it, args="x"), "give a list and a dict"),
+        (lambda: ubuntu.run_function(test_nobody_has_built_it, timeout=0), "timeout is 0"),
+    ):
+        with pytest.raises(InvalidError, match=message):
+            make()
+    large = ubuntu.run_function(test_nobody_has_built_it, args=["x" * (3 << 20)])
+    with pytest.raises(InvalidError, match="at most 2048 KiB can travel"):
+        large._resolve()

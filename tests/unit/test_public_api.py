@@ -127,6 +127,7 @@ WITHOUT_TWIN = {
         "pip_install_private_repos",
         "poetry_install_from_file",
         "run_commands",
+        "run_function",
         "shell",
         "imports",
         "pip_install",

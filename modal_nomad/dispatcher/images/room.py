@@ -57,15 +57,17 @@ class Images:
         secrets: has what build steps see.
         settings: where images come from and go to.
         builder: builds them.
+        runtime: SHA-256 of the runtime bundle, which functions are run with.
     """
 
     def __init__(
-        self, store: ImageStore, secrets: Secrets, settings: BuildSettings, builder: Builder
+        self, store: ImageStore, secrets: Secrets, settings: BuildSettings, builder: Builder, runtime: str
     ) -> None:
         self._store = store
         self._secrets = secrets
         self._settings = settings
         self._builder = builder
+        self._runtime = runtime
         self._building: dict[str, _Build] = {}
 
     async def known(self, spec: ImageSpec, version: str) -> str:
@@ -160,6 +162,7 @@ class Images:
                 "network": self._settings.network,
                 "insecure": self._settings.insecure,
                 "push": await self._push(),
+                "runtime": self._runtime,
                 "layers": [
                     {
                         **dataclasses.asdict(layer),

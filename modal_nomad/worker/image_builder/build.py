@@ -1,9 +1,11 @@
 """From a plan to images: the layers that are not there yet, one after the other."""
 
+import io
 import json
 import os
 import shlex
 import tempfile
+import zipfile
 from typing import Any, Callable, Dict, List, Mapping, Sequence
 
 from modal_nomad.exception import ImageBuildError
@@ -14,6 +16,14 @@ from modal_nomad.worker.image_builder.tools import TOOLS, Tool, sourcing, variab
 Say = Callable[[Dict[str, Any]], None]
 Fetch = Callable[[str], bytes]
 _VARIABLES = "/run/modal-nomad-variables"
+_RUN = "/run/modal-nomad-build"
+# One line, for a RUN instruction.
+_PYTHON = (
+    "for python in $MODAL_PYTHON python3 python /usr/local/bin/python3; do"
+    ' command -v "$python" >/dev/null 2>&1 &&'
+    ' exec "$python" -B {run}/runtime/modal_nomad/worker/image_builder/in_image.py {run}/work; done;'
+    ' echo "this image has no Python to run a function with: add one with add_python=" >&2; exit 127'
+)
 
 
 class Build:
@@ -99,6 +109,9 @@ class Build:
             raise ImageBuildError(f"the image {pull['tag']} cannot be fetched:\n{error}") from None
 
     def _layer(self, tool: Tool, layer: Mapping[str, Any]) -> None:
+        if layer.get("function"):
+            self._function(tool, layer)
+            return
         context = self._context(layer)
         fresh, args = bool(layer.get("fresh")), dict(layer.get("build_args") or {})
         if not layer.get("values") and not layer.get("gpu"):
@@ -171,6 +184,40 @@ class Build:
         self._say({"line": f"RUN {command}"})
         with variables_file(self._folder, values) as path:
             tool.run(tag, sourcing(_VARIABLES, command), {_VARIABLES: path}, bool(layer.get("gpu")))
+
+    def _function(self, tool: Tool, layer: Mapping[str, Any]) -> None:
+        """Run a function in the image before, and keep what it changes."""
+        told = layer["function"]
+        work = tempfile.mkdtemp(dir=self._folder, prefix="function-")
+        os.chmod(work, 0o755)
+        mounts = {f"{_RUN}/runtime": self._unpacked(self._plan["runtime"]), f"{_RUN}/work": work}
+        code = ""
+        if told.get("code"):
+            code = f"{_RUN}/code"
+            mounts[code] = self._unpacked(told["code"])
+        files = {"arguments": self._fetch(told["arguments"])}
+        blob = told["function"].get("function_blob")
+        if blob:
+            files[blob] = self._fetch(blob)
+        said = {"function": told["function"], "timeout": told["timeout"], "code": code}
+        files["function.json"] = json.dumps(said).encode()
+        for name, data in files.items():
+            with open(os.path.join(work, name), "wb") as file:
+                file.write(data)
+        self._dockerfile(tool, layer["tag"], layer["dockerfile"].split("\n"), work, {}, True)
+        values = {**(told.get("env") or {}), **(layer.get("values") or {})}
+        with variables_file(self._folder, values) as path:
+            mounts[_VARIABLES] = path
+            command = sourcing(_VARIABLES, _PYTHON.format(run=_RUN))
+            tool.run(layer["tag"], command, mounts, bool(layer.get("gpu")))
+
+    def _unpacked(self, sha: str) -> str:
+        folder = os.path.join(self._folder, sha)
+        if not os.path.isdir(folder):
+            with zipfile.ZipFile(io.BytesIO(self._fetch(sha))) as archive:
+                archive.extractall(folder)
+            os.chmod(folder, 0o755)
+        return folder
 
     def _context(self, layer: Mapping[str, Any]) -> str:
         """Lay out what the instructions copy; return where."""

@@ -1,0 +1,147 @@
+"""The step of an Image that runs a function of the user's while it is built."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import types
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ._function_info import FunctionInfo, function_info
+from .exception import InvalidError
+from .wire.spec import FunctionSpec, ImageLayer, MountedFile, content_key
+
+if TYPE_CHECKING:
+    from ._image_steps import Contents
+    from .secret import Secret
+
+MAX_ARGUMENT_BYTES = 2 << 20
+
+
+@dataclass(frozen=True)
+class FunctionStep:
+    """A function to run; what it changes in the file system is the layer.
+
+    Attributes:
+        raw_f: the function.
+        args: its positional arguments.
+        kwargs: its keyword arguments.
+        options: ``timeout`` in seconds, ``gpu`` and ``env``.
+        secrets: whose variables it sees.
+        include_source: whether its module and what that imports travel along.
+        step: the method that stated it, for messages.
+        kind: as ``wire.spec.ImageLayer`` has it.
+    """
+
+    raw_f: Callable[..., Any]
+    args: tuple[Any, ...] = field(default=(), hash=False)
+    kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    secrets: tuple[Secret, ...] = ()
+    include_source: bool = True
+    step: str = "run_function"
+    kind: str = "function"
+
+    def definition(self) -> Any:
+        """Return what makes two steps the same one, on every machine."""
+        return [self.kind, getattr(self.raw_f, "__qualname__", "")]
+
+    def resolve(self) -> tuple[ImageLayer, tuple[MountedFile, ...], Contents]:
+        """Pack the function, its code and its arguments.
+
+        Raises:
+            InvalidError: the arguments are too large to travel.
+        """
+        from . import _automount
+        from .config import config
+        from .wire.serialization import dumps, dumps_function
+
+        info = _info(self.raw_f)
+        contents: Contents = {}
+        code = _automount.bundle([info], config["automount"]) if self.include_source else None
+        if code is not None:
+            contents[code.sha256] = code.data
+        pickled = dumps_function(info.raw_f) if info.serialized else None
+        blob = _keep(contents, pickled) if pickled is not None else None
+        arguments = dumps((self.args, dict(self.kwargs)))
+        if len(arguments) > MAX_ARGUMENT_BYTES:
+            raise InvalidError(
+                f"the arguments of run_function({info.name}) have a pickled size of {len(arguments) >> 10}"
+                f" KiB; at most {MAX_ARGUMENT_BYTES >> 10} KiB can travel: load large objects inside it"
+            )
+        spec = FunctionSpec(
+            app="",
+            name=info.name,
+            module=info.module,
+            qualname=info.qualname,
+            file=code.file_of(info.module) if code is not None and info.module else None,
+            serialized=info.serialized,
+            function_blob=blob,
+        )
+        options = {
+            **self.options,
+            "name": info.name,
+            "key": _key(info, arguments),
+            "function": {key: value for key, value in spec.to_dict().items() if key in _SENT},
+            "arguments": _keep(contents, arguments),
+            "code": code.sha256 if code is not None else "",
+        }
+        return ImageLayer(self.kind, (), options), (), contents
+
+
+_SENT = ("app", "name", "module", "qualname", "file", "serialized", "function_blob")
+
+
+def check_function(raw_f: Any) -> None:
+    """Refuse what cannot be run as a build step. Raises InvalidError."""
+    if getattr(raw_f, "__name__", "") == "<lambda>":
+        raise InvalidError(
+            "run_function got a lambda: define the function with def, at the top of its module"
+        )
+    if not inspect.isroutine(raw_f):
+        raise InvalidError(f"run_function got {raw_f!r}; give a plain function, without @app.function()")
+
+
+def _info(raw_f: Callable[..., Any]) -> FunctionInfo:
+    # One inside of a function, or of a prompt, travels itself.
+    return function_info(raw_f, serialized="<locals>" in getattr(raw_f, "__qualname__", ""))
+
+
+def _keep(contents: Contents, data: bytes) -> str:
+    sha = hashlib.sha256(data).hexdigest()
+    contents[sha] = data
+    return sha
+
+
+def _key(info: FunctionInfo, arguments: bytes) -> str:
+    """Return what a change of builds the layer anew: the source, the arguments, the globals it names."""
+    try:
+        source = inspect.getsource(info.raw_f)
+    except (OSError, TypeError):
+        source = info.raw_f.__code__.co_code.hex()
+    found = sorted(set(_globals(info.raw_f)))
+    return content_key([source, hashlib.sha256(arguments).hexdigest(), found])
+
+
+def _globals(function: Any) -> Iterator[tuple[str, str]]:
+    from .wire.serialization import dumps
+
+    names = set(_names(function.__code__))
+    for name in names & set(function.__globals__):
+        value = function.__globals__[name]
+        if isinstance(value, types.ModuleType) or callable(value):
+            continue
+        try:
+            yield name, hashlib.sha256(dumps(value)).hexdigest()
+        except Exception:
+            # What cannot be told apart is the same.
+            yield name, type(value).__name__
+
+
+def _names(code: types.CodeType) -> Iterator[str]:
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            yield from _names(constant)
