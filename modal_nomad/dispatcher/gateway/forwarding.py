@@ -22,16 +22,18 @@ _FORWARDED = (
 )
 _OURS = frozenset((b"host", KEY, METHOD, CALL, PREFIX, *_FORWARDED))
 _WITH_TOKEN = _OURS | {b"modal-key", b"modal-secret"}
+# And what says where a message ends, of which servers behind `web_server` may read the other spelling, too.
+_RESERVED = _WITH_TOKEN | {b"connection", b"content-length", b"expect", b"transfer-encoding", b"upgrade"}
 
 
 def check_fields(request: Request) -> None:
-    """Refuse fields that an app may take for ours because it knows no dash from an underscore.
+    """Refuse fields that an app may take for others because it knows no dash from an underscore.
 
     Raises:
         HttpError: there is one.
     """
     for key, _, _ in request.fields:
-        if b"_" in key and key.replace(b"_", b"-") in _WITH_TOKEN:
+        if b"_" in key and key.replace(b"_", b"-") in _RESERVED:
             raise HttpError(400, "a header field has the name of a reserved one")
 
 
