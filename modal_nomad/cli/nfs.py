@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import posixpath
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from modal_nomad.cli import _objects
+from modal_nomad.cli._download import save
 from modal_nomad.cli._errors import CommandError
 from modal_nomad.cli._table import print_table
 
@@ -99,7 +99,8 @@ def get(
             _print(nfs, top)
             return
         target = Path(local)
-        _download(nfs, top, target / posixpath.basename(top) if target.is_dir() else target, force)
+        place = target / posixpath.basename(top) if target.is_dir() else target
+        save(nfs.read_file(top), place, force)
         return
     if local == "-":
         raise CommandError(f"{remote} is a directory: name a file, or a local directory instead of '-'")
@@ -149,27 +150,13 @@ def _download_all(nfs: NetworkFileSystem, pattern: str, top: str, local: str, fo
     for path in files:
         place = Path(local, path[len(top.rstrip("/")) :].lstrip("/"))
         place.parent.mkdir(parents=True, exist_ok=True)
-        _download(nfs, path, place, force)
+        save(nfs.read_file(path), place, force)
 
 
 def _print(nfs: NetworkFileSystem, path: str) -> None:
     for part in nfs.read_file(path):
         sys.stdout.buffer.write(part)
     sys.stdout.flush()
-
-
-def _download(nfs: NetworkFileSystem, path: str, place: Path, force: bool) -> None:
-    if not force and os.path.lexists(place):
-        raise CommandError(f"{place} exists already: remove it, or say --force")
-    # Beside its place, so that a download that breaks off leaves nothing half.
-    part = place.with_name(place.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            for data in nfs.read_file(path):
-                file.write(data)
-        os.replace(part, place)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def _literal(path: str) -> str:

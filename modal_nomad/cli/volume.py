@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from modal_nomad.cli import _objects
+from modal_nomad.cli._download import check_free, save
 from modal_nomad.cli._errors import CommandError
 from modal_nomad.cli._table import print_table
 
@@ -176,19 +177,11 @@ def _named(name: str, environment: str) -> Volume:
 
 
 def _download(volume: Volume, entry: FileEntry, place: Path, force: bool) -> None:
-    if not force and os.path.lexists(place):
-        raise CommandError(f"{place} exists already: remove it, or say --force")
     if entry.type.name == "SYMLINK":
+        check_free(place, force)
         _link(volume, entry, place)
-        return
-    # Beside its place, so that a download that breaks off leaves nothing half.
-    part = place.with_name(place.name + ".part")
-    try:
-        with open(part, "wb") as file:
-            volume.read_file_into_fileobj(entry.path, file)
-        os.replace(part, place)
-    finally:
-        part.unlink(missing_ok=True)
+    else:
+        save(volume.read_file(entry.path), place, force)
 
 
 def _link(volume: Volume, entry: FileEntry, place: Path) -> None:

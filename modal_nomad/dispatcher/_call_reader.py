@@ -52,6 +52,7 @@ class CallReader:
             await self._durable.result(call_id, 0, 0.0)
             # It came between the two looks.
             return await self.record(call_id)
+        self._durable.check_kept(call)
         return call
 
     async def num_inputs(self, call: CallRecord) -> int:

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher.call_engine import CallEngine
-from modal_nomad.dispatcher.store.base import Store, StoredInput, StoredOutput, StoreError
+from modal_nomad.dispatcher.store.base import CallRecord, Store, StoredInput, StoredOutput, StoreError
 from modal_nomad.exception import NotFoundError, OutputExpiredError
 from modal_nomad.wire.ids import created_at
 
@@ -134,13 +134,14 @@ class DurableCalls:
         while True:
             with self.waiter(call_id) as waiter:
                 found = await self._store.outputs(call_id, [index])
-                if found:
+                if found and not self._is_old(call_id):
                     return found[0]
                 call = await self._store.call(call_id)
                 if call is None:
                     self._refuse(call_id)
-                elif call.expires_at is not None and call.expires_at < time.time():
-                    raise _expired(call_id)
+                self.check_kept(call)
+                if found:
+                    return found[0]
                 left = None if deadline is None else deadline - self._loop.time()
                 if left is not None and left <= 0:
                     return None
@@ -169,9 +170,22 @@ class DurableCalls:
             if not waiter.done():
                 waiter.set_result(None)
 
-    def _refuse(self, call_id: str) -> NoReturn:
+    def check_kept(self, call: CallRecord) -> None:
+        """Refuse a call whose results were kept long enough, though they are not removed yet.
+
+        Raises:
+            OutputExpiredError: they were, and no input of it is left to run.
+        """
+        over = call.expires_at is not None and call.expires_at <= time.time()
+        if over and call.call_id not in self.ids:
+            raise _expired(call.call_id)
+
+    def _is_old(self, call_id: str) -> bool:
         made = created_at(call_id)
-        if made is not None and made < time.time() - self._keep_seconds:
+        return made is not None and made < time.time() - self._keep_seconds
+
+    def _refuse(self, call_id: str) -> NoReturn:
+        if self._is_old(call_id):
             raise _expired(call_id)
         raise NotFoundError(
             f"there is no call {call_id}: check the id, and that it was spawned on this server"

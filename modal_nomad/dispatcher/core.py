@@ -40,7 +40,7 @@ from modal_nomad.dispatcher.schedules import Schedules
 from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
-from modal_nomad.dispatcher.store import Store, StoreError
+from modal_nomad.dispatcher.store import Store
 from modal_nomad.dispatcher.tunnels import Tunnels
 from modal_nomad.dispatcher.volumes import Volumes
 from modal_nomad.dispatcher.web import Web
@@ -51,8 +51,6 @@ from modal_nomad.wire import frames
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
-_EXPIRY_SECONDS = 3600.0
-_ANSWER_SECONDS = 86400.0
 """An answer that its client did not come back for is kept this long."""
 _NOMAD_CEILING = 100
 _NOMAD_CEILING_PER_CORE = 4
@@ -222,7 +220,7 @@ class Dispatcher:
         self.background(self.schedules.run())
         self.background(self._collect_secrets())
         self.background(self.durable.expire())
-        self.background(self._expire_objects())
+        self.background(self.objects.expire())
         self.background(self.garbage.run())
         logger.info("%d functions of earlier apps resumed", resumed)
 
@@ -248,15 +246,6 @@ class Dispatcher:
             await self.live_apps.collect_secrets()
         except SecretStoreError as error:
             logger.warning("Secrets of ended Apps cannot be removed now: %s", error)
-
-    async def _expire_objects(self) -> None:
-        while True:
-            now = time.time()
-            try:
-                await self.store.expire_objects(now, now - _ANSWER_SECONDS)
-            except StoreError as error:
-                logger.warning("expired entries cannot be removed: %s", error)
-            await asyncio.sleep(_EXPIRY_SECONDS)
 
     async def _follow_capacity(self) -> None:
         async for capacity in self.engine.capacities():

@@ -12,10 +12,11 @@ from typing import Any
 from aiohttp import web
 
 from modal_nomad.dispatcher import scope
+from modal_nomad.dispatcher._http_errors import named_refusal, refusal
 from modal_nomad.dispatcher.auth import Identity
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.nfs import KIND
-from modal_nomad.exception import Error, InvalidError, NotFoundError
+from modal_nomad.exception import Error, InvalidError
 
 Handler = Callable[[Dispatcher, str, dict[str, Any], web.Request], Awaitable[web.StreamResponse]]
 Identify = Callable[[web.Request], Awaitable[Identity]]
@@ -46,13 +47,12 @@ def add_routes(app: web.Application, server: Dispatcher, identify: Identify) -> 
                 return await handler(server, object_id, asked, request)
             except FileNotFoundError:
                 text = f"there is no {_path(asked)!r} in the NetworkFileSystem"
-                return _failure(404, "FileNotFoundError", text)
+                return named_refusal("FileNotFoundError", text, 404)
             except IsADirectoryError:
                 text = f"{_path(asked)!r} is a directory in the NetworkFileSystem"
-                return _failure(409, "IsADirectoryError", text)
+                return named_refusal("IsADirectoryError", text)
         except Error as error:
-            status = 404 if isinstance(error, NotFoundError) else 409
-            return _failure(status, type(error).__name__, str(error))
+            return refusal(error)
 
     app.router.add_post("/v1/nfs/{object_id}/{verb}", nfs)
 
@@ -114,7 +114,3 @@ def _path(asked: dict[str, Any]) -> str:
     if not isinstance(path, str):
         raise InvalidError("the request needs path as a string")
     return path
-
-
-def _failure(status: int, kind: str, text: str) -> web.Response:
-    return web.json_response({"error": [kind, text]}, status=status)

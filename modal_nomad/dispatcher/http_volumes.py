@@ -12,10 +12,11 @@ from typing import Any
 from aiohttp import web
 
 from modal_nomad.dispatcher import scope
+from modal_nomad.dispatcher._http_errors import refusal
 from modal_nomad.dispatcher.auth import Identity
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.volumes import KIND
-from modal_nomad.exception import Error, InvalidError, NotFoundError
+from modal_nomad.exception import Error, InvalidError
 from modal_nomad.wire.volumes.entries import encode_all
 
 _MAX_VERSION = 1 << 62
@@ -46,7 +47,7 @@ def add_routes(app: web.Application, server: Dispatcher, identify: Identify) -> 
             scope.check(identity, (await server.objects.find(object_id, KIND)).environment)
             return await handler(server, object_id, request)
         except Error as error:
-            return _failure(error)
+            return refusal(error)
 
     async def missing(request: web.Request) -> web.Response:
         await identify(request)
@@ -56,7 +57,7 @@ def add_routes(app: web.Application, server: Dispatcher, identify: Identify) -> 
                 raise InvalidError("the request needs a list of hashes")
             return web.json_response({"missing": await server.blobs.missing(names)})
         except Error as error:
-            return _failure(error)
+            return refusal(error)
 
     app.router.add_post("/v1/blobs/missing", missing)
     app.router.add_post("/v1/volumes/{object_id}/{verb}", volume)
@@ -165,8 +166,3 @@ async def _object(request: web.Request) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidError("the request needs a JSON object")
     return found
-
-
-def _failure(error: Error) -> web.Response:
-    status = 404 if isinstance(error, NotFoundError) else 409
-    return web.json_response({"error": [type(error).__name__, str(error)]}, status=status)

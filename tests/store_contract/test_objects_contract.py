@@ -16,6 +16,7 @@ from modal_nomad.dispatcher.store.objects import (
 )
 from modal_nomad.dispatcher.store.schedules import ScheduleRecord
 from modal_nomad.wire.spec import ScheduleSpec
+from modal_nomad.wire.volumes.entries import Entry as VolumeEntry
 
 RECORD = ObjectRecord("di-1", "dict", "d", "main", 5.0, "me", "", {"x": 1})
 
@@ -91,6 +92,20 @@ async def test_blobs_of_entries_and_of_answers_are_in_use(store: Store) -> None:
     assert await store.referenced_blobs() == {name}
     await store.dict_clear("di-1", Ticket("c", 3, 3))
     assert await store.referenced_blobs() == set()
+
+
+async def test_what_was_written_to_an_object_that_had_just_gone_is_removed(store: Store) -> None:
+    for object_id in ("di-2", "qu-4", "vo-1"):
+        await store.add_object(ObjectRecord(object_id, "dict", object_id, "main", 0.0))
+    await store.volume_commit("vo-1", "c", [VolumeEntry("a", 1)].__iter__, rule="last", now=0.0)
+    for number, object_id in enumerate(("di-1", "di-2", "di-3"), 1):
+        await store.dict_put(object_id, [Entry(b"k", b"v")], 1e12, 0.0, Ticket("c", number))
+    for number in range(3, 6):
+        await store.queue_put(f"qu-{number}", [(Item(number, "", 1, 1e12), b"x")], Ticket("q", number))
+    await store.drop_orphans()
+    assert [await store.dict_len(f"di-{n}") for n in (1, 2, 3)] == [0, 1, 0]
+    assert [len(await store.queue_items(f"qu-{n}")) for n in (3, 4, 5)] == [0, 1, 0]
+    assert await store.volume_entry("vo-1", "a") is not None
 
 
 async def test_items_are_put_and_taken_once(store: Store) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from modal_nomad.dispatcher import _durable_calls
 from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher._call_reader import CallReader
 from modal_nomad.dispatcher._durable_calls import DurableCalls
 from modal_nomad.dispatcher._upkeep import MAX_LOSSES
 from modal_nomad.dispatcher.call_engine import CallEngine
@@ -200,6 +201,11 @@ async def test_results_expire_and_are_said_to_have_expired(
         assert await store.expire(now + 6.9 * 86400) == []
         assert await dispatcher.durable.result(call, 0, 0) is not None
         monkeypatch.setattr(_durable_calls.time, "time", lambda: now + 7.1 * 86400)
+        # Before they are removed, too.
+        reader = CallReader(store, dispatcher.durable)
+        for look in (dispatcher.durable.result(call, 0, 0), reader.outputs(call, 0, 1, 0.0)):
+            with pytest.raises(OutputExpiredError, match="no longer kept"):
+                await look
         assert await store.expire(now + 7.1 * 86400) == [call]
         with pytest.raises(OutputExpiredError, match="no longer kept"):
             await dispatcher.durable.result(call, 0, 0)

@@ -7,6 +7,7 @@ deletions with ``on_delete``.
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
@@ -14,14 +15,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from modal_nomad.dispatcher._graces import Graces
-from modal_nomad.dispatcher.store.base import Store
+from modal_nomad.dispatcher.store.base import Store, StoreError
 from modal_nomad.dispatcher.store.objects import ObjectRecord
 from modal_nomad.exception import AlreadyExistsError, InvalidError, NotFoundError
 from modal_nomad.wire.ids import new_id
 
+logger = logging.getLogger("modal_nomad.dispatcher")
+
 DEFAULT_ENVIRONMENT = "main"
 _RECONNECT_SECONDS = 3.0
 """After a restart clients have this long more to come back: they wait up to 2 s between attempts."""
+_EXPIRY_SECONDS = 3600.0
+_ANSWER_SECONDS = 86400.0
+"""Answers are kept for clients that do not say that they have them, and may be away."""
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _APP_ID = re.compile(r"ap-[0-9A-Za-z]{22}")
 
@@ -105,6 +111,17 @@ class ObjectRegistry:
     def owner_gone(self, owner: str) -> None:
         """Delete the ephemeral objects of a client that does not come back."""
         self._background(self._forget_owner(owner))
+
+    async def expire(self) -> None:
+        """Remove what has expired and what nothing refers to, now and again, for ever."""
+        while True:
+            now = self._clock()
+            try:
+                await self._store.expire_objects(now, now - _ANSWER_SECONDS)
+                await self._store.drop_orphans()
+            except StoreError as error:
+                logger.warning("expired entries cannot be removed: %s", error)
+            await asyncio.sleep(_EXPIRY_SECONDS)
 
     async def _forget_owner(self, owner: str) -> None:
         for record in await self._store.objects(ephemeral=True):

@@ -121,6 +121,14 @@ class SqlObjects(SqlPart):
 
         await self._write(write)
 
+    async def drop_orphans(self) -> None:
+        def write(db: Connection) -> None:
+            for table in CONTENTS:
+                for object_id in _orphans(db, table):
+                    db.execute(f"DELETE FROM {table} WHERE object_id = ?", (object_id,))
+
+        await self._write(write)
+
     # Environments
 
     async def environments(self) -> list[EnvironmentRecord]:
@@ -346,6 +354,18 @@ def _remove(db: Connection, object_ids: Sequence[str]) -> None:
     rows = [(x,) for x in object_ids]
     for table in (*CONTENTS, "objects"):
         db.executemany(f"DELETE FROM {table} WHERE object_id = ?", rows)
+
+
+def _orphans(db: Connection, table: str) -> list[str]:
+    # From one object to the next by the index: as many steps as there are objects, not rows.
+    rows = db.execute(
+        f"WITH RECURSIVE here(it) AS (SELECT min(object_id) FROM {table} UNION ALL"
+        f" SELECT (SELECT min(object_id) FROM {table} WHERE object_id > here.it) FROM here"
+        " WHERE here.it IS NOT NULL)"
+        " SELECT it FROM here WHERE it IS NOT NULL AND NOT EXISTS"
+        " (SELECT 1 FROM objects WHERE objects.object_id = here.it)"
+    )
+    return [row[0] for row in rows.fetchall()]
 
 
 def _drop(db: Connection, object_id: str, numbers: Collection[int]) -> None:

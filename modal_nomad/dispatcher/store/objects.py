@@ -132,6 +132,10 @@ class ObjectStore(abc.ABC):
         """Return the answer that a request got, if it has been carried out."""
 
     @abc.abstractmethod
+    async def drop_orphans(self) -> None:
+        """Remove what was written to objects by requests that found them just before they were removed."""
+
+    @abc.abstractmethod
     async def expire_objects(self, now: float, answers_before: float) -> None:
         """Remove expired Dict entries, and answers from before a time that nobody came back for."""
 

@@ -1,0 +1,35 @@
+"""Files that come from a Volume or a NetworkFileSystem into a directory here."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from modal_nomad.cli._errors import CommandError
+
+
+def check_free(place: Path, force: bool) -> None:
+    """Refuse to replace what is there. Raises CommandError."""
+    if not force and os.path.lexists(place):
+        raise CommandError(f"{place} exists already: remove it, or say --force")
+
+
+def save(content: Iterable[bytes], place: Path, force: bool) -> None:
+    """Write a file whole, or not at all. Raises CommandError where one is there.
+
+    Args:
+        content: its parts; they are asked for when the place is known to be free.
+        place: where it goes.
+        force: whether it may replace what is there.
+    """
+    check_free(place, force)
+    # Beside its place, so that a download that breaks off leaves nothing half.
+    part = place.with_name(place.name + ".part")
+    try:
+        with open(part, "wb") as file:
+            for data in content:
+                file.write(data)
+        os.replace(part, place)
+    finally:
+        part.unlink(missing_ok=True)
