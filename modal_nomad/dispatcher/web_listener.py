@@ -44,6 +44,7 @@ async def serve_web(web: Web, settings: Settings, stack: contextlib.AsyncExitSta
 def _bound(host: str, port: int, given: str) -> socket.socket:
     sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     try:
         sock.bind((host, port))
     except OSError as error:

@@ -238,6 +238,9 @@ def _listening() -> Tuple[socket.socket, Tuple[str, int]]:
     """Return a socket to listen at, and the address that others reach it by."""
     port = _nomad("ALLOC_PORT") or _nomad("PORT")
     sock = socket.socket()
+    # Connections have it from here: asyncio sets it only where a socket says its protocol, and without it the
+    # second part of an answer waits for the client's word on the first.
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     if not port:
         sock.bind(("127.0.0.1", 0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -126,3 +127,15 @@ def test_ids_of_the_running_input() -> None:
     finally:
         context.current_work.reset(token)
     assert context.current_input_id() is None and context.current_function_call_id() is None
+
+
+def test_answers_of_several_parts_wait_for_nobody() -> None:
+    from modal_nomad.worker._web import _listening
+
+    sock, (host, port) = _listening()
+    with sock:
+        sock.listen()
+        with socket.create_connection((host, port)):
+            made, _ = sock.accept()
+            with made:
+                assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)

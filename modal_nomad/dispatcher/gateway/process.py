@@ -73,6 +73,7 @@ def listening(settings: GatewayProcessSettings, port: int = 0) -> socket.socket:
     where = parse_address(settings.listen)
     sock = socket.socket(socket.AF_INET6 if ":" in where.host else socket.AF_INET)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     if settings.processes > 1:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     try:
