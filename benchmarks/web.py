@@ -25,6 +25,7 @@ PROCESSES = max(2, min(4, os.cpu_count() or 2))
 _PROGRAMS = ("wrk", "nginx")
 _TOKEN = "token-of-the-benchmarks"
 _LIMIT = 60.0
+_HOST = "Host: bench-web.localhost"
 _APP = """
 import modal_nomad as modal
 
@@ -234,7 +235,7 @@ def _nginx(stack: contextlib.ExitStack, folder: Path, container: int) -> str:
 
 def _wrk(url: str, connections: int, seconds: float) -> tuple[float, float, float]:
     done = subprocess.run(
-        ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", url],
+        ["wrk", "-t1", f"-c{connections}", f"-d{seconds:g}s", "--latency", "-H", _HOST, url],
         capture_output=True,
         text=True,
         check=True,

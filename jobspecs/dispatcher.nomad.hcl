@@ -87,6 +87,24 @@ variable "tls_key" {
   description = "File on the node with its key (PEM)."
 }
 
+variable "web_domain" {
+  type        = string
+  default     = ""
+  description = "What the host names of web endpoints end in; empty serves none. Gateways serve them (jobspecs/gateway.nomad.hcl)."
+}
+
+variable "web_url" {
+  type        = string
+  default     = ""
+  description = "How the URLs of endpoints begin as users see them: https://{label}.modal.example.com."
+}
+
+variable "web_consul" {
+  type        = bool
+  default     = false
+  description = "Whether the jobs of web Functions register Consul services."
+}
+
 variable "cpu" {
   type    = number
   default = 500
@@ -186,6 +204,17 @@ job "modal-dispatcher" {
           [nomad]
           address = "${var.nomad_addr != "" ? var.nomad_addr : "unix://{{ env \"NOMAD_SECRETS_DIR\" }}/api.sock"}"
           token_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_token"
+
+          %{~ if var.web_domain != "" ~}
+
+          [web]
+          domain = "${var.web_domain}"
+          url = "${var.web_url}"
+          consul = ${var.web_consul}
+          {{- if nomadVarExists "nomad/jobs/modal-dispatcher" }}{{ with nomadVar "nomad/jobs/modal-dispatcher" }}
+          gateway_token = "{{ .gateway_token }}"
+          {{- end }}{{ end }}
+          %{~ endif ~}
 
           [render]
           namespace = "${var.namespace}"

@@ -258,3 +258,49 @@ def test_https_with_a_certificate_that_changes(own: Live, pair: Gateways) -> Non
         thread.join(LIMIT)
         assert [x.status_code for x in found] == [200]
         assert client.get(url, extensions=named).status_code == 200
+
+
+def test_a_new_version_under_load_fails_no_request(own: Live, pair: Gateways) -> None:
+    both = [pair.start(), pair.start()]
+    gate_app("rolled", "old").deploy()
+    for running in both:
+        assert httpx.get(running.url("rolled-web"), timeout=LIMIT).text.startswith("old ")
+    seen: list[str] = []
+    failed: list[Any] = []
+
+    def ask(running: Running) -> None:
+        with httpx.Client(timeout=LIMIT) as client:
+            while not failed:
+                try:
+                    answer = client.post(running.url("rolled-web"))
+                    answer.raise_for_status()
+                except httpx.HTTPError as error:
+                    failed.append(error)
+                    return
+                seen.append(answer.text.split()[0])
+                if seen[-1] == "new":
+                    return
+
+    threads = [threading.Thread(target=ask, args=(running,)) for running in both * 2]
+    for thread in threads:
+        thread.start()
+    gate_app("rolled", "new").deploy()
+    for thread in threads:
+        thread.join(LIMIT)
+    assert not failed and seen.count("new") == len(threads)
+
+
+def test_a_container_killed_amid_a_request_costs_that_one(own: Live, pair: Gateways) -> None:
+    one, other = pair.start(), pair.start()
+    gate_app("mortal", max_containers=1).deploy()
+    pid = pid_at(one, "mortal-web")
+    found: list[int] = []
+    begun = own.folder / "begun"
+    url = f"{one.url('mortal-web')}/wait?{own.folder / 'never'}&{begun}"
+    thread = threading.Thread(target=lambda: found.append(httpx.post(url, timeout=LIMIT).status_code))
+    thread.start()
+    until(begun.exists, LIMIT)
+    os.kill(pid, signal.SIGKILL)
+    thread.join(LIMIT)
+    assert found == [502]
+    assert pid_at(one, "mortal-web") == pid_at(other, "mortal-web") != pid

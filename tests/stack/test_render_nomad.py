@@ -170,10 +170,27 @@ async def test_an_unknown_allocation_is_not_found(engine: NomadEngine) -> None:
         await engine.client.read_file("00000000-0000-0000-0000-000000000000", "x", 0)
 
 
-@pytest.mark.parametrize("more", [[], ["-var=tls_cert=/c.pem", "-var=tls_key=/k.pem"]])
+@pytest.mark.parametrize(
+    "more",
+    [
+        [],
+        ["-var=tls_cert=/c.pem", "-var=tls_key=/k.pem"],
+        ["-var=web_domain=modal.test", "-var=web_consul=true"],
+    ],
+)
 def test_nomad_accepts_the_dispatchers_job(nomad_address: str, more: list[str]) -> None:
     command = ["nomad", "job", "validate", f"-address={nomad_address}", "-var=package=modal-nomad", *more]
     done = subprocess.run(
         [*command, str(ROOT / "jobspecs/dispatcher.nomad.hcl")], capture_output=True, text=True, timeout=200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("more", [[], ["-var=tls_cert=/c.pem", "-var=tls_key=/k.pem", "-var=processes=4"]])
+def test_nomad_accepts_the_gateways_job(nomad_address: str, more: list[str]) -> None:
+    dispatchers = '-var=dispatchers=["http://127.0.0.1:8520"]'
+    command = ["nomad", "job", "validate", f"-address={nomad_address}", dispatchers, *more]
+    done = subprocess.run(
+        [*command, str(ROOT / "jobspecs/gateway.nomad.hcl")], capture_output=True, text=True, timeout=200
     )
     assert done.returncode == 0, done.stdout + done.stderr

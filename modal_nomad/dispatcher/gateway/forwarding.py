@@ -68,9 +68,10 @@ def head_for(
         b"X-Forwarded-For: " + chain,
         b"X-Forwarded-Host: " + asked,
         b"X-Forwarded-Proto: " + proto,
-        KEY + b": " + key,
         CALL + b": " + call_id.encode(),
     ]
+    if key:
+        lines.append(KEY + b": " + key)
     if route.method:
         lines.append(METHOD + b": " + route.method.encode())
     if prefix:

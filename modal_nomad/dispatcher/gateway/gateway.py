@@ -17,7 +17,7 @@ from modal_nomad.dispatcher.gateway.forwarding import (
     head_for,
     redirect_fields,
 )
-from modal_nomad.dispatcher.gateway.pending import Peers, new_call, new_tag
+from modal_nomad.dispatcher.gateway.pending import Calls, Peers, new_tag
 from modal_nomad.dispatcher.gateway.routes import Route, Routes
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
 from modal_nomad.wire.http1.client import Client
@@ -94,6 +94,7 @@ class Gateway(Router):
         self.routes = Routes(settings.domain)
         self.requests = 0
         self.tag = new_tag()
+        self._calls = Calls(self.tag)
         self.peers: Peers | None = None
         self.ready = True
         self._sink = sink
@@ -256,7 +257,7 @@ class Gateway(Router):
                 return
         state: _State = exchange.state
         service = state.service
-        state.call_id = new_call(self.tag)
+        state.call_id = self._calls.new()
         state.call_since = monotonic()
         if not service.waiting and self._place(exchange, service):
             return
@@ -287,8 +288,11 @@ class Gateway(Router):
         state: _State = exchange.state
         instance = state.instance
         assert instance is not None
+        # The first request on a connection alone carries it.
+        key = b"" if upstream.used else instance.key
+        upstream.used = True
         head = head_for(
-            exchange, state.route, state.prefix, state.call_id, instance.key, self.settings.trusted_proxies
+            exchange, state.route, state.prefix, state.call_id, key, self.settings.trusted_proxies
         )
         exchange.send(upstream, head)
 

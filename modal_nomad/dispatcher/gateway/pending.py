@@ -10,7 +10,9 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import os
 from collections.abc import Callable, Mapping
+from time import time
 from typing import TYPE_CHECKING
 
 from modal_nomad.dispatcher.gateway.forwarding import claimed_call
@@ -18,7 +20,7 @@ from modal_nomad.wire.http1.client import Client
 from modal_nomad.wire.http1.exchange import Exchange, Limits, Router
 from modal_nomad.wire.http1.head import end_to_end
 from modal_nomad.wire.http1.upstream import Upstream
-from modal_nomad.wire.ids import ID_LENGTH, new_id
+from modal_nomad.wire.ids import ID_LENGTH, new_id, timed_id
 from modal_nomad.wire.web import KEY
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("modal_nomad.dispatcher")
 
 _TAG = 6
+_CHANCE = 16
+_AT_ONCE = 256
 _CONNECT_SECONDS = 5.0
 _GONE = "the gateway that had this result has ended"
 
@@ -36,9 +40,25 @@ def new_tag() -> str:
     return new_id("fc")[-_TAG:]
 
 
-def new_call(tag: str) -> str:
-    """Return the id of a call at a gateway."""
-    return new_id("fc")[:-_TAG] + tag
+class Calls:
+    """Makes the ids of a gateway's calls. Chance is had for many at once: asking for it costs a system call.
+
+    Args:
+        tag: what they end in.
+    """
+
+    def __init__(self, tag: str) -> None:
+        self._tag = tag
+        self._chance = b""
+        self._at = 0
+
+    def new(self) -> str:
+        """Return a new id, which nobody can guess."""
+        at = self._at
+        if at >= len(self._chance):
+            at, self._chance = 0, os.urandom(_CHANCE * _AT_ONCE)
+        self._at = at + _CHANCE
+        return timed_id("fc", int(time()), self._chance[at : self._at])[:-_TAG] + self._tag
 
 
 def tag_of(call_id: str) -> str:

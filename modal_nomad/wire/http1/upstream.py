@@ -15,6 +15,9 @@ class Upstream(asyncio.Protocol):
     Args:
         idle: is given the connection when it can be used again.
         closed: is told when it is gone.
+
+    Attributes:
+        used: it carried a request.
     """
 
     transport: asyncio.Transport

@@ -1,0 +1,4 @@
+output "job_id" {
+  description = "The Nomad job."
+  value       = nomad_job.dispatcher.id
+}

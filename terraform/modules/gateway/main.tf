@@ -1,0 +1,47 @@
+# Web gateways: the job, and the token that they and the dispatcher share.
+
+terraform {
+  required_version = ">= 1.5"
+  required_providers {
+    nomad = {
+      source  = "hashicorp/nomad"
+      version = ">= 2.0"
+    }
+  }
+}
+
+resource "nomad_variable" "token" {
+  path      = "nomad/jobs/modal-gateway"
+  namespace = var.namespace
+  items = {
+    gateway_token = var.gateway_token
+  }
+}
+
+resource "nomad_job" "gateway" {
+  jobspec = file("${path.module}/../../../jobspecs/gateway.nomad.hcl")
+
+  hcl2 {
+    vars = {
+      package     = var.package
+      datacenters = jsonencode(var.datacenters)
+      namespace   = var.namespace
+      node_pool   = var.node_pool
+      driver      = var.driver
+      python      = var.python
+      gateways    = var.gateways
+      processes   = var.processes
+      port        = var.port
+      dispatchers = jsonencode(var.dispatchers)
+      domain      = var.domain
+      provider    = var.service_provider
+      consul_addr = var.consul_addr
+      tls_cert    = var.tls_cert
+      tls_key     = var.tls_key
+      cpu         = var.cpu
+      memory      = var.memory
+    }
+  }
+
+  depends_on = [nomad_variable.token]
+}

@@ -1,0 +1,111 @@
+variable "gateway_token" {
+  type        = string
+  sensitive   = true
+  description = "What gateways prove themselves with: 16 characters or more, as in the dispatcher's [web] settings."
+
+  validation {
+    condition     = length(var.gateway_token) >= 16
+    error_message = "gateway_token is shorter than 16: `openssl rand -hex 32` makes one."
+  }
+}
+
+variable "dispatchers" {
+  type        = list(string)
+  description = "Addresses of the dispatcher at work and of its standbys."
+}
+
+variable "package" {
+  type        = string
+  default     = "modal-nomad"
+  description = "What pip installs."
+}
+
+variable "datacenters" {
+  type        = list(string)
+  default     = ["*"]
+  description = "Where gateways may run."
+}
+
+variable "namespace" {
+  type        = string
+  default     = "default"
+  description = "Nomad namespace of the job."
+}
+
+variable "node_pool" {
+  type        = string
+  default     = "default"
+  description = "Nomad node pool."
+}
+
+variable "driver" {
+  type        = string
+  default     = "raw_exec"
+  description = "Nomad task driver."
+}
+
+variable "python" {
+  type        = string
+  default     = "python3"
+  description = "The nodes' interpreter."
+}
+
+variable "gateways" {
+  type        = number
+  default     = 2
+  description = "How many, each on a node of its own."
+}
+
+variable "processes" {
+  type        = number
+  default     = 1
+  description = "Processes of each that share its port."
+}
+
+variable "port" {
+  type        = number
+  default     = 8080
+  description = "Port that endpoints are served at."
+}
+
+variable "domain" {
+  type        = string
+  default     = "localhost"
+  description = "What the host names of endpoints end in."
+}
+
+variable "service_provider" {
+  type        = string
+  default     = "nomad"
+  description = "Where gateways register themselves: nomad or consul."
+}
+
+variable "consul_addr" {
+  type        = string
+  default     = ""
+  description = "Consul's agent on each node; empty: containers are known from the dispatcher alone."
+}
+
+variable "tls_cert" {
+  type        = string
+  default     = ""
+  description = "File on the nodes with a certificate and its chain."
+}
+
+variable "tls_key" {
+  type        = string
+  default     = ""
+  description = "File on the nodes with its key."
+}
+
+variable "cpu" {
+  type        = number
+  default     = 500
+  description = "MHz of each gateway."
+}
+
+variable "memory" {
+  type        = number
+  default     = 256
+  description = "MiB of each gateway."
+}
