@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import http.server
 import json
 import os
 import socket
 import socketserver
+import subprocess
 import threading
 import time
 from pathlib import Path
@@ -30,23 +30,31 @@ class Echo(socketserver.BaseRequestHandler):
         self.request.sendall(f"<{count}>".encode())
 
 
-class Sink(socketserver.BaseRequestHandler):
-    """Reads all, then answers with its SHA-256."""
+class Shout(socketserver.BaseRequestHandler):
+    """A WebSocket that answers in capitals."""
 
     def handle(self) -> None:
-        digest = hashlib.sha256()
+        from modal_nomad.wire import websocket
+
+        head = b""
+        while b"\r\n\r\n" not in head:
+            head += self.request.recv(65536)
+        fields = dict(x.split(": ", 1) for x in head.decode().split("\r\n") if ": " in x)
+        answer = [
+            "HTTP/1.1 101 Switching Protocols",
+            "Upgrade: websocket",
+            "Connection: Upgrade",
+            f"Sec-WebSocket-Accept: {websocket.accept_key(fields['Sec-WebSocket-Key'])}",
+        ]
+        self.request.sendall(("\r\n".join(answer) + "\r\n\r\n").encode())
+        messages = websocket.Messages(masked=True)
         while data := self.request.recv(65536):
-            digest.update(data)
-        self.request.sendall(digest.hexdigest().encode())
-
-
-class Source(socketserver.BaseRequestHandler):
-    """Sends as many MiB as the first line says."""
-
-    def handle(self) -> None:
-        count = int(self.request.makefile("rb").readline())
-        for _ in range(count):
-            self.request.sendall(b"x" * (1 << 20))
+            for opcode, payload in messages.feed(data):
+                if opcode == websocket.TEXT:
+                    self.request.sendall(websocket.encode(payload.upper(), opcode, masked=False))
+                elif opcode == websocket.CLOSE:
+                    self.request.sendall(websocket.encode(payload, opcode, masked=False))
+                    return
 
 
 class Server(socketserver.ThreadingTCPServer):
@@ -112,6 +120,20 @@ async def pages(folder: str) -> None:
     async with modal.forward(listening(Page)) as tunnel:
         tell(folder, "tunnel", told(tunnel))
         await asyncio.to_thread(wait_for, folder, "end")
+
+
+@app.function()
+def redis(folder: str, port: int) -> None:
+    """Run a Redis."""
+    with subprocess.Popen(
+        ["redis-server", "--port", str(port), "--bind", "127.0.0.1", "--save", ""]
+    ) as server:
+        try:
+            with modal.forward(port, unencrypted=True) as tunnel:
+                tell(folder, "tunnel", told(tunnel))
+                wait_for(folder, "end")
+        finally:
+            server.terminate()
 
 
 @app.function()

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import signal
 import socket
 import ssl
@@ -18,9 +19,11 @@ from typing import Any
 import _tunnelled
 import httpx
 import pytest
+import websockets.sync.client
 from conftest import Live, until
 
 import modal_nomad as modal
+from tests._ports import free_ports
 
 LIMIT = 90.0
 
@@ -187,6 +190,36 @@ def test_https(live: Live) -> None:
             text=True,
         )
         assert done.stdout == f"/by-curl {host}", done.stderr
+
+
+@pytest.mark.usefixtures("running")
+def test_a_websocket(live: Live) -> None:
+    with opened(_tunnelled.tcp, live.folder, "Shout") as tunnel:
+        host, port = tunnel.tcp
+        for url, context in (
+            (tunnel.told["url"].replace("https:", "wss:"), trusting(live)),
+            (f"ws://{host}:{port}", None),
+        ):
+            with websockets.sync.client.connect(url, ssl=context, open_timeout=LIMIT) as ws:
+                for word in ("hello", "x" * 300_000):
+                    ws.send(word)
+                    assert ws.recv(LIMIT) == word.upper()
+
+
+@pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server here")
+@pytest.mark.usefixtures("running")
+def test_a_redis(live: Live) -> None:
+    def ask(where: tuple[str, int], *words: str) -> str:
+        command = ["redis-cli", "-h", where[0], "-p", str(where[1]), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT).stdout.strip()
+
+    with opened(_tunnelled.redis, live.folder, free_ports(1)[0]) as tunnel:
+        until(lambda: ask(tunnel.tcp, "ping") == "PONG", what="the Redis")
+        assert ask(tunnel.tcp, "set", "name", "x" * 100_000) == "OK"
+        assert ask(tunnel.tcp, "strlen", "name") == "100000"
+        if "--tls" in subprocess.run(["redis-cli", "--help"], capture_output=True, text=True).stdout:
+            trusted = ("--tls", "--cacert", str(live.home / "tunnels.pem"))
+            assert ask(tunnel.tls, *trusted, "get", "name") == "x" * 100_000
 
 
 @pytest.mark.usefixtures("running")

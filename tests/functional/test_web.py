@@ -311,6 +311,42 @@ def test_what_could_be_understood_in_two_ways_is_refused(base: str, request_: by
     assert raw_exchange(base, closing).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.parametrize(
+    ("target", "host", "seen"),
+    [
+        # Nobody resolves dots, decodes or folds slashes: what follows a label is its app's, as it is.
+        (
+            "/served-raw-dev/../served-model-secret-dev/",
+            "localhost",
+            "/served-raw-dev/../served-model-secret-dev/",
+        ),
+        ("/served-raw-dev/%2e%2e/x/", "localhost", "/served-raw-dev/../x/"),
+        (
+            "/served-raw-dev//served-model-secret-dev/",
+            "localhost",
+            "/served-raw-dev//served-model-secret-dev/",
+        ),
+        ("/../served-model-secret-dev/", "served-raw-dev.localhost", "/../served-model-secret-dev/"),
+        ("http://served-raw-dev.localhost/", "served-model-secret-dev.localhost", "/"),
+        ("http://served-model-secret-dev.localhost/", "served-raw-dev.localhost", "401"),
+        ("http://served-raw-dev.localhost@served-model-secret-dev.localhost/", "localhost", "400"),
+        ("/served-model-secret-dev/..;/", "localhost", "401"),
+        ("/%73erved-raw-dev/", "localhost", "404"),
+        ("//served-raw-dev/", "localhost", "404"),
+        ("/../served-raw-dev/", "localhost", "404"),
+        ("/served-raw-dev/", "served-raw-dev.localhost.", "/served-raw-dev/"),
+        ("/", "served-raw-dev.localhost:99999999", "400"),
+    ],
+)
+def test_no_path_leads_to_another_app(base: str, target: str, host: str, seen: str) -> None:
+    request = f"GET {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n"
+    head, _, body = raw_exchange(base, request.encode()).decode().partition("\r\n\r\n")
+    if seen.isdigit():
+        assert head.split()[1] == seen
+    else:
+        assert body.split()[:2] == ["GET", seen], head
+
+
 def test_a_smuggled_request_is_part_of_the_body(base: str) -> None:
     inner = b"GET /served-raw-dev/die HTTP/1.1\r\nHost: localhost\r\n\r\n"
     outer = (

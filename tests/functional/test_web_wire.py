@@ -167,6 +167,32 @@ async def test_who_is_slow_is_not_waited_for() -> None:
         assert await reader.read() == b""
 
 
+async def test_many_connections_that_say_nothing() -> None:
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+    async with gateway(answering(answer, answer), max_clients=2) as connect:
+
+        async def answered() -> bytes:
+            try:
+                return (await exchange(connect))[9:12]
+            except ConnectionResetError:
+                return b""
+
+        assert await answered() == b"200"
+        idle = [await connect() for _ in range(2)]
+        # The next ones are told so; beyond that nobody is listened to.
+        while await answered() != b"503":
+            pass
+        idle += [await connect() for _ in range(2)]
+        while await answered() != b"":
+            pass
+        for reader, writer in idle:
+            writer.close()
+            # The gateway has seen it.
+            assert await reader.read() == b""
+        while await answered() != b"200":
+            pass
+
+
 async def test_nothing_is_collected() -> None:
     """Neither an answer that its client does not read, nor a request that its container does not."""
     sent = 0

@@ -31,6 +31,7 @@ _SWEEP_SECONDS = 1.0
 _REPORT_SECONDS = 0.02
 _CONNECT_SECONDS = 5.0
 _TRIES = 3
+_REFUSED_AT = 2
 _RETRY_AFTER = b"Retry-After: 1\r\n"
 _NOT_HERE = "no web endpoint is served at this address"
 _LEFT = "the endpoint was stopped"
@@ -46,6 +47,13 @@ class Sink(Protocol):
         self, function_id: str, waiting: int, running: Mapping[str, int], finished: int, seconds: float
     ) -> None:
         """Take a Function's load: requests that wait, those that each container has, those that ended."""
+
+
+class _Refused(asyncio.Protocol):
+    """A connection that is one too many."""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        transport.abort()  # type: ignore[attr-defined]
 
 
 class _State:
@@ -110,6 +118,9 @@ class Gateway(Router):
 
     def protocol(self) -> asyncio.Protocol:
         """Return what serves one connection: the factory of a listening socket."""
+        if len(self.clients) >= _REFUSED_AT * self.settings.max_clients:
+            # Beyond those that are told so: who opens connections and says nothing costs no more than this.
+            return _Refused()
         return Client(self)
 
     def leave_idle(self) -> bool:
