@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import ipaddress
 import os
 from pathlib import Path
 
@@ -12,8 +13,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 
+def _name(host: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(host))
+    except ValueError:
+        return x509.DNSName(host)
+
+
 def pem(*names: str, days: float = 10.0) -> tuple[bytes, bytes]:
-    """Return a certificate for some hosts, signed by itself, and its key."""
+    """Return a certificate for some hosts or addresses, signed by itself, and its key."""
     key = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, names[0])])
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -25,7 +33,7 @@ def pem(*names: str, days: float = 10.0) -> tuple[bytes, bytes]:
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
         .not_valid_after(now + datetime.timedelta(days=days))
-        .add_extension(x509.SubjectAlternativeName([x509.DNSName(x) for x in names]), critical=False)
+        .add_extension(x509.SubjectAlternativeName([_name(x) for x in names]), critical=False)
         .sign(key, hashes.SHA256())
     )
     private = key.private_bytes(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 import ssl
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ OLDEST = 13
 CONNECT_SECONDS = 10.0
 STATEMENT_SECONDS = 600.0
 """A statement that takes longer is taken for a connection that nobody is at the other end of."""
+BEAT_SECONDS = 10.0
+"""A server that does not answer the shortest of statements by then is cut off."""
 _DISPATCHER_LOCK = 0x6D6E6D64_00000001
 _MIGRATION_LOCK = 0x6D6E6D64_00000002
 _PLACE = re.compile(r"\?(\d*)")
@@ -41,6 +44,12 @@ _SETTINGS = {
     "tcp_keepalives_interval": "2",
     "tcp_keepalives_count": "3",
     "tcp_user_timeout": "10000",
+}
+_SOCKET_OPTIONS = {
+    "TCP_KEEPIDLE": 5,
+    "TCP_KEEPINTVL": 2,
+    "TCP_KEEPCNT": 3,
+    "TCP_USER_TIMEOUT": 10_000,
 }
 _GONE = (
     OSError,
@@ -116,6 +125,7 @@ class Session:
             )
         except Exception as exc:
             raise self._refused(exc) from exc
+        self._watch_network()
         version = self._connection.get_server_version()
         if version.major < OLDEST:
             self.drop()
@@ -144,6 +154,18 @@ class Session:
             self._backend,
             self.execute("SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()")[0],
         )
+
+    def _watch_network(self) -> None:
+        """Have the kernel give up a server that is cut off, as soon as the server gives us up."""
+        transport = getattr(self._connection, "_transport", None)
+        found = transport.get_extra_info("socket") if transport is not None else None
+        if found is None or found.family not in (socket.AF_INET, socket.AF_INET6):
+            return
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        for option, value in _SOCKET_OPTIONS.items():
+            # Not every system has them all.
+            if hasattr(socket, option):
+                found.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     former: tuple[Any, ...] = ()
     """The server's process for the connection before this one."""
@@ -180,6 +202,10 @@ class Session:
                 self.former,
             )
         )
+
+    def beat(self) -> None:
+        """Make sure that the server answers. Raises Away, or what asyncpg raises."""
+        self._run(lambda db: db.fetch("SELECT 1"), BEAT_SECONDS)
 
     def migrate(self) -> None:
         """Bring the schema to this program's version. Raises StoreError."""
@@ -234,11 +260,11 @@ class Session:
         while page := self._run(lambda db: cursor.fetch(rows)):
             yield from map(tuple, page)
 
-    def _run(self, statement: Callable[[Any], Coroutine[Any, Any, T]]) -> T:
+    def _run(self, statement: Callable[[Any], Coroutine[Any, Any, T]], seconds: float | None = None) -> T:
         connection = self._connection
         if connection is None or connection.is_closed():
             raise Away(self.describe(ConnectionError("the connection is closed")))
-        guard = self._loop.call_later(STATEMENT_SECONDS, connection.terminate)
+        guard = self._loop.call_later(seconds or STATEMENT_SECONDS, connection.terminate)
         try:
             return self._loop.run_until_complete(statement(connection))
         except Exception as exc:

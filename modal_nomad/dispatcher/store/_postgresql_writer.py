@@ -85,7 +85,7 @@ class Writer(GroupWriter[Connection]):
     def idle(self) -> bool:
         try:
             if self._session.connected:
-                self._session.execute("SELECT 1")
+                self._session.beat()
                 return True
         except Away as exc:
             self._warn(exc)
