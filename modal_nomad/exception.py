@@ -12,6 +12,7 @@ The bases matter to ``except`` clauses, so here is the whole tree::
           │    ├── ConnectionError
           │    ├── DeserializationError
           │    ├── ExecutionError
+          │    │    └── OutOfMemoryError
           │    ├── FilesystemExecutionError
           │    ├── InternalFailure
           │    ├── InvalidError
@@ -77,6 +78,10 @@ class DeserializationError(Error):
 
 class ExecutionError(Error):
     """An object was used in a state in which it cannot be used."""
+
+
+class OutOfMemoryError(ExecutionError):
+    """A container used more memory than its limit and was ended; the text says how much, and what to give."""
 
 
 class FilesystemExecutionError(Error):

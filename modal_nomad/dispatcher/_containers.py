@@ -102,7 +102,7 @@ def takes_snapshots(job: Mapping[str, Any]) -> bool:
 class ContainerInfo:
     """A container that the dispatcher started or adopted."""
 
-    __slots__ = ("container_id", "ended", "function", "reason", "session", "state", "version")
+    __slots__ = ("container_id", "ended", "error", "function", "reason", "session", "state", "version")
 
     def __init__(self, container_id: str, function: FunctionState, version: str) -> None:
         self.container_id = container_id
@@ -111,6 +111,7 @@ class ContainerInfo:
         self.session: WorkerSession | None = None
         self.state = "starting"
         self.reason = ""
+        self.error: Exception | None = None
         self.ended = asyncio.Event()
 
 
@@ -274,6 +275,7 @@ class Containers:
         function = info.function
         if event.state.ended:
             info.reason = event.reason or f"ended with exit code {event.exit_code}"
+            info.error = event.error
             info.ended.set()
             if info.session is None:
                 error = event.error or _no_python(event, function.spec)
@@ -303,7 +305,8 @@ class Containers:
         if info.state == "starting":
             self.handle(ev.ContainerFailed(container_id, reason))
         else:
-            self.handle(ev.WorkerLost(container_id, reason))
+            error = pack_exception(info.error) if info.error is not None else b""
+            self.handle(ev.WorkerLost(container_id, reason, error))
 
     def adopt(self, session: WorkerSession) -> ContainerInfo:
         """Bind a worker's connection to its container. Raises NotFoundError when it has none."""

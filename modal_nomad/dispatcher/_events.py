@@ -329,10 +329,14 @@ class WorkerDraining:
 
 @dataclass(frozen=True, slots=True)
 class WorkerLost:
-    """A worker's connection is gone, expected (after a drain or a stop) or not. Repeats do no harm."""
+    """A worker's connection is gone, expected (after a drain or a stop) or not. Repeats do no harm.
+
+    ``error`` is what the one input that ran there gets, when its own work ended the container.
+    """
 
     container_id: str
     reason: str
+    error: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)

@@ -226,7 +226,13 @@ class Upkeep:
             return
         pool = container.pool
         was = container.state
-        self._count_losses([item for _, item in container.running()], event.reason)
+        running = [item for _, item in container.running()]
+        error = event.error if isinstance(event, ev.WorkerLost) else b""
+        if error and len(running) == 1:
+            self._fail(pool, running[0], error)
+        else:
+            # Of several, nobody knows whose work it was.
+            self._count_losses(running, event.reason)
         items = pool.take_leases(container)
         pool.web_running -= container.web
         pool.discard(container)
@@ -234,6 +240,16 @@ class Upkeep:
         if was == "starting" and container.version_key == pool.policy.version_key:
             self._start_failed(pool, event.reason)
         self._react(pool, [])
+
+    def _fail(self, pool: Pool, item: Input, error: bytes) -> None:
+        """End an input that would end its next container as well, once its retries are used up."""
+        retries = pool.policy.retries
+        if item.call is not None and retries is not None and item.attempts < retries.max_retries:
+            item.attempts += 1
+            self._retries += 1
+            self._keep_tries([item])
+        else:
+            self._finish(item, ev.FAILURE, error)
 
     def _count_losses(self, items: list[Input], reason: str) -> None:
         for item in items:

@@ -14,6 +14,7 @@ from typing import Protocol
 from modal_nomad.engines._local_gpus import Grant
 from modal_nomad.engines._local_job import TaskPlan
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState
+from modal_nomad.exception import OutOfMemoryError
 
 
 class Starter(Protocol):
@@ -42,6 +43,7 @@ class LocalContainer:
     stopping: bool = False
     preparing: asyncio.Task[None] | None = None
     killer: asyncio.TimerHandle | None = None
+    over_use: int = 0
     commands: set[str] = field(default_factory=set)
     sample: tuple[float, float] = (0.0, 0.0)
 
@@ -65,8 +67,19 @@ class Watch(AsyncIterator[ContainerEvent]):
         return event
 
 
+def out_of_memory(reason: str) -> OutOfMemoryError | None:
+    """Return what callers get for an end by over-use of memory; None for any other."""
+    return OutOfMemoryError(reason) if reason.startswith("out of memory") else None
+
+
 def describe_end(
-    plan: TaskPlan, code: int | None, number: int | None, *, stopping: bool, oom: bool = False
+    plan: TaskPlan,
+    code: int | None,
+    number: int | None,
+    *,
+    stopping: bool,
+    oom: bool = False,
+    used: int = 0,
 ) -> tuple[ContainerState, str, int | None]:
     """Return the state, the reason in words and the exit code of an ended process.
 
@@ -76,11 +89,15 @@ def describe_end(
         number: the signal that ended it.
         stopping: it was told to end.
         oom: the kernel ended it, or one of its processes, for its use of memory.
+        used: the engine did, when it used this many bytes.
     """
     exit_code = code if number is None else 128 + number
     if stopping:
         return ContainerState.COMPLETE, "stopped", exit_code
     limit = f" (limit {plan.memory >> 20} MiB)" if plan.memory else ""
+    if used:
+        limits = f"it used {used >> 20:,} MiB, above its limit of {(plan.memory or 0) >> 20:,} MiB"
+        return ContainerState.FAILED, f"out of memory: {limits}: ask for more with memory=", exit_code
     if oom and code != 0:
         return ContainerState.FAILED, f"out of memory{limit}: ask for more with memory=", exit_code
     if number is not None:

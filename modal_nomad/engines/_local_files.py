@@ -112,7 +112,8 @@ def forget_old(directory: pathlib.Path, keep: int) -> None:
         file.unlink(missing_ok=True)
 
 
-def _family(pid: int) -> Iterable[int]:
+def family(pid: int) -> Iterable[int]:
+    """Yield a process and all its descendants."""
     pending = [pid]
     while pending:
         current = pending.pop()
@@ -129,7 +130,7 @@ def usage_of(pid: int) -> tuple[float, int]:
         raise EngineError("statistics of containers need /proc; this system has none")
     seconds, memory = 0.0, 0
     tick, page = os.sysconf("SC_CLK_TCK"), os.sysconf("SC_PAGE_SIZE")
-    for member in _family(pid):
+    for member in family(pid):
         with contextlib.suppress(OSError, IndexError):
             # The name in parentheses may hold spaces; the figures come after the last of them.
             fields = pathlib.Path(f"/proc/{member}/stat").read_text().rpartition(")")[2].split()

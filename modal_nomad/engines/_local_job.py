@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -15,6 +16,7 @@ from modal_nomad.engines.base import EngineError, Job
 from modal_nomad.wire.spec import ImageSpec
 
 WORKER_SUFFIX = "_start_worker.py"
+CPU_LIMIT = "MODAL_CPU_LIMIT"
 _PROCESS_DRIVERS = ("raw_exec", "exec")
 _REFERENCE = re.compile(r"\$\{([A-Za-z0-9_.\-]+)\}")
 _SHA = re.compile(r"[0-9a-f]{64}")
@@ -161,7 +163,7 @@ def parse(job: Job) -> TaskPlan:
         env={k: str(v) for k, v in (task.get("Env") or {}).items()},
         meta=meta,
         memory=limit if limit > 0 else None,
-        cores=int(resources.get("Cores") or 0),
+        cores=int(resources.get("Cores") or math.ceil(float((task.get("Env") or {}).get(CPU_LIMIT) or 0))),
         kill_timeout=(task.get("KillTimeout") or 5_000_000_000) / 1e9,
         artifacts=tuple(_artifact(x) for x in task.get("Artifacts") or ()),
         image=image_of(meta) if container is None else None,

@@ -8,6 +8,7 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from modal_nomad.engines.base import Capacity, ContainerEvent, ContainerState
+from modal_nomad.exception import OutOfMemoryError
 
 _CHILD = re.compile(r"^(?P<parent>.+)/dispatch-(?P<container>ta-[A-Za-z0-9]+)-\d+-[0-9a-f]{8}$")
 CHILD_FILTER = "/dispatch-ta-"
@@ -20,6 +21,7 @@ _STATES = {
     # The node does not answer: its containers' sockets are gone, whatever became of the processes.
     "unknown": ContainerState.LOST,
 }
+OUT_OF_MEMORY = "out of memory: it used more than its node gives it: ask for more with memory="
 _GPU_META = "modal_gpu"
 _NO_DEVICE = "missing devices"
 _SAME_CLASS = "computed class ineligible"
@@ -63,6 +65,7 @@ def allocation_event(container_id: str, allocation: Mapping[str, Any]) -> Contai
         state=state,
         reason=reason,
         exit_code=code,
+        error=OutOfMemoryError(reason) if reason == OUT_OF_MEMORY else None,
         allocation_id=str(allocation.get("ID", "")),
         node=str(allocation.get("NodeName", "")),
     )
@@ -98,7 +101,7 @@ def _ending(events: list[Mapping[str, Any]]) -> tuple[int | None, str]:
             # Drivers that start through a helper report a signal as 128 + its number.
             signal = signal or (code - 128 if 128 < code <= 192 else 0)
             if details.get("oom_killed") == "true":
-                return code, "out of memory: ask for more with memory="
+                return code, OUT_OF_MEMORY
             if stopped:
                 # Drivers say -1 when the task was torn down before they could read its code.
                 return (code if code >= 0 else None), "stopped"

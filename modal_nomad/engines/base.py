@@ -75,8 +75,8 @@ class ContainerEvent:
         exit_code: of the process, when it ended; None where unknown.
         allocation_id: the engine's own id, for its UI.
         node: where it runs.
-        error: what callers get when the container cannot be set up and another try would fail alike;
-            None when the reason is all there is.
+        error: what callers get when the container cannot be set up, or used too much memory, and another try
+            would end alike; None when the reason is all there is.
     """
 
     container_id: str

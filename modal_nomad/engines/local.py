@@ -16,7 +16,14 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from modal_nomad.engines._local_container import LocalContainer, Watch, describe_end, pick_cpus, usable_cores
+from modal_nomad.engines._local_container import (
+    LocalContainer,
+    Watch,
+    describe_end,
+    out_of_memory,
+    pick_cpus,
+    usable_cores,
+)
 from modal_nomad.engines._local_diff import diff_jobs
 from modal_nomad.engines._local_docker import DockerContainers, clear_leftovers
 from modal_nomad.engines._local_exec import Commands
@@ -41,6 +48,7 @@ from modal_nomad.engines._local_job import (
     variables_of,
 )
 from modal_nomad.engines._local_launch import ContainerRuntimes
+from modal_nomad.engines._local_memory import INTERVAL, over_use
 from modal_nomad.engines._warm import Spawn, WarmInterpreter, WarmKey
 from modal_nomad.engines.base import (
     Capacity,
@@ -415,6 +423,8 @@ class LocalEngine(Engine):
             container.pid = message["pid"]
             container.sample = (time.monotonic(), 0.0)
             self._publish(container, ContainerState.RUNNING, "")
+            if container.plan.memory and container.plan.container is None:
+                self._background(self._watch_memory(container))
         elif kind == "pulling":
             self._publish(container, ContainerState.PENDING, f"pulling the image {message['image']}")
         elif kind == "failed":
@@ -422,8 +432,26 @@ class LocalEngine(Engine):
             self._end(container, ContainerState.FAILED, message["error"], None, error)
         else:
             oom, stopping = message.get("oom", False), container.stopping
-            end = describe_end(container.plan, message["code"], message["signal"], stopping=stopping, oom=oom)
-            self._end(container, *end)
+            end = describe_end(
+                container.plan,
+                message["code"],
+                message["signal"],
+                stopping=stopping,
+                oom=oom,
+                used=container.over_use,
+            )
+            self._end(container, *end, out_of_memory(end[1]))
+
+    async def _watch_memory(self, container: LocalContainer) -> None:
+        pid, limit = container.pid, container.plan.memory
+        assert pid is not None and limit is not None
+        while not container.event.state.ended:
+            container.over_use = await asyncio.to_thread(over_use, pid, limit)
+            if container.over_use and container.warm is not None:
+                container.warm.kill(container.request.container_id, signal.SIGKILL, group=True)
+                return
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(container.ended.wait(), INTERVAL)
 
     def _on_lost(self, warm: WarmInterpreter, reason: str) -> None:
         if self._warm.get(warm.key) is warm:

@@ -19,7 +19,8 @@ UNLIMITED = 1 << 22
 USER = "root"
 _FUSE = "/dev/fuse"
 _ADMIN = {True: "sys_admin", False: "SYS_ADMIN"}
-"""A capability, as Docker and as Podman call it."""
+_NET_ADMIN = {True: "net_admin", False: "NET_ADMIN"}
+"""Capabilities, as Docker and as Podman call them."""
 # Braces after a dollar sign would be Nomad's, which puts its own variables there.
 # The shell stays, as the first process: a program in that place ignores the signals that it has no handler
 # for, even its own SIGKILL, and would have to collect the ends of processes that are not its children.
@@ -97,8 +98,8 @@ def container_config(image: str, spec: FunctionSpec, settings: RenderSettings) -
         # Where a node has AppArmor, Docker's own profile lets nobody mount.
         config["security_opt"] = ["apparmor=unconfined"]
     if spec.block_network:
-        # To leave the network once it has the way to its dispatcher.
-        config["cap_add"] = [_ADMIN[docker]]
+        # To leave the network once it has the way to its dispatcher, and to have a loopback of its own.
+        config["cap_add"] = [_ADMIN[docker], _NET_ADMIN[docker]]
     if spec.network_file_systems and settings.nfs_directory and not settings.nfs_volume:
         config["volumes"] = [
             f"{settings.nfs_directory}/{mount.nfs_id}:{mount.path}" for mount in spec.network_file_systems

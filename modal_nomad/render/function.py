@@ -185,6 +185,11 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
     if keeps_snapshots(spec, settings):
         ours["MODAL_SNAPSHOT"] = f"${{NOMAD_META_{SNAPSHOT_META}}}"
         ours["MODAL_SNAPSHOT_SECONDS"] = f"{settings.snapshot_seconds:g}"
+    if not container_image(spec, settings):
+        # A runtime of containers holds them to these itself.
+        for name, limit in (("MODAL_CPU_LIMIT", spec.cpu[1]), ("MODAL_MEMORY_LIMIT", spec.memory[1])):
+            if limit is not None:
+                ours[name] = f"{limit:g}" if isinstance(limit, float) else str(limit)
     if spec.i6pn:
         # Nomad's containers have the node's own network.
         ours["MODAL_I6PN"] = "${attr.unique.network.ip-address}"

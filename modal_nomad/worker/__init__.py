@@ -52,6 +52,10 @@ def main() -> int:
     import os
     import sys
 
+    if os.environ.get("MODAL_CPU_LIMIT") or os.environ.get("MODAL_MEMORY_LIMIT"):
+        from ._limits import apply
+
+        apply(os.environ)
     if os.environ.get("MODAL_BLOCK_NETWORK") and not leave_network():
         return 1
     if os.environ.get("MODAL_I6PN"):

@@ -143,6 +143,10 @@ def _show(error: BaseException) -> None:
 
 def pack(error: BaseException) -> bytes:
     """Serialize an exception; one that resists is described."""
+    if isinstance(error, MemoryError):
+        from ._limits import explain
+
+        explain(error)
     try:
         return serialization.pack_exception(error)
     except Exception as failure:

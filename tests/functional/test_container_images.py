@@ -171,3 +171,33 @@ def _is(pid: int, home: Path) -> bool:
     except OSError:
         return False
     return b"modal_nomad.dispatcher" in words and os.fsencode(home) in words
+
+
+def test_an_image_without_a_network(boxed: Live, docker: Docker) -> None:
+    script = boxed.write(
+        "blocked.py",
+        HEAD.format(image=docker.image)
+        + """
+@app.function(image=image, block_network=True)
+def look(port):
+    import socket
+
+    with modal.Dict.ephemeral() as kept, socket.socket() as sock:
+        kept["port"] = port
+        reached = sock.connect_ex(("127.0.0.1", kept["port"])) == 0
+    return reached, [name for _, name in socket.if_nameindex()]
+
+@app.function(image=image, i6pn=True)
+def own():
+    import socket
+
+    return socket.getaddrinfo("i6pn.modal.local", None, socket.AF_INET6)[0][4][0]
+
+if __name__ == "__main__":
+  import socket
+
+  with socket.create_server(("127.0.0.1", 0)) as host, app.run():
+    print(look.remote(host.getsockname()[1]), own.remote() in ("::1", "::ffff:127.0.0.1"))
+""",
+    )
+    assert "(False, ['lo']) True" in boxed.python(script)

@@ -19,7 +19,7 @@ from tests.stack._dispatcher import dispatcher, get, modal_nomad, put
 
 LIMIT = 200
 FILE = """
-import json, os
+import json, os, resource, socket
 import modal
 from modal import nomad
 from modal.scheduler_placement import SchedulerPlacement
@@ -50,7 +50,12 @@ SPOT = SchedulerPlacement(region="dc1", zone="eu-1a", spot=False, instance_type=
     ),
 )
 def everywhere(x: int) -> dict:
-    return {"x": x, "team": os.environ["NOMAD_META_team"], "pool": os.environ["NOMAD_DC"]}
+    limit, cores = resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20, len(os.sched_getaffinity(0))
+    return {"x": x, "team": os.environ["NOMAD_META_team"], "memory": limit, "cores": cores}
+
+@app.function(i6pn=True)
+def own(x: int) -> str:
+    return socket.getaddrinfo("i6pn.modal.local", None, socket.AF_INET6)[0][4][0]
 
 @app.function(nomad=nomad.Placement(node_meta={"rack": "r9"}))
 def rack(x: int): ...
@@ -135,7 +140,10 @@ def test_a_function_runs_where_it_asks_to_be(stack: Stack) -> None:
     done = modal_nomad(stack.folder, stack.url, "run", "app.py", file=FILE)
     assert done.returncode == 0, done.stdout + done.stderr
     said = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-    assert said == [{"x": 3, "team": "ml", "pool": "dc1"}]
+    assert said == [{"x": 3, "team": "ml", "memory": 900, "cores": 1}]
+    # The agent's own network, which is loopback here.
+    done = modal_nomad(stack.folder, stack.url, "run", "app.py", "--name", "own", file=FILE)
+    assert '"::ffff:127.0.0.1"' in done.stdout, done.stdout + done.stderr
 
 
 def test_the_rendered_job_shows_the_placement(stack: Stack) -> None:
@@ -144,7 +152,7 @@ def test_the_rendered_job_shows_the_placement(stack: Stack) -> None:
     for words in ("affinity {", "spread {", 'target "dc1" {', '"${meta.rack}"', "distinct_hosts"):
         assert words in done.stdout, done.stdout
     file = stack.folder / "job.hcl"
-    file.write_text(done.stdout.partition('\njob "placed-rack"')[0])
+    file.write_text(done.stdout.partition('\njob "placed-own"')[0])
     checked = subprocess.run(
         ["nomad", "job", "validate", f"-address={stack.nomad}", str(file)], capture_output=True, text=True
     )

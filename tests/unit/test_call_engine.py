@@ -79,6 +79,26 @@ def test_the_life_of_an_input() -> None:
     assert rim.engine.stats().containers == 0
 
 
+def test_an_input_that_ended_its_container_by_its_own_work_is_not_run_for_ever() -> None:
+    rim = Rim(retries=RetrySpec(1))
+    rim.submit(1)
+    rim.start("ta-1")
+    assert not statuses(rim.do(ev.WorkerLost("ta-1", "out of memory", b"packed")))
+    assert indexes(rim.start("ta-2")) == [0]
+    commands = rim.do(ev.WorkerLost("ta-2", "out of memory", b"packed"))
+    assert only(commands, ev.Deliver)[0].outputs == [(0, ev.FAILURE, b"packed", 0)]
+    assert (rim.engine.stats().retries, rim.engine.stats().losses) == (1, 0)
+
+
+def test_of_several_inputs_nobody_knows_which_one_ended_the_container() -> None:
+    rim = Rim(slots=2)
+    rim.submit(2)
+    rim.start("ta-1", slots=2)
+    assert not statuses(rim.do(ev.WorkerLost("ta-1", "out of memory", b"packed")))
+    assert sorted(indexes(rim.start("ta-2", slots=2))) == [0, 1]
+    assert rim.engine.stats().losses == 2
+
+
 def test_a_known_index_is_not_run_twice_and_its_output_comes_again() -> None:
     rim = Rim()
     rim.submit(2)

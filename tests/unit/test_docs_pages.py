@@ -63,6 +63,8 @@ def test_every_setting_and_variable_is_said() -> None:
     # What the dispatcher and the job hand to the worker is no setting.
     internal = {
         "MODAL_BLOCK_NETWORK",
+        "MODAL_CPU_LIMIT",
+        "MODAL_MEMORY_LIMIT",
         "MODAL_I6PN",
         "MODAL_KILL_TIMEOUT",
         "MODAL_WORKER_TOKEN",

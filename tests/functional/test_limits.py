@@ -1,0 +1,93 @@
+"""Limits of memory and processors hold embedded, and an over-use is told to callers as what it was."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from conftest import Live
+
+import modal_nomad as modal
+from modal_nomad import exception
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are those of Linux")
+
+
+def test_a_process_that_wants_more_than_its_limit_gets_a_memory_error_that_says_so(live: Live) -> None:
+    app = modal.App("limits-one")
+
+    @app.function(serialized=True, memory=(64, 300))
+    def eat() -> int:
+        return len(bytearray(1 << 30))
+
+    with app.run(), pytest.raises(MemoryError, match=r"limit is 300 MiB: ask for more with memory="):
+        eat.remote()
+
+
+def test_processes_that_use_more_together_end_their_container_at_once(live: Live, tmp_path: Path) -> None:
+    app = modal.App("limits-many")
+
+    @app.function(serialized=True, memory=(64, 300), retries=1, max_containers=1)
+    def eat(marks: str) -> None:
+        import os
+        import pathlib
+        import time
+
+        pathlib.Path(marks, f"{os.getpid()}").touch()
+        for _ in range(4):
+            # Each of them is within the limit.
+            if os.fork() == 0:
+                held = bytearray(os.urandom(1 << 20) * 120)
+                time.sleep(300)
+                os._exit(len(held) & 1)
+        time.sleep(300)
+
+    @app.function(serialized=True, memory=(64, 300))
+    def shares() -> int:
+        import os
+        import time
+
+        held = bytearray(os.urandom(1 << 20) * 120)
+        children = []
+        for _ in range(4):
+            # What they share is there once.
+            pid = os.fork()
+            if pid == 0:
+                time.sleep(2)
+                os._exit(len(held) & 1)
+            children.append(pid)
+        return sum(os.waitpid(pid, 0)[1] for pid in children)
+
+    with app.run():
+        assert shares.remote() == 0
+        with pytest.raises(exception.OutOfMemoryError) as caught:
+            eat.remote(str(tmp_path))
+    assert isinstance(caught.value, exception.ExecutionError)
+    assert "above its limit of 300 MiB: ask for more with memory=" in str(caught.value)
+    # Twice by its own retries, and not as often as containers may be lost.
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_a_limit_of_processors_is_held(live: Live) -> None:
+    app = modal.App("limits-cpu")
+
+    @app.function(serialized=True, cpu=(0.1, 0.5))
+    def limited() -> int:
+        import os
+
+        return len(os.sched_getaffinity(0))
+
+    @app.cls(serialized=True, cpu=0.1)
+    class Free:
+        @modal.method()
+        def get(self) -> int:
+            import os
+
+            return len(os.sched_getaffinity(0))
+
+    with app.run():
+        assert limited.remote() == 1
+        assert Free().get.remote() == len(os.sched_getaffinity(0))
+        assert Free.with_options(cpu=(0.1, 1.0))().get.remote() == 1  # type: ignore[attr-defined]
