@@ -43,7 +43,6 @@ class LocalContainer:
     stopping: bool = False
     preparing: asyncio.Task[None] | None = None
     killer: asyncio.TimerHandle | None = None
-    over_use: int = 0
     commands: set[str] = field(default_factory=set)
     sample: tuple[float, float] = (0.0, 0.0)
 
@@ -89,7 +88,7 @@ def describe_end(
         number: the signal that ended it.
         stopping: it was told to end.
         oom: the kernel ended it, or one of its processes, for its use of memory.
-        used: the engine did, when it used this many bytes.
+        used: the engine ends it, since it uses this many bytes.
     """
     exit_code = code if number is None else 128 + number
     if stopping:

@@ -2,13 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import pathlib
+from collections.abc import Callable
 
+from modal_nomad.engines._local_container import LocalContainer
 from modal_nomad.engines._local_files import family, usage_of
 
-INTERVAL = 0.2
-"""Seconds between two looks at a container that has a limit."""
+_INTERVAL = 0.2
+
+
+async def watch_memory(container: LocalContainer, over: Callable[[LocalContainer, int], None]) -> None:
+    """Look at a container that has a limit until it ends, or uses more: then ``over`` is told how much."""
+    pid, limit = container.pid, container.plan.memory
+    assert pid is not None and limit is not None
+    while not container.ended.is_set():
+        used = await asyncio.to_thread(over_use, pid, limit)
+        if used and not container.ended.is_set():
+            over(container, used)
+            return
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(container.ended.wait(), _INTERVAL)
 
 
 def over_use(pid: int, limit: int) -> int:

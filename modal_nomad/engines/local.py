@@ -48,7 +48,7 @@ from modal_nomad.engines._local_job import (
     variables_of,
 )
 from modal_nomad.engines._local_launch import ContainerRuntimes
-from modal_nomad.engines._local_memory import INTERVAL, over_use
+from modal_nomad.engines._local_memory import watch_memory
 from modal_nomad.engines._warm import Spawn, WarmInterpreter, WarmKey
 from modal_nomad.engines.base import (
     Capacity,
@@ -424,7 +424,7 @@ class LocalEngine(Engine):
             container.sample = (time.monotonic(), 0.0)
             self._publish(container, ContainerState.RUNNING, "")
             if container.plan.memory and container.plan.container is None:
-                self._background(self._watch_memory(container))
+                self._background(watch_memory(container, self._over_use))
         elif kind == "pulling":
             self._publish(container, ContainerState.PENDING, f"pulling the image {message['image']}")
         elif kind == "failed":
@@ -432,26 +432,15 @@ class LocalEngine(Engine):
             self._end(container, ContainerState.FAILED, message["error"], None, error)
         else:
             oom, stopping = message.get("oom", False), container.stopping
-            end = describe_end(
-                container.plan,
-                message["code"],
-                message["signal"],
-                stopping=stopping,
-                oom=oom,
-                used=container.over_use,
-            )
+            end = describe_end(container.plan, message["code"], message["signal"], stopping=stopping, oom=oom)
             self._end(container, *end, out_of_memory(end[1]))
 
-    async def _watch_memory(self, container: LocalContainer) -> None:
-        pid, limit = container.pid, container.plan.memory
-        assert pid is not None and limit is not None
-        while not container.event.state.ended:
-            container.over_use = await asyncio.to_thread(over_use, pid, limit)
-            if container.over_use and container.warm is not None:
-                container.warm.kill(container.request.container_id, signal.SIGKILL, group=True)
-                return
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(container.ended.wait(), INTERVAL)
+    def _over_use(self, container: LocalContainer, used: int) -> None:
+        assert container.warm is not None
+        container.warm.kill(container.request.container_id, signal.SIGKILL, group=True)
+        # Said before its connection breaks, which would tell less.
+        end = describe_end(container.plan, None, signal.SIGKILL, stopping=False, used=used)
+        self._end(container, *end, out_of_memory(end[1]))
 
     def _on_lost(self, warm: WarmInterpreter, reason: str) -> None:
         if self._warm.get(warm.key) is warm:

@@ -91,7 +91,7 @@ def test_an_input_that_ended_its_container_by_its_own_work_is_not_run_for_ever()
 
 
 def test_of_several_inputs_nobody_knows_which_one_ended_the_container() -> None:
-    rim = Rim(slots=2)
+    rim = Rim()
     rim.submit(2)
     rim.start("ta-1", slots=2)
     assert not statuses(rim.do(ev.WorkerLost("ta-1", "out of memory", b"packed")))
