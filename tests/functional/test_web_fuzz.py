@@ -179,6 +179,7 @@ LINES = st.sampled_from(
         b"Host: other.localhost",
         b"X-Modal-Nomad-Key: guessed",
         b"X_Modal_Nomad_Key: guessed",
+        b"X-Modal-Nomad-Call: fc-guessed",
         b"X-Forwarded-For: 10.0.0.1",
         b"X: a\rb",
         b"X: a\nb: c",
@@ -256,18 +257,23 @@ def test_containers_get_whole_requests_of_the_gateways_own(parts: list[bytes], c
     async def body() -> None:
         rig = Rig(connections=12)
         rig.send(b"".join(parts), cuts)
+        calls = []
         for container in rig.containers:
-            for request in container.requests:
+            for number, request in enumerate(container.requests):
                 names = [name for name, _ in request.headers]
                 values = dict(request.headers)
-                # A request inside of another one would be without, or with another.
-                assert names.count(b"x-modal-nomad-key") == 1 and values[b"x-modal-nomad-key"] == KEY
+                # A request inside of another one would be without, or with what a client made up.
+                assert names.count(b"x-modal-nomad-call") == 1
+                calls.append(values[b"x-modal-nomad-call"])
+                assert names.count(b"x-modal-nomad-key") == (0 if number else 1)
+                assert values.get(b"x-modal-nomad-key", KEY) == KEY
                 assert names.count(b"host") == 1 and values[b"host"] == b"web.localhost"
                 assert values[b"x-forwarded-for"] == b"192.0.2.1"
                 assert not {b"content-length", b"transfer-encoding"} <= set(names)
                 # Nor does the other spelling of a field that counts get through.
                 assert not any(b"_" in name for name in names)
             assert container.wire.most < ROOM
+        assert len(set(calls)) == len(calls) and b"fc-guessed" not in calls
         # Nobody is let into an endpoint that wants a token.
         assert not rig.others[0].requests
         await rig.end()
