@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pathlib
+import resource
 import signal
 import subprocess
 import sys
@@ -27,6 +28,8 @@ _HOME_LABEL = "modal-nomad.home"
 _ENGINE_LABEL = "modal-nomad.engine"
 _LAST_WORDS = 5.0
 _STARTS_WITHIN = 20.0
+_PODMANS_OWN = 32768
+"""Processes that a Podman which serves its socket allows itself at most."""
 _NO_GPU_DRIVER = "could not select device driver"
 
 
@@ -186,6 +189,9 @@ class DockerContainers:
 
     async def _create(self, run: _Run) -> None:
         body = {**run.body, "Labels": {**run.body.get("Labels", {}), **self.labels}}
+        if self._runtime.name == "Podman":
+            # Its own defaults may be more than it can give where it is not the machine's root.
+            body["HostConfig"] = {**body["HostConfig"], "Ulimits": _own_limits()}
         name = f"modal-nomad-{run.process_id}"
         try:
             run.container = await self._api.create(name, body)
@@ -225,6 +231,12 @@ class DockerContainers:
         task = asyncio.ensure_future(coroutine)
         self._removals.add(task)
         task.add_done_callback(self._removals.discard)
+
+
+def _own_limits() -> list[dict[str, Any]]:
+    files, processes = resource.getrlimit(resource.RLIMIT_NOFILE), resource.getrlimit(resource.RLIMIT_NPROC)
+    limits = {"nofile": files, "nproc": [min(x, _PODMANS_OWN) if x >= 0 else _PODMANS_OWN for x in processes]}
+    return [{"Name": name, "Soft": soft, "Hard": hard} for name, (soft, hard) in limits.items()]
 
 
 def _write(run: _Run, stream: int, data: bytes) -> None:

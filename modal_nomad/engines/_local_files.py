@@ -12,7 +12,7 @@ import shutil
 import sys
 import tempfile
 import zipfile
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from typing import Any
 
 from modal_nomad.engines.base import ContainerStats, EngineError
@@ -22,6 +22,7 @@ _PUNCH_HOLE = 0x01 | 0x02
 _BLOCK = 4096
 _CHUNK = 1 << 16
 _FOLLOW_INTERVAL = 0.05
+_TRIM_INTERVAL = 1.0
 
 
 def unpack_zip(data: bytes, directory: pathlib.Path) -> None:
@@ -96,6 +97,15 @@ def trim_logs(paths: Iterable[pathlib.Path], limit: int) -> None:
     """Trim many logs."""
     for path in paths:
         trim_log(path, limit)
+
+
+async def keep_trimmed(logs: Callable[[], Sequence[pathlib.Path]], limit: int) -> None:
+    """Trim the logs that are written to, for ever."""
+    while True:
+        await asyncio.sleep(_TRIM_INTERVAL)
+        paths = logs()
+        if paths:
+            await asyncio.to_thread(trim_logs, paths, limit)
 
 
 def _punch(fd: int, length: int) -> bool:

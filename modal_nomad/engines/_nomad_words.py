@@ -25,6 +25,7 @@ OUT_OF_MEMORY = "out of memory: it used more than its node gives it: ask for mor
 _GPU_META = "modal_gpu"
 _NO_DEVICE = "missing devices"
 _SAME_CLASS = "computed class ineligible"
+_CAPABILITIES = "does not allow the following capabilities"
 _ASKED = {"memory": "MemoryMB", "cpu": "CPU", "cores": "Cores"}
 _ASKED_BY = {
     "${meta.cloud}": "cloud=",
@@ -109,8 +110,17 @@ def _ending(events: list[Mapping[str, Any]]) -> tuple[int | None, str]:
                 return code or 128 + signal, f"killed by signal {signal}"
             return code, f"exit code {code}" if code else ""
         if kind in _START_FAILURES:
-            return None, str(event.get("DisplayMessage") or kind)
+            return None, _start_failure(str(event.get("DisplayMessage") or kind))
     return None, "stopped before it started" if stopped else ""
+
+
+def _start_failure(text: str) -> str:
+    if _CAPABILITIES in text:
+        return (
+            f"{text}: add sys_admin to allow_caps in the nodes' docker plugin configuration, or set"
+            " container_fuse = false under [render]"
+        )
+    return text
 
 
 def placement_words(metrics: Mapping[str, Any], core_mhz: int = 1000, gpu: str = "") -> str:

@@ -31,9 +31,9 @@ from modal_nomad.engines._local_files import (
     Unpack,
     follow_log,
     forget_old,
+    keep_trimmed,
     open_log,
     stats_between,
-    trim_logs,
     unpack_zip,
     usage_of,
 )
@@ -65,7 +65,6 @@ from modal_nomad.engines.base import (
 from modal_nomad.exception import ExecutionError, ImageBuildError
 from modal_nomad.wire.spec import ImageSpec
 
-_TRIM_INTERVAL = 1.0
 _KEPT_ENDED = 500
 _KEPT_IDLE_INTERPRETERS = 8
 
@@ -125,7 +124,7 @@ class LocalEngine(Engine):
             forget_old(self._home / "logs", 2 * _KEPT_ENDED)
 
         await asyncio.to_thread(prepare)
-        self._background(self._trim_logs())
+        self._background(keep_trimmed(self._open_logs, self._max_log_bytes))
 
     async def capacities(self) -> AsyncIterator[Capacity]:
         yield Capacity(usable_cores())
@@ -511,17 +510,11 @@ class LocalEngine(Engine):
                 self._log(container_id, stream).unlink(missing_ok=True)
             del self._containers[container_id]
 
-    async def _trim_logs(self) -> None:
-        while True:
-            await asyncio.sleep(_TRIM_INTERVAL)
-            paths = [
-                self._log(x.request.container_id, stream)
-                for x in self._live()
-                if x.pid is not None
-                for stream in ("stdout", "stderr")
-            ]
-            if paths:
-                await asyncio.to_thread(trim_logs, paths, self._max_log_bytes)
+    def _open_logs(self) -> list[pathlib.Path]:
+        running = [x.request.container_id for x in self._live() if x.pid is not None]
+        return [
+            self._log(container_id, stream) for container_id in running for stream in ("stdout", "stderr")
+        ]
 
 
 def _key(job: Job) -> tuple[str, str]:

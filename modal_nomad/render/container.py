@@ -28,10 +28,14 @@ START = """\
 for python in $MODAL_PYTHON python3 python /usr/local/bin/python3 /usr/bin/python3 \
 /opt/conda/bin/python3 /opt/venv/bin/python3; do
 command -v "$python" >/dev/null 2>&1 || continue
-trap 'kill -TERM "$worker" 2>/dev/null' TERM
-trap 'kill -INT "$worker" 2>/dev/null' INT
+got=; worker=
+trap 'got=TERM; [ "$worker" ] && kill -TERM "$worker" 2>/dev/null' TERM
+trap 'got=INT; [ "$worker" ] && kill -INT "$worker" 2>/dev/null' INT
 "$python" "$@" & worker=$!
-while :; do wait "$worker"; code=$?; kill -0 "$worker" 2>/dev/null || exit "$code"; done
+[ "$got" ] && kill -"$got" "$worker"
+while got=; wait "$worker"; code=$?; [ "$got" ] && kill -0 "$worker" 2>/dev/null; do :; done
+[ "$got" ] && { wait "$worker"; last=$?; [ "$last" = 127 ] || code=$last; }
+exit "$code"
 done
 echo "modal-nomad: this image has no Python: add CPython 3.9 or newer to it (add_python= of\
  Image.from_registry, or a step that installs one), or name it with Image.env({'MODAL_PYTHON': ...})" >&2

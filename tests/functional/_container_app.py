@@ -86,8 +86,8 @@ if __name__ == "__main__":
         print(list(items.remote_gen(5)))
         print(Counter().more.remote(2))
         print(keep.remote("by a container"), b"".join(volume.read_file("kept.txt")))
-        if hello.web_url:
-            host = hello.web_url.split("/")[2]
+        if hello.get_web_url():
+            host = hello.get_web_url().split("/")[2]
             url = "http://127.0.0.1:" + host.rpartition(":")[2]
             request = urllib.request.Request(url, headers={{"Host": host}})
             print(urllib.request.urlopen(request, timeout=60).read())

@@ -168,6 +168,18 @@ def test_the_start_line_finds_a_python(tmp_path: Path) -> None:
     assert _start(tmp_path, MODAL_PYTHON=str(own)).returncode == 137
 
 
+def test_the_start_line_passes_signals_on(tmp_path: Path) -> None:
+    _program(tmp_path / "python3", "trap 'exit 5' TERM; echo up; while :; do /bin/sleep 0.02; done")
+    command = ["/bin/sh", "-c", START, "x"]
+    with subprocess.Popen(command, env={"PATH": str(tmp_path)}, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None and process.stdout.readline() == b"up\n"
+            process.terminate()
+            assert process.wait(60) == 5
+        finally:
+            process.kill()
+
+
 def test_what_the_runtime_is_asked_for() -> None:
     spec = replace(PLAIN, memory=(64, 128), cpu=(1.0, 1.5), volumes=(VolumeMount("/v", "vo-1"),))
     plan = parse(render_function(spec, SETTINGS))

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from modal_nomad.engines._nomad_words import capacity_of, gpu_of, placement_words
+from modal_nomad.engines._nomad_words import allocation_event, capacity_of, gpu_of, placement_words
 from modal_nomad.engines.base import Capacity
 
 
@@ -101,3 +101,10 @@ def test_who_waits_for_a_gpu_is_told_which_nodes_have_none(
 def test_a_jobs_gpus_are_read_from_its_meta() -> None:
     assert gpu_of({"Meta": {"modal_gpu": "1 × L4"}}) == "1 × L4"
     assert gpu_of({"Meta": None}) == gpu_of({}) == ""
+
+
+def test_a_capability_that_nodes_do_not_allow_is_said_with_what_allows_it() -> None:
+    text = "driver does not allow the following capabilities: sys_admin"
+    event = {"Type": "Driver Failure", "DisplayMessage": text}
+    found = allocation_event("ta-1", {"ClientStatus": "failed", "TaskStates": {"x": {"Events": [event]}}})
+    assert found.reason.startswith(text) and "allow_caps" in found.reason
