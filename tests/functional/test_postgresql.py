@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from conftest import Live, until
 import modal_nomad as modal
 from tests._ports import free_ports
 from tests._postgresql import Postgresql
+from tests._s3 import KEY_ID, SECRET_KEY, s3_server
 
 Serve = Callable[..., "subprocess.Popen[str]"]
 LIMIT = 90.0
@@ -121,9 +123,10 @@ def test_a_killed_server_costs_no_accepted_input_and_no_result(
 class _Dispatchers:
     """Two on one database, each with a home of its own and with the same blobs."""
 
-    def __init__(self, own: Live, store: str) -> None:
+    def __init__(self, own: Live, store: str, s3: str = "") -> None:
         self._own = own
         self._store = store
+        self._s3 = s3
         self.ports = free_ports(2)
         self.processes: dict[int, subprocess.Popen[str]] = {}
 
@@ -131,7 +134,7 @@ class _Dispatchers:
         home = self._own.home / str(port)
         (self._own.home / "blobs").mkdir(exist_ok=True)
         home.mkdir(exist_ok=True)
-        if not (home / "blobs").exists():
+        if not self._s3 and not (home / "blobs").exists():
             (home / "blobs").symlink_to(self._own.home / "blobs")
         config = self._own.write(
             f"{port}.toml",
@@ -142,6 +145,7 @@ class _Dispatchers:
             store = "{self._store}"
             engine = "local"
             auth = "none"
+            {self._s3}
             """,
         )
         with (self._own.home / f"{port}.log").open("ab") as log:
@@ -220,3 +224,44 @@ def test_the_embedded_dispatcher_takes_it_from_its_own_file(own: Live, postgresq
     own.kill()
     assert modal.Dict.from_name("things")["key"] == 1
     assert not (own.home / "store.db").exists()
+
+
+def test_a_standby_takes_over_with_blobs_in_a_bucket(
+    own: Live, postgresql_database: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = os.urandom(5 << 20)
+    with s3_server(tmp_path) as s3:
+        table = {"bucket": s3.bucket("pair"), "endpoint": s3.address, "access_key_id": KEY_ID}
+        table |= {"secret_access_key": SECRET_KEY}
+        lines = [f'{name} = "{value}"' for name, value in table.items()]
+        pair = _Dispatchers(own, postgresql_database, "\n".join(["[s3]", "path_style = true", *lines]))
+        first, second = pair.ports
+        with balancer(pair.ports) as port:
+            try:
+                monkeypatch.setenv("MODAL_SERVER_URL", f"http://127.0.0.1:{port}")
+                pair.start(first, port)
+                pair.start(second, port)
+                app = modal.App("bucket")
+
+                @app.function(serialized=True, name="turn")
+                def turn(data: bytes) -> bytes:
+                    return data[::-1]
+
+                app.deploy()
+                done = app["turn"].spawn(large)
+                assert done.get(timeout=LIMIT) == large[::-1]
+                things = modal.Dict.from_name("large", create_if_missing=True)
+                things["value"] = large
+                volume = modal.Volume.from_name("large", create_if_missing=True)
+                with volume.batch_upload() as batch:
+                    batch.put_file(io.BytesIO(large), "large")
+                accepted = app["turn"].spawn(large[:-1])
+                pair.kill(first)
+                assert accepted.get(timeout=LIMIT) == large[-2::-1]
+                assert pair.health(second).startswith("200")
+                assert modal.FunctionCall.from_id(done.object_id).get(timeout=LIMIT) == large[::-1]
+                assert things["value"] == large and b"".join(volume.read_file("large")) == large
+                assert app["turn"].remote(large) == large[::-1]
+                assert not [x for x in own.home.glob("*/blobs/**/*") if x.is_file()]
+            finally:
+                pair.close()
