@@ -29,7 +29,9 @@ from modal_nomad.dispatcher.call_engine import CallEngine
 from modal_nomad.dispatcher.garbage import Garbage
 from modal_nomad.dispatcher.gateway.tokens import ProxyTokens
 from modal_nomad.dispatcher.images import Images
+from modal_nomad.dispatcher.images.on_nomad import OnNomad
 from modal_nomad.dispatcher.images.on_the_spot import OnTheSpot
+from modal_nomad.dispatcher.images.room import Builder
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.nfs import NetworkFileSystems
 from modal_nomad.dispatcher.objects.answers import Answers
@@ -121,7 +123,14 @@ class Dispatcher:
         self.secrets = Secrets.from_settings(settings)
         builds = settings.build_settings()
         # A build is nobody's container, and fetches what it copies as one.
-        builder = OnTheSpot(builds.builder, settings.listen, workers.mint("ta-image-builder"))
+        token, jobs = workers.mint("ta-image-builder"), getattr(engine, "client", None)
+        self.image_jobs: OnNomad | None = None
+        builder: Builder = OnTheSpot(builds.builder, settings.listen, token)
+        if jobs is not None:
+            from modal_nomad.engines._nomad_jobs import NomadJobs
+
+            namespace = str(settings.render.get("namespace", RenderSettings.namespace))
+            builder = self.image_jobs = OnNomad(NomadJobs(jobs, namespace), builds, settings.address, token)
         self.images = Images(store, self.secrets, builds, builder, runtime_sha)
         self.proxy_tokens = ProxyTokens(store)
         self.web = Web(

@@ -29,6 +29,7 @@ from modal_nomad.dispatcher.auth import Authenticator, Identity
 from modal_nomad.dispatcher.blobs import BlobError, BlobMissing, BlobStoreError
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.gateway_sessions import GatewaySession
+from modal_nomad.dispatcher.http_images import add_routes as add_image_routes
 from modal_nomad.dispatcher.http_nfs import add_routes as add_nfs_routes
 from modal_nomad.dispatcher.http_schedules import add_routes as add_schedule_routes
 from modal_nomad.dispatcher.http_tunnels import add_routes as add_tunnel_routes
@@ -91,6 +92,8 @@ class Server:
         add_nfs_routes(app, self.dispatcher, self._identify_scoped)
         add_tunnel_routes(app, self.dispatcher, self._identify)
         app.router.add_get("/artifacts/{sha}.zip", self._artifact)
+        if self.dispatcher.image_jobs is not None:
+            add_image_routes(app, self.dispatcher.image_jobs, self.authenticator)
         app.on_shutdown.append(self._shutdown)
         return app
 
@@ -149,6 +152,9 @@ class Server:
 
     async def _file(self, request: web.Request, content_type: str) -> web.StreamResponse:
         sha = request.match_info["sha"]
+        if sha == "runtime":
+            # For jobs of operators, which outlive this version; there is no secret in it.
+            sha = self.dispatcher.runtime_sha
         try:
             return await self.dispatcher.blobs.serve(sha, request, content_type)
         except BlobMissing:

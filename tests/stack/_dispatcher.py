@@ -50,6 +50,7 @@ def dispatcher(
     web: Mapping[str, Any] = {},
     proxies: Mapping[str, str] = {},
     tunnels: Mapping[str, Any] = {},
+    images: Mapping[str, Any] = {},
     **settings: Any,
 ) -> Iterator[str]:
     """Yield the URL of a dispatcher on ``nomad``, the settings of its table of that name; so the others."""
@@ -65,6 +66,7 @@ def dispatcher(
     lines += ["[web]", *(f"{name} = {json.dumps(value)}" for name, value in web.items())]
     lines += [f"[proxies.{name}]\n{text}" for name, text in proxies.items()]
     lines += ["[tunnels]", *(f"{name} = {json.dumps(value)}" for name, value in tunnels.items())]
+    lines += ["[images]", *(f"{name} = {json.dumps(value)}" for name, value in images.items())]
     lines += ["[render]"]
     lines += [f"{name} = {json.dumps(value)}" for name, value in {"python": sys.executable, **render}.items()]
     file, out = directory / "dispatcher.toml", directory / "dispatcher.log"

@@ -63,7 +63,7 @@ class Build:
                 self._say({"step": layer["step"]})
                 try:
                     self._layer(tool, layer)
-                    reference = tool.image_id(layer["tag"])
+                    reference = tool.built(layer["tag"])
                     if not reference:
                         raise ImageBuildError(f"{tool.name} built {layer['tag']} and does not have it")
                     if self._plan.get("push"):
@@ -84,6 +84,8 @@ class Build:
         """Return the number of the first layer to build: what comes after the last one that is here."""
         for number in range(len(layers) - 1, 0, -1):
             before = layers[number - 1]
+            if not before.get("known"):
+                continue
             if before.get("known") and self._plan.get("push") and not tool.image_id(before["tag"]):
                 self._try_pull(tool, before["tag"])
             if tool.image_id(before["tag"]):

@@ -40,14 +40,15 @@ class Tool:
         self._network = ["--network", network] if network else []
         self._insecure = insecure
         self._folder = folder
+        self._built: Dict[str, str] = {}
 
     def build(self, tag: str, dockerfile: str, context: str, args: Mapping[str, str], fresh: bool) -> None:
         """Build a Dockerfile. Raises ImageBuildError."""
-        words = [self.name, "build", "--tag", tag, "--file", dockerfile, *self._network]
+        words = ["--file", dockerfile, *self._network]
         words += [word for key in args for word in ("--build-arg", f"{key}={args[key]}")]
         if fresh:
             words.append("--no-cache")
-        self._run([*words, *self._build_words(), context])
+        self._build(tag, [*words, *self._build_words(), context])
 
     def run(self, tag: str, command: str, mounts: Mapping[str, str], gpu: bool) -> None:
         """Run a command in an image, and let what it changes be the image of that tag.
@@ -62,19 +63,20 @@ class Tool:
             ImageBuildError: it failed.
         """
         empty = self._empty(f"FROM {tag}\nRUN {command}\n")
-        words = [
-            self.name,
-            "build",
-            "--tag",
-            tag,
-            "--file",
-            f"{empty}/Dockerfile",
-            "--no-cache",
-            *self._network,
-        ]
+        words = ["--file", f"{empty}/Dockerfile", "--no-cache", *self._network]
         words += [word for place, path in mounts.items() for word in ("--volume", f"{path}:{place}:ro")]
         words += ["--device", "nvidia.com/gpu=all"] if gpu else []
-        self._run([*words, *self._build_words(), empty])
+        self._build(tag, [*words, *self._build_words(), empty])
+
+    def _build(self, tag: str, words: Sequence[str]) -> None:
+        place = os.path.join(self._folder, "image-id")
+        self._run([self.name, "build", "--tag", tag, "--iidfile", place, *words])
+        with open(place) as file:
+            self._built[tag] = file.read().strip()
+
+    def built(self, tag: str) -> str:
+        """Return the id of an image that was built here; empty when it was not."""
+        return self._built.get(tag) or self.image_id(tag)
 
     def _empty(self, dockerfile: str) -> str:
         """Return a build context with nothing but a Dockerfile."""
