@@ -14,26 +14,14 @@ from conftest import Live, until
 
 import modal_nomad as modal
 from modal_nomad import exception
+from tests._network import netless
 from tests._ports import free_ports
 
 MIB = 1 << 20
 
 
-def _netless() -> bool:
-    pid = os.fork()
-    if pid == 0:
-        try:
-            from modal_nomad.worker._network import enter_empty
-
-            enter_empty()
-            os._exit(0)
-        finally:
-            os._exit(1)
-    return os.waitpid(pid, 0)[1] != 0
-
-
 pytestmark = pytest.mark.skipif(
-    sys.platform != "linux" or _netless(), reason="the kernel gives no network namespace here"
+    sys.platform != "linux" or netless(), reason="the kernel gives no network namespace here"
 )
 
 

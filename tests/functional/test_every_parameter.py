@@ -13,6 +13,7 @@ from conftest import Live
 import modal_nomad as modal
 from modal_nomad import exception
 from modal_nomad.scheduler_placement import SchedulerPlacement
+from tests._network import netless
 
 ROWS = (Path(__file__).parents[2] / "docs/compatibility.md").read_text()
 OLDER = {
@@ -146,7 +147,11 @@ def test_every_parameter_of_both_signatures(own: Live) -> None:
             assert {name: found[name] for name in FOUND} == FOUND
             assert "lo" in found["network"]
         for call in (apart, model_apart().get):
-            assert call.remote()["network"] == ["lo"]
+            if netless():
+                with pytest.raises(exception.ExecutionError, match="block_network=True needs"):
+                    call.remote()
+            else:
+                assert call.remote()["network"] == ["lo"]
         for call in (short, model_short().get):
             # Where there is a GPU it is given; where there is none this is said, and nothing runs without.
             try:
