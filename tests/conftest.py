@@ -20,6 +20,7 @@ from tests._postgresql import (
     postgresql_programs,
     postgresql_server,
 )
+from tests._registry import NO_REGISTRY
 from tests.engine_contract._nomad_agent import docker_client, nomad_agent, nomad_binary
 
 # What Hypothesis takes for slow tests is mostly a machine that has other work.
@@ -29,6 +30,7 @@ settings.register_profile(
 settings.load_profile("tests")
 
 NO_NOMAD = "no `nomad` binary on PATH"
+NO_IMAGE_TOOLS = "no podman or no buildah on PATH"
 NO_BUCKET_MOUNTS = "no rclone, s3fs, fusermount3 or usable /dev/fuse, or not root"
 
 
@@ -38,6 +40,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ("on a real PostgreSQL", NO_POSTGRESQL),
         ("of mounted buckets", NO_BUCKET_MOUNTS),
         ("of container images", NO_DOCKER),
+        ("of image registries", NO_REGISTRY),
+        ("of builds without a daemon", NO_IMAGE_TOOLS),
         ("on a real Consul", NO_CONSUL),
     ):
         skipped = [r for r in terminalreporter.stats.get("skipped", ()) if reason in str(r.longrepr)]

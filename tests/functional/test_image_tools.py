@@ -14,6 +14,7 @@ from conftest import _home
 
 import modal_nomad as modal
 from tests._docker import Docker
+from tests.conftest import NO_IMAGE_TOOLS
 
 _BASE = "localhost/modal-nomad-tests/debian:1"
 
@@ -21,9 +22,8 @@ _BASE = "localhost/modal-nomad-tests/debian:1"
 @pytest.fixture(scope="module")
 def storage(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Give both programs images of their own, with a Debian among them."""
-    missing = [x for x in ("podman", "buildah") if shutil.which(x) is None]
-    if missing:
-        pytest.skip(f"no {' and no '.join(missing)} on PATH")
+    if any(shutil.which(x) is None for x in ("podman", "buildah")):
+        pytest.skip(NO_IMAGE_TOOLS)
     folder = tmp_path_factory.mktemp("storage")
     settings = folder / "storage.conf"
     settings.write_text(
