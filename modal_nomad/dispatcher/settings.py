@@ -378,6 +378,10 @@ class Settings:
                 raise SettingsError(f"[web]: listen: {error}") from None
             if where.path:
                 raise SettingsError('[web]: listen must be an address such as "http://0.0.0.0:8080"')
+            if where.tls:
+                raise SettingsError(
+                    "[web]: the dispatcher serves no https:// here: `modal-nomad gateway` does"
+                )
 
     def build_settings(self) -> BuildSettings:
         """Return what is said of images. Raises ValueError."""

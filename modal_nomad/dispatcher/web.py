@@ -208,8 +208,7 @@ class Web:
     def container_out(self, info: ContainerInfo) -> None:
         """Give a container no more requests."""
         self.registry.instance_out(info.function.function_id, info.container_id)
-        if info.session is None:
-            self.loads.container_gone(info.function.function_id, info.container_id)
+        self.loads.container_gone(info.function.function_id, info.container_id)
 
     def welcome(self, info: ContainerInfo) -> dict[str, Any]:
         """Return what a container is told of its endpoints."""
@@ -223,10 +222,12 @@ class Web:
 
     def container_load(self, info: ContainerInfo, running: int, finished: int, seconds: float) -> None:
         """Take a container's own word on how many requests it has."""
-        spec = info.function.spec
-        if not open_to_edges(spec, self._edge):
+        function = info.function
+        known = self.registry.has(function.function_id, info.container_id)
+        # One that is out ends after what it has, and nobody waits for its word.
+        if not known or not open_to_edges(function.spec, self._edge):
             return
-        self.loads.say_own(info.function.function_id, info.container_id, running, finished, seconds)
+        self.loads.say_own(function.function_id, info.container_id, running, finished, seconds)
 
     # --- between gateway and call engine ----------------------------------------------------------
 

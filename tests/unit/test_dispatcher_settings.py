@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from modal_nomad.dispatcher.gateway import process_settings
+from modal_nomad.dispatcher.gateway.process_settings import GatewayProcessSettings
 from modal_nomad.dispatcher.settings import EXAMPLE, Settings, SettingsError
 
 
@@ -102,3 +104,48 @@ def test_the_embedded_dispatcher_takes_what_its_home_says_of_vault(tmp_path: Pat
     file.write_text('listen = "http://0.0.0.0:1"\n')
     with pytest.raises(SettingsError, match=r"local\.toml: unknown setting 'listen'; known are .*vault"):
         Settings.for_home(tmp_path)
+
+
+def test_the_web_gateway_s_settings_are_checked(tmp_path: Path) -> None:
+    for web, words in (
+        ({"listen": "https://0.0.0.0:443"}, "modal-nomad gateway"),
+        ({"consul": "yes"}, "of type bool"),
+        ({"max_waiting": True}, "of type int"),
+        ({"consul_check": "udp"}, "http or tcp"),
+    ):
+        with pytest.raises(SettingsError, match=words):
+            Settings(web=web)
+    with pytest.raises(SettingsError, match="shorter than 16"):
+        Settings(web={"gateway_token": "short"}).gateway_token()
+    with pytest.raises(SettingsError, match="cannot be read"):
+        Settings(web={"gateway_token_file": str(tmp_path / "none")}).gateway_token()
+    file = tmp_path / "token"
+    file.write_text("a token that is long enough\n")
+    assert Settings(web={"gateway_token_file": str(file)}).gateway_token() == "a token that is long enough"
+
+
+def test_the_settings_of_a_gateway_process_are_checked(tmp_path: Path) -> None:
+    file = tmp_path / "gateway.toml"
+    for text, words in (
+        ("", "gateway_token is empty"),
+        ("listen = 5", "must be a str"),
+        ("lisen = ''", "known are"),
+        ('listen = "https://127.0.0.1:1"', "belong together"),
+        ('listen = "unix:///x.sock"', "an address such as"),
+        ("dispatchers = []", "at least one"),
+        ("processes = 0", "1 or more"),
+        ("[consul]\nadress = 'x'", "known are address"),
+        ("this is no TOML", "is not TOML"),
+    ):
+        file.write_text(text)
+        with pytest.raises(SettingsError, match=words):
+            GatewayProcessSettings.load(file).token()
+    file.write_text(process_settings.EXAMPLE)
+    assert GatewayProcessSettings.load(file) == GatewayProcessSettings(
+        consul={"address": "", "token": "", "ca_file": "", "datacenter": "", "register": ""},
+        tls={"certificates": [], "interval": 5.0},
+        pki={
+            "address": "", "token": "", "token_file": "", "namespace": "", "ca_file": "", "mount": "pki",
+            "role": "", "names": [], "custom_domains": False, "ttl": "",
+        },
+    )  # fmt: skip

@@ -160,7 +160,7 @@ class _Entry:
                     deployed=meta.get("deployed") != "false",
                 ),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             logger.warning(
                 "service %s in Consul is not as our jobs register it: %r", service.get("ID"), error
             )

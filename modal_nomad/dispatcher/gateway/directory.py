@@ -74,6 +74,7 @@ class Directory:
         self._functions: dict[str, ServedFunction] = {}
         self._containers: dict[str, dict[str, ContainerAddress]] = {}
         self._before: dict[str, dict[str, ContainerAddress]] = {}
+        self._stale: set[str] = set()
 
     # --- the dispatcher's connection --------------------------------------------------------------
 

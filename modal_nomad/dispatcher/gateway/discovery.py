@@ -101,6 +101,10 @@ class Registry:
         """Return one of them."""
         return self._functions.get(function_id)
 
+    def has(self, function_id: str, container_id: str) -> bool:
+        """Say whether a container takes requests."""
+        return container_id in self._containers.get(function_id, {})
+
     def serve(self, function: ServedFunction) -> None:
         """Note a Function."""
         self._functions[function.function_id] = function

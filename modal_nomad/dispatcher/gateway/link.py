@@ -16,6 +16,7 @@ from modal_nomad.dispatcher.gateway.directory import KEEP_SECONDS, Directory
 from modal_nomad.dispatcher.gateway.discovery import ContainerAddress, container_key
 from modal_nomad.dispatcher.gateway.routes import Route
 from modal_nomad.dispatcher.gateway.wire import host_and_port, served_function
+from modal_nomad.dispatcher.settings import SettingsError
 from modal_nomad.dispatcher.store.base import hash_secret
 from modal_nomad.wire import frames
 from modal_nomad.wire.address import parse_address
@@ -98,8 +99,11 @@ class Link:
                     if str(error) != self.refused:
                         self.refused = str(error)
                         logger.error("%s", error)
-                except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
+                except (aiohttp.ClientError, OSError, asyncio.TimeoutError, SettingsError) as error:
                     logger.info("the dispatcher at %s cannot be reached: %s", address, error)
+                except Exception:
+                    # One frame that is not understood must not leave the gateway alone for ever.
+                    logger.exception("the dispatcher at %s is not understood", address)
             await asyncio.sleep(_AGAIN_SECONDS[min(failures, len(_AGAIN_SECONDS) - 1)])
             failures += 1
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import ctypes
 import logging
 import os
 import signal
@@ -30,6 +31,7 @@ from modal_nomad.wire.address import parse_address
 logger = logging.getLogger("modal_nomad.dispatcher")
 
 _BACKLOG = 1024
+_PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.05
 _RESTART_SECONDS = 1.0
 _FIRST_SECONDS = 3.0
@@ -57,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = GatewayProcessSettings.load(options.config)
         settings.token()
         if options.socket is not None:
+            _end_with_parent()
             run(settings, socket.socket(fileno=options.socket))
         elif settings.processes > 1:
             _Group(settings, options.config).run()
@@ -66,6 +69,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"modal-nomad gateway: {error}\n")
         return 1
     return 0
+
+
+def _end_with_parent() -> None:
+    """Have this process told to end when the one that started it does, however that ends."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
 
 
 def listening(settings: GatewayProcessSettings, port: int = 0) -> socket.socket:
