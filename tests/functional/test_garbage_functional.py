@@ -24,7 +24,8 @@ APP = """
 
 
 def test_code_of_old_deploys_and_dropped_values_are_removed(own: Live, serve: Callable[..., Any]) -> None:
-    serve(garbage_age=4.0, garbage_interval=0.5)
+    # As old as code may be that a slow deploy has sent and does not use yet.
+    serve(garbage_age=20.0, garbage_interval=0.5)
     state = own.home / "state"
 
     def blobs() -> dict[str, int]:
