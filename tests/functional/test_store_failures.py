@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from _served import Served
 
-from modal_nomad.dispatcher import core
+from modal_nomad.dispatcher.objects import registry
 from modal_nomad.dispatcher.store import SqliteStore, StoreError
 from modal_nomad.wire.ids import new_id
 
@@ -68,7 +68,7 @@ def test_expired_entries_are_looked_for_again_after_a_failure(monkeypatch: pytes
         again.set()
         await asyncio.Event().wait()
 
-    monkeypatch.setattr(core, "_EXPIRY_SECONDS", 0.0)
+    monkeypatch.setattr(registry, "_EXPIRY_SECONDS", 0.0)
     monkeypatch.setattr(SqliteStore, "expire_objects", expire)
     with (
         tempfile.TemporaryDirectory(prefix="mn-", dir="/tmp") as home,

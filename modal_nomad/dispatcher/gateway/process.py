@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--config", type=Path, help="configuration file (TOML)")
     parser.add_argument("--print-config", action="store_true", help="print a commented configuration and end")
     parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args(argv)
     if options.print_config:
         sys.stdout.write(EXAMPLE)
@@ -59,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = GatewayProcessSettings.load(options.config)
         settings.token()
         if options.socket is not None:
-            _end_with_parent()
+            _end_with_parent(options.parent)
             run(settings, socket.socket(fileno=options.socket))
         elif settings.processes > 1:
             _Group(settings, options.config).run()
@@ -71,11 +72,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(parent: int) -> None:
     """Have this process told to end when the one that started it does, however that ends."""
     prctl = getattr(ctypes.CDLL(None), "prctl", None)
     if prctl is not None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    if os.getppid() != parent:
+        # It ended before this process could ask to be told.
+        raise SystemExit(0)
 
 
 def listening(settings: GatewayProcessSettings, port: int = 0) -> socket.socket:
@@ -147,9 +151,8 @@ class _Group:
     def _start(self, sock: socket.socket) -> subprocess.Popen[bytes]:
         number = sock.fileno()
         command = [sys.executable, "-m", "modal_nomad.dispatcher.gateway"]
-        return subprocess.Popen(
-            [*command, "--config", str(self._config), "--socket", str(number)], pass_fds=(number,)
-        )
+        ours = ["--config", str(self._config), "--socket", str(number), "--parent", str(os.getpid())]
+        return subprocess.Popen([*command, *ours], pass_fds=(number,))
 
 
 async def _serve(settings: GatewayProcessSettings, sock: socket.socket) -> None:
