@@ -183,6 +183,13 @@ def test_https(live: Live) -> None:
         with pytest.raises(httpx.ConnectError, match="certificate"):
             httpx.get(tunnel.told["url"], timeout=LIMIT)
         assert tunnel.told["tcp"] == "this tunnel speaks TLS alone: use forward(port, unencrypted=True)"
+
+
+@pytest.mark.usefixtures("running")
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl here")
+def test_curl_trusts_the_homes_certificate(live: Live) -> None:
+    with opened(_tunnelled.pages, live.folder) as tunnel:
+        host = tunnel.told["url"].removeprefix("https://")
         file = str(live.home / "tunnels.pem")
         done = subprocess.run(
             ["curl", "-sS", "--max-time", "60", "--cacert", file, f"{tunnel.told['url']}/by-curl"],
