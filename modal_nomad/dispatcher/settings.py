@@ -499,7 +499,7 @@ class Settings:
             raise SettingsError(f"MODAL_CLIENT_GRACE is {grace!r}: give a number of seconds") from None
         file = home / LOCAL_FILE
         return cls(
-            **(cls._read(file, LOCAL_NAMES) if file.exists() else {}),
+            **(read_settings(cls, file, LOCAL_NAMES) if file.exists() else {}),
             client_grace=client_grace,
             durability=os.environ.get("MODAL_DURABILITY") or cls.durability,
             listen=f"unix://{home / 'daemon.sock'}",
@@ -516,30 +516,39 @@ class Settings:
         Raises:
             SettingsError: naming the file and the fault.
         """
-        return cls(**cls._read(path, {f.name for f in dataclasses.fields(cls)} - {"embedded"}))
+        return cls(**read_settings(cls, path, {f.name for f in dataclasses.fields(cls)} - {"embedded"}))
 
-    @classmethod
-    def _read(cls, path: Path, names: Set[str]) -> dict[str, Any]:
-        try:
-            data: dict[str, Any] = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise SettingsError(
-                f"cannot read {path}: {error.strerror}; `--print-config` prints an example"
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path} is not TOML: {error}") from error
-        if unknown := sorted(set(data) - names):
-            raise SettingsError(
-                f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}"
-            )
-        defaults = cls()
-        for name, value in data.items():
-            expected = type(getattr(defaults, name))
-            if expected is float and type(value) is int:
-                data[name] = float(value)
-            elif not isinstance(value, expected):
-                raise SettingsError(f"{path}: {name} is {value!r}; it must be a {expected.__name__}")
-        return data
+
+def read_settings(kind: type[Any], path: Path, names: Set[str], command: str = "") -> dict[str, Any]:
+    """Return the values of a TOML file of settings.
+
+    Args:
+        kind: the dataclass that they are of; its defaults say their types.
+        path: the file.
+        names: which of its fields the file may have.
+        command: what prints an example, before ``--print-config``.
+
+    Raises:
+        SettingsError: naming the file and the fault.
+    """
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise SettingsError(
+            f"cannot read {path}: {error.strerror}; `{command}--print-config` prints an example"
+        ) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} is not TOML: {error}") from error
+    if unknown := sorted(set(data) - names):
+        raise SettingsError(f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}")
+    defaults = kind()
+    for name, value in data.items():
+        expected = type(getattr(defaults, name))
+        if expected is float and type(value) is int:
+            data[name] = float(value)
+        elif type(value) is not expected:
+            raise SettingsError(f"{path}: {name} is {value!r}; it must be a {expected.__name__}")
+    return data
 
 
 def read_token(given: str, file: str) -> str:

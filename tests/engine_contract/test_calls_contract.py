@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.engine_contract._program import run
 from tests.stack._dispatcher import dispatcher
 
 CALLER = """
@@ -81,15 +79,7 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 def _python(folder: Path, url: str, text: str, *words: str) -> list[str]:
     file = folder / "contract_calls.py"
     file.write_text(text)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_"))}
-    environment = {**clean, "MODAL_SERVER_URL": url, "MODAL_CONFIG_PATH": "/nonexistent"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(file), *words],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    done = run(url, file, *words)
     assert done.returncode == 0, done.stderr
     return done.stdout.split()
 

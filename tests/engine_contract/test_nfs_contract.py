@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.engine_contract._program import run
 from tests.stack._dispatcher import dispatcher
 
 PROGRAM = """
@@ -58,13 +56,6 @@ def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         nfs = {"directory": str(folder / "shared")}
     with dispatcher(folder, nomad, engine=request.param, auth="none", nfs=nfs) as url:
         yield url
-
-
-def run(server: str, file: Path) -> subprocess.CompletedProcess[str]:
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_"))}
-    environment = {**clean, "MODAL_SERVER_URL": server, "MODAL_CONFIG_PATH": "/nonexistent"}
-    command = [sys.executable, "-W", "ignore", str(file)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100)
 
 
 def test_network_file_systems(server: str, tmp_path: Path) -> None:

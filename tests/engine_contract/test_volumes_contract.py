@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.stack._dispatcher import dispatcher
+from tests.engine_contract._program import run, server_of
 
 PROGRAM = """
 import io
@@ -57,26 +54,13 @@ if __name__ == "__main__":
 
 @pytest.fixture(params=["local", "nomad"])
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    nomad = {"address": ""}
-    if request.param == "nomad":
-        nomad = {"address": request.getfixturevalue("nomad_address")}
-    # Short: the embedded engine's sockets have short paths.
-    folder = tmp_path_factory.mktemp("c")
-    with dispatcher(folder, nomad, engine=request.param, auth="none") as url:
+    with server_of(request, tmp_path_factory) as url:
         yield url
 
 
 def test_volumes(server: str, tmp_path: Path) -> None:
     file = tmp_path / "contract_volumes.py"
     file.write_text(PROGRAM)
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_"))}
-    environment = {**clean, "MODAL_SERVER_URL": server, "MODAL_CONFIG_PATH": "/nonexistent"}
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", str(file), str(tmp_path / "chunks")],
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
+    done = run(server, file, str(tmp_path / "chunks"))
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["done"]

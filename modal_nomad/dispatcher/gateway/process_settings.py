@@ -3,20 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 from modal_nomad.dispatcher.gateway.certificates import TlsSettings
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
-from modal_nomad.dispatcher.settings import SettingsError, read_token
+from modal_nomad.dispatcher.settings import SettingsError, read_settings, read_token
 from modal_nomad.hashicorp.consul import ConsulSettings
 from modal_nomad.wire.address import Address, parse_address
 
@@ -163,27 +157,8 @@ class GatewayProcessSettings:
     @classmethod
     def load(cls, path: Path) -> GatewayProcessSettings:
         """Read a TOML file. Raises SettingsError, naming the file and the fault."""
-        try:
-            data: dict[str, Any] = tomllib.loads(path.read_text())
-        except OSError as error:
-            raise SettingsError(
-                f"cannot read {path}: {error.strerror}; `modal-nomad gateway --print-config` prints one"
-            ) from error
-        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{path} is not TOML: {error}") from error
         names = {f.name for f in dataclasses.fields(cls)}
-        if unknown := sorted(set(data) - names):
-            raise SettingsError(
-                f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}"
-            )
-        defaults = cls()
-        for name, value in data.items():
-            expected = type(getattr(defaults, name))
-            if expected is float and type(value) is int:
-                data[name] = float(value)
-            elif type(value) is not expected:
-                raise SettingsError(f"{path}: {name} is {value!r}; it must be a {expected.__name__}")
-        return cls(**data)
+        return cls(**read_settings(cls, path, names, "modal-nomad gateway "))
 
 
 def _address(name: str, value: str) -> Address:

@@ -112,10 +112,6 @@ class Images:
         finally:
             build.followers.remove(follow)
 
-    async def forget(self, reference: str) -> None:
-        """Build an image anew when it is asked for next: whoever starts containers does not find it."""
-        await self._store.forget_built_image(reference)
-
     async def close(self) -> None:
         """End the builds under way."""
         tasks = [build.task for build in self._building.values() if build.task is not None]

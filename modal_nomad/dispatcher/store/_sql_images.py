@@ -15,6 +15,3 @@ class SqlImages(SqlPart):
     async def put_built_image(self, key: str, reference: str) -> None:
         row = (key, reference, self._clock())
         await self._execute(upsert("images", "key_of_image, reference, built_at", 1), row)
-
-    async def forget_built_image(self, reference: str) -> None:
-        await self._execute("DELETE FROM images WHERE reference = ?", (reference,))

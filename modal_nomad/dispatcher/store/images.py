@@ -15,7 +15,3 @@ class ImageStore(abc.ABC):
     @abc.abstractmethod
     async def put_built_image(self, key: str, reference: str) -> None:
         """Keep what was built under a key, in place of what was before."""
-
-    @abc.abstractmethod
-    async def forget_built_image(self, reference: str) -> None:
-        """Forget a reference under every key: nothing is there any more. An unknown one is no error."""
