@@ -54,6 +54,7 @@ class Ending:
         self.last = FOREVER
         self.hooks = False
         self._grace = grace
+        self._own = False
 
     def begin(self, number: int) -> None:
         """Start the clock, at the first signal. In a handler, or in the thread that learns of it first."""
@@ -61,12 +62,18 @@ class Ending:
             return
         now = monotonic()
         if number == signal.SIGTERM:
-            margin = min(5.0, 0.2 * self._grace)
+            margin = min(5.0, 0.5 * self._grace)
             self.interrupt_at = now + self._grace - margin
             self.last = now + self._grace - margin / 5
         else:
             self.last = now + PREEMPTION_SECONDS + _LAST_WORDS
         self.told = True
+
+    def interrupt(self) -> None:
+        """Interrupt what runs, as the grace period nears its end: what is left of it is for cleaning up."""
+        self.interrupt_at = FOREVER
+        self._own = True
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
 
     def note(self, number: int, frame: Any) -> bool:
         """Take note of a signal; False when it came amid a frame's writing and comes again after that."""
@@ -74,6 +81,7 @@ class Ending:
             return False
         self.begin(number)
         self.signals += 1
-        if self.signals > 1:
+        own, self._own = self._own, False
+        if self.signals > 1 and not own:
             self.last = min(self.last, monotonic() + _LAST_WORDS)
         return True

@@ -15,7 +15,7 @@ from ..exception import FunctionTimeoutError
 from ..wire import frames
 from ..wire.spec import FunctionSpec
 from ._capture import Capture, leave_signals_to_main
-from ._ending import FOREVER, INTERRUPT, Ending
+from ._ending import INTERRUPT, Ending
 from ._loader import load_function, place_files, prepare
 from ._obstacles import descriptors
 from ._outbox import Outbox, Values, Work, pack, stopped
@@ -537,8 +537,7 @@ class Runner:
             self._give_back_queued()
             self._die(EXIT_STUCK, "user code did not end within the grace period; its inputs run elsewhere")
         if now >= ending.interrupt_at and self._pool.busy():
-            ending.interrupt_at = FOREVER
-            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGTERM)
+            ending.interrupt()
         return max(0.01, min(ending.interrupt_at, ending.last) - now)
 
     def _handle(self, header: Dict[str, Any], payloads: List[bytes]) -> None:

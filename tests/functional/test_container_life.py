@@ -95,7 +95,7 @@ async def test_sigterm_interrupts_what_outlives_the_grace_period(
     tmp_path: Path, slots: int, is_async: bool
 ) -> None:
     spec = {"is_async": is_async, "max_concurrent_inputs": slots}
-    async with worker(tmp_path, sleeper(is_async), environ={"MODAL_KILL_TIMEOUT": "1"}, **spec) as w:
+    async with worker(tmp_path, sleeper(is_async), environ={"MODAL_KILL_TIMEOUT": "10"}, **spec) as w:
         await w.lease(1, ())
         await w.logged(b"began")
         w.process.send_signal(signal.SIGTERM)
