@@ -6,27 +6,25 @@ import socket
 import sys
 import threading
 import time
-from collections import deque
 from contextlib import suppress
-from itertools import repeat
-from typing import Any, Callable, Deque, Dict, List, Mapping, NamedTuple, Optional, Set, Tuple
+from typing import Any, Callable, Dict, List, Mapping, NamedTuple, Optional, Set
 
 from ..exception import FunctionTimeoutError
 from ..wire import frames
 from ..wire.spec import FunctionSpec
+from ._backlog import Backlog
 from ._capture import Capture, leave_signals_to_main
 from ._ending import INTERRUPT, Ending
 from ._loader import load_function, place_files, prepare
 from ._obstacles import descriptors
-from ._outbox import Outbox, Values, Work, pack, stopped
+from ._outbox import Outbox, Values, pack, stopped
+from ._pools import pool_kind, web_pool
 from ._session import FIRST_HEARTBEAT, HEARTBEAT, Gone, Refused, Session, Settings
 from ._snapshot import IDLE_SECONDS, keep, park, waits
 from ._turn import Turn
 
 EXIT_FAILED = 1
 EXIT_STUCK = 124
-# A cancellation that meets its input between the queue and the lane is tried again this long.
-_CANCEL_WITHIN = 0.05
 
 
 class Held(NamedTuple):
@@ -68,15 +66,12 @@ class Runner:
             lambda data: settings.blobs().put(data),
         )
         self._streams: Any = None
-        self._queue: Deque[Work] = deque()
+        self._backlog = Backlog(self._session, self._sync)
         self._pool: Any = None
         self._capture: Optional[Capture] = None
-        self._draining = False
         self._closing = False
         self._born = time.monotonic()
         self._ending = Ending(settings.grace)
-        self._said_drain = False
-        self._to_cancel: Dict[Any, float] = {}
         self._spec: Optional[FunctionSpec] = None
         self._service: Any = None
         self._volumes: Any = None
@@ -131,9 +126,9 @@ class Runner:
             else:
                 code = self._serve(spec, function, welcome)
         except KeyboardInterrupt:
-            self._draining = True
+            self._backlog.draining = True
             if self._pool is not None:
-                self._give_back_begun(self._pool.running())
+                self._backlog.give_back_begun(self._pool.running())
         return self._finish(code)
 
     def _load(self, spec: FunctionSpec, welcome: Dict[str, Any]) -> Optional[Callable[..., Any]]:
@@ -225,9 +220,11 @@ class Runner:
         self._session.send({"t": "init_failed"}, [pack(error)])
 
     def _serve(self, spec: FunctionSpec, function: Callable[..., Any], welcome: Mapping[str, Any]) -> int:
-        kind, options = self._kind(spec)
+        service = self._service
         if spec.served:
-            kind = self._web(spec, function, welcome, options)
+            kind, options = web_pool(spec, function, service, welcome, self._session.web_load)
+        else:
+            kind, options = pool_kind(spec, service)
         if spec.is_generator or any(method.is_generator for method in spec.methods.values()):
             from ._generators import Streams
 
@@ -238,12 +235,12 @@ class Runner:
                 function = self._streams.wrap(function, spec.name, spec.is_async)
         pool = kind(
             function,
-            self._queue,
+            self._backlog.queue,
             self._values,
             lambda: Outbox(self._session, self._sync),
             spec.slots,
             spec.timeout,
-            self._give_back_begun,
+            self._backlog.give_back_begun,
             self.request_drain,
             **options,
         )
@@ -259,7 +256,7 @@ class Runner:
         self._pool = pool
         if not options and not spec.is_async and pool.slots == 1:
             pool.turn = self._turn
-        if self._draining:
+        if self._backlog.draining:
             pool.stop()
         if self._service is not None and spec.slots == 1:
             self._service.name_output(self._name_output)
@@ -270,60 +267,15 @@ class Runner:
         pool.run()
         return EXIT_FAILED if spec.served and pool.failed else 0
 
-    def _web(
-        self,
-        spec: FunctionSpec,
-        function: Callable[..., Any],
-        welcome: Mapping[str, Any],
-        options: Dict[str, Any],
-    ) -> Any:
-        """Return what runs a container with endpoints; what it is to know is added to the options."""
-        from ._web import WebPool, add_bundle
-
-        add_bundle()
-        service = self._service
-        if service is not None:
-            options.update(loop=service.lifecycle.loop, in_thread=service.in_thread)
-        options.update(
-            served=spec.served,
-            find=service.method if service is not None else lambda method: function,
-            name=spec.name[:-2] if spec.is_class else spec.name,
-            key=str(welcome.get("web_key", "")),
-            open_to_all=bool(welcome.get("web_open", False)),
-            single_use=spec.single_use_containers,
-            tell=self._session.web_load,
-        )
-        return WebPool
-
     def _name_output(self, method: str) -> None:
         """Send what was printed under the name so far; what follows is that method's."""
         self._sync()
         self._session.method = method
 
-    def _kind(self, spec: FunctionSpec) -> Tuple[Any, Dict[str, Any]]:
-        """Return what runs the inputs, and what it is to know besides what all of them are told."""
-        service = self._service
-        options: Dict[str, Any] = {}
-        if service is not None and (service.on_loop or spec.batch_max_size):
-            options = {"loop": service.lifecycle.loop, "in_thread": service.in_thread}
-        elif spec.batch_max_size:
-            options = {"in_thread": lambda method: not spec.is_async}
-        if spec.batch_max_size:
-            from ._batching import BatchPool
-
-            return BatchPool, {**options, "size": spec.batch_max_size, "wait": spec.batch_wait_ms / 1000}
-        if options or spec.is_async:
-            from ._loop_pool import LoopPool
-
-            return LoopPool, options
-        from ._pool import Pool
-
-        return Pool, options
-
     def _finish(self, code: int) -> int:
-        self._draining = True
+        self._backlog.draining = True
         self._turn.end()
-        self._give_back_queued()
+        self._backlog.give_back_queued()
         session = self._session
         # The last outputs may wait for a reconnect; the reader ends the process when there is none.
         while session.unsent_leases():
@@ -372,7 +324,7 @@ class Runner:
 
     def request_drain(self) -> None:
         """End when what is being run has ended. Safe in a signal handler."""
-        self._draining = True
+        self._backlog.draining = True
         if self._pool is not None:
             self._pool.stop()
 
@@ -394,39 +346,13 @@ class Runner:
     def _follow_leases(self) -> None:
         """End when Nomad has read a leased Secret anew: what is in the environment cannot be changed."""
         settings = self._settings
-        if not settings.secrets_file or self._draining:
+        if not settings.secrets_file or self._backlog.draining:
             return
         from ._secrets import replaced
 
         if replaced(settings.secrets_file, settings.secret_leases):
-            self._say_drain()
+            self._backlog.say_drain()
             self.request_drain()
-
-    def _give_back(self, leases: List[Any]) -> None:
-        if leases:
-            self._session.send({"t": "back", "x": leases})
-
-    def _give_back_begun(self, leases: List[Any]) -> None:
-        if leases:
-            # In this order: else they would be leased to this very container again.
-            self._say_drain()
-            self._session.send({"t": "back", "x": leases, "b": 1})
-
-    def _say_drain(self) -> None:
-        if not self._said_drain:
-            self._said_drain = self._draining = True
-            self._session.send({"t": "drain"})
-
-    def _give_back_queued(self) -> None:
-        self._give_back([work[0] for work in self._take_queued()])
-
-    def _take_queued(self) -> List[Work]:
-        taken: List[Work] = []
-        try:
-            while True:
-                taken.append(self._queue.popleft())
-        except IndexError:
-            return taken
 
     # -- the reader thread ---------------------------------------------------------------------
 
@@ -469,7 +395,7 @@ class Runner:
                 if self._closing:
                     return
                 # Queued inputs are not in the next hello, so the dispatcher gives them to others.
-                self._take_queued()
+                self._backlog.take()
                 if self._streams is not None:
                     self._streams.stop()
                 welcome = session.connect(self._held)
@@ -504,12 +430,9 @@ class Runner:
                 signal.pthread_kill(threading.main_thread().ident or 0, INTERRUPT)
         if self._ending.told:
             wait = min(wait, self._check_end(now))
-        if self._queue and (all_long or self._draining):
-            self._give_back_queued()
-        if self._to_cancel:
-            for lease, until in list(self._to_cancel.items()):
-                if pool.cancel(lease) or now > until:
-                    del self._to_cancel[lease]
+        if self._backlog.queue and (all_long or self._backlog.draining):
+            self._backlog.give_back_queued()
+        if self._backlog.cancel_again(now, pool):
             wait = min(wait, 0.005)
         return wait
 
@@ -517,7 +440,7 @@ class Runner:
         """End a container that is not ready in time, whatever its main thread does; gives the time left."""
         limit = self._spec.startup_timeout if self._spec is not None else None
         # Where only a timeout is set, which is about inputs, the dispatcher is more patient.
-        if limit is None or self._draining:
+        if limit is None or self._backlog.draining:
             return HEARTBEAT
         left = self._born + limit - now
         if left > 0:
@@ -529,12 +452,12 @@ class Runner:
 
     def _check_end(self, now: float) -> float:
         """Hold a container that was told to end to its grace period; gives the time left."""
-        self._say_drain()
+        self._backlog.say_drain()
         ending = self._ending
         if now >= ending.last:
             self._pool.flush()
-            self._give_back_begun(self._pool.running())
-            self._give_back_queued()
+            self._backlog.give_back_begun(self._pool.running())
+            self._backlog.give_back_queued()
             self._die(EXIT_STUCK, "user code did not end within the grace period; its inputs run elsewhere")
         if now >= ending.interrupt_at and self._pool.busy():
             ending.interrupt()
@@ -543,44 +466,19 @@ class Runner:
     def _handle(self, header: Dict[str, Any], payloads: List[bytes]) -> None:
         kind = header["t"]
         if kind == "run":
-            leases = header["x"]
-            if self._draining or self._pool is None:
-                self._give_back(leases)
-                return
-            flags = header.get("f") or [0] * len(leases)
-            methods = header.get("m") or repeat("")
-            works = zip(leases, header["c"], header["n"], flags, payloads, methods)  # noqa: B905 (not on 3.9)
-            self._queue.extend(works)
-            self._pool.wake(len(leases))
+            backlog = self._backlog
+            if backlog.draining or self._pool is None:
+                backlog.give_back(header["x"])
+            else:
+                self._pool.wake(backlog.add(header, payloads))
         elif kind == "more" and self._streams is not None:
             self._streams.more(header["x"], header["n"])
         elif kind == "cancel":
-            self._cancel(header["x"])
+            self._backlog.cancel(header["x"], self._pool)
         elif kind == "drain":
-            self._draining = True
-            self._give_back_queued()
+            self._backlog.draining = True
+            self._backlog.give_back_queued()
             self.request_drain()
-
-    def _cancel(self, leases: List[Any]) -> None:
-        wanted = set(leases)
-        keep = []
-        outbox = Outbox(self._session, self._sync)
-        for work in self._take_queued():
-            if work[0] in wanted:
-                wanted.discard(work[0])
-                outbox.items.append(stopped(work[0], frames.TERMINATED, 0))
-            else:
-                keep.append(work)
-        outbox.flush(sync_logs=False)
-        if self._pool is None:
-            return
-        if keep:
-            self._queue.extend(keep)
-            self._pool.wake(len(keep))
-        until = time.monotonic() + _CANCEL_WITHIN
-        for lease in wanted:
-            if not self._pool.cancel(lease):
-                self._to_cancel[lease] = until
 
     def _end_stuck(self, lease: Any) -> None:
         pool = self._pool
@@ -589,8 +487,8 @@ class Runner:
         outbox.items.append(stopped(lease, pool.pending_status(lease), timeout))
         pool.flush()
         outbox.flush(sync_logs=False)
-        self._give_back_begun([x for x in pool.running() if x != lease])
-        self._give_back_queued()
+        self._backlog.give_back_begun([x for x in pool.running() if x != lease])
+        self._backlog.give_back_queued()
         self._die(EXIT_STUCK, "user code did not end after its timeout or cancellation; the container ends")
 
     def _die(self, code: int, text: str) -> None:
