@@ -12,6 +12,7 @@ The bases matter to ``except`` clauses, so here is the whole tree::
           │    ├── ConnectionError
           │    ├── DeserializationError
           │    ├── ExecutionError
+          │    │    ├── OutOfDiskError
           │    │    └── OutOfMemoryError
           │    ├── FilesystemExecutionError
           │    ├── InternalFailure
@@ -78,6 +79,10 @@ class DeserializationError(Error):
 
 class ExecutionError(Error):
     """An object was used in a state in which it cannot be used."""
+
+
+class OutOfDiskError(ExecutionError):
+    """A container kept more in files than its ``ephemeral_disk=`` and was ended; the text says how much."""
 
 
 class OutOfMemoryError(ExecutionError):

@@ -86,9 +86,10 @@ class DockerAPI:
         """Wait for a container's end; returns its exit code."""
         return int((await self._json("POST", f"/containers/{container}/wait"))["StatusCode"])
 
-    async def inspect(self, container: str) -> dict[str, Any]:
-        """Return all about a container."""
-        found: dict[str, Any] = await self._json("GET", f"/containers/{container}/json", limit=_MOMENT)
+    async def inspect(self, container: str, *, size: bool = False) -> dict[str, Any]:
+        """Return all about a container; with ``size`` what its files take, which takes a while to count."""
+        path = f"/containers/{container}/json{'?size=true' if size else ''}"
+        found: dict[str, Any] = await self._json("GET", path, limit=_MOMENT)
         return found
 
     async def usage(self, container: str) -> tuple[float, int]:

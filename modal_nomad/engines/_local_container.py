@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from modal_nomad.engines._local_gpus import Grant
+from modal_nomad.engines._local_groups import Group
 from modal_nomad.engines._local_job import TaskPlan
 from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState
-from modal_nomad.exception import OutOfMemoryError
+from modal_nomad.exception import ExecutionError, OutOfDiskError, OutOfMemoryError
 
 
 class Starter(Protocol):
@@ -40,6 +41,7 @@ class LocalContainer:
     env: dict[str, str] = field(default_factory=dict)
     cpus: tuple[int, ...] = ()
     gpus: tuple[Grant, ...] = ()
+    group: Group | None = None
     stopping: bool = False
     preparing: asyncio.Task[None] | None = None
     killer: asyncio.TimerHandle | None = None
@@ -66,9 +68,11 @@ class Watch(AsyncIterator[ContainerEvent]):
         return event
 
 
-def out_of_memory(reason: str) -> OutOfMemoryError | None:
-    """Return what callers get for an end by over-use of memory; None for any other."""
-    return OutOfMemoryError(reason) if reason.startswith("out of memory") else None
+def over_use_error(reason: str) -> ExecutionError | None:
+    """Return what callers get for an end by over-use of memory or disk; None for any other."""
+    if reason.startswith("out of memory"):
+        return OutOfMemoryError(reason)
+    return OutOfDiskError(reason) if reason.startswith("out of disk") else None
 
 
 def describe_end(
@@ -78,7 +82,6 @@ def describe_end(
     *,
     stopping: bool,
     oom: bool = False,
-    used: int = 0,
 ) -> tuple[ContainerState, str, int | None]:
     """Return the state, the reason in words and the exit code of an ended process.
 
@@ -88,15 +91,11 @@ def describe_end(
         number: the signal that ended it.
         stopping: it was told to end.
         oom: the kernel ended it, or one of its processes, for its use of memory.
-        used: the engine ends it, since it uses this many bytes.
     """
     exit_code = code if number is None else 128 + number
     if stopping:
         return ContainerState.COMPLETE, "stopped", exit_code
     limit = f" (limit {plan.memory >> 20} MiB)" if plan.memory else ""
-    if used:
-        limits = f"it used {used >> 20:,} MiB, above its limit of {(plan.memory or 0) >> 20:,} MiB"
-        return ContainerState.FAILED, f"out of memory: {limits}: ask for more with memory=", exit_code
     if oom and code != 0:
         return ContainerState.FAILED, f"out of memory{limit}: ask for more with memory=", exit_code
     if number is not None:

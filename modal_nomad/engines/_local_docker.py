@@ -140,6 +140,17 @@ class DockerContainers:
             raise EngineError(f"container {process_id} has ended; it has to run for this")
         return await self._api.usage(run.container)
 
+    async def disk_use(self, process_id: str) -> int:
+        """Return the bytes that a container has written to its own file system."""
+        run = self._runs.get(process_id)
+        if run is None:
+            return 0
+        try:
+            return int((await self._api.inspect(run.container, size=True)).get("SizeRw") or 0)
+        except DockerError:
+            # It has just ended, or the runtime is slow; whoever asks asks again.
+            return 0
+
     async def close(self) -> None:
         """Remove every container, and be done with the runtime."""
         runs = list(self._runs.values())

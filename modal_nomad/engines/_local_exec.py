@@ -36,7 +36,10 @@ class Commands:
             self._running[process_id] = future
             container.commands.add(process_id)
             try:
-                spawn = Spawn(process_id, container.env, str(container.directory), argv=list(command))
+                doors = container.group.doors if container.group is not None else ()
+                spawn = Spawn(
+                    process_id, container.env, str(container.directory), argv=list(command), groups=doors
+                )
                 launcher.spawn(spawn, [os.dup(x.fileno()) for x in files])
                 code = await future
             finally:

@@ -123,15 +123,30 @@ def forget_old(directory: pathlib.Path, keep: int) -> None:
 
 
 def family(pid: int) -> Iterable[int]:
-    """Yield a process and all its descendants."""
-    pending = [pid]
+    """Yield a process and all its descendants, those of the fork that it stands for as well."""
+    seen = {pid}
+    pending = [pid, *(x for x in _stands_for(pid) if x not in seen)]
+    seen.update(pending)
     while pending:
         current = pending.pop()
         yield current
         with contextlib.suppress(OSError):
             for task in os.listdir(f"/proc/{current}/task"):
                 text = pathlib.Path(f"/proc/{current}/task/{task}/children").read_text()
-                pending.extend(int(x) for x in text.split())
+                new = [x for x in map(int, text.split()) if x not in seen]
+                seen.update(new)
+                pending.extend(new)
+
+
+def _stands_for(pid: int) -> Iterable[int]:
+    """Yield the processes that one watches: a fork of a memory snapshot is a child of the snapshot."""
+    with contextlib.suppress(OSError):
+        for descriptor in os.listdir(f"/proc/{pid}/fdinfo"):
+            with contextlib.suppress(OSError, ValueError):
+                for line in pathlib.Path(f"/proc/{pid}/fdinfo/{descriptor}").read_text().splitlines():
+                    watched = int(line[4:]) if line.startswith("Pid:") else 0
+                    if watched > 0:
+                        yield watched
 
 
 def usage_of(pid: int) -> tuple[float, int]:

@@ -17,6 +17,7 @@ from modal_nomad.wire.spec import ImageSpec
 
 WORKER_SUFFIX = "_start_worker.py"
 CPU_LIMIT = "MODAL_CPU_LIMIT"
+_DISK_LIMIT = "modal_ephemeral_disk"
 _PROCESS_DRIVERS = ("raw_exec", "exec")
 _REFERENCE = re.compile(r"\$\{([A-Za-z0-9_.\-]+)\}")
 _SHA = re.compile(r"[0-9a-f]{64}")
@@ -67,13 +68,14 @@ class TaskPlan:
         env: the task's environment, references not yet replaced.
         meta: job, group and task meta, the inner one winning.
         memory: the limit in bytes, or None.
-        cores: cores reserved; 0 means none.
+        cpu: the limit in processors, or 0.
         kill_timeout: seconds between SIGTERM and SIGKILL.
         artifacts: the zips.
         image: the image, when the job names one.
         gpus: the GPUs, when it asks for any.
         host_volumes: the names of host volumes.
         container: what its containers are, where a container runtime has them.
+        disk: the limit of what a container keeps in files of its own, in bytes, or None.
     """
 
     job_id: str
@@ -84,13 +86,19 @@ class TaskPlan:
     env: Mapping[str, str]
     meta: Mapping[str, str]
     memory: int | None
-    cores: int
+    cpu: float
     kill_timeout: float
     artifacts: tuple[Artifact, ...] = ()
     image: ImageSpec | None = field(default=None)
     gpus: GPURequest | None = None
     host_volumes: tuple[str, ...] = ()
     container: ContainerTask | None = None
+    disk: int | None = None
+
+    @property
+    def cores(self) -> int:
+        """On how many processors it runs at a time; 0 for all."""
+        return math.ceil(self.cpu)
 
     @property
     def is_worker(self) -> bool:
@@ -163,13 +171,14 @@ def parse(job: Job) -> TaskPlan:
         env={k: str(v) for k, v in (task.get("Env") or {}).items()},
         meta=meta,
         memory=limit if limit > 0 else None,
-        cores=int(resources.get("Cores") or math.ceil(float((task.get("Env") or {}).get(CPU_LIMIT) or 0))),
+        cpu=float(resources.get("Cores") or (task.get("Env") or {}).get(CPU_LIMIT) or 0),
         kill_timeout=(task.get("KillTimeout") or 5_000_000_000) / 1e9,
         artifacts=tuple(_artifact(x) for x in task.get("Artifacts") or ()),
         image=image_of(meta) if container is None else None,
         gpus=gpu_request(resources),
         host_volumes=tuple(str(x.get("Source")) for x in (group.get("Volumes") or {}).values()),
         container=container,
+        disk=int(meta.get(_DISK_LIMIT) or 0) << 20 or None,
     )
 
 

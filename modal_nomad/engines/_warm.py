@@ -49,6 +49,7 @@ class Spawn:
     program: str = ""
     memory: int | None = None
     cpus: Sequence[int] | None = None
+    groups: Sequence[str] = ()
 
 
 class WarmInterpreter:
@@ -125,6 +126,7 @@ class WarmInterpreter:
             "program": spawn.program,
             "memory": spawn.memory,
             "cpus": list(spawn.cpus) if spawn.cpus else None,
+            "groups": list(spawn.groups),
             "fds": len(fds),
         }
         self._send(message, list(fds))

@@ -74,6 +74,16 @@ def set_limits(memory: Optional[int], cpus: Optional[List[int]]) -> None:
             print("cpu limit not applied: %s" % exc, file=sys.stderr)
 
 
+def enter(groups: List[str]) -> None:
+    """Have this process, and all that it starts, held to the limits of control groups."""
+    for door in groups:
+        try:
+            with open(door, "w") as file:
+                file.write("0")
+        except OSError as exc:
+            print("limit not applied: %s: %s" % (door, exc.strerror), file=sys.stderr)
+
+
 class Zygote:
     """Forks containers on command, reaps them, says how they ended."""
 
@@ -261,6 +271,7 @@ class Zygote:
             # The object lets go of its number, or it would close a stranger's descriptor later.
             self.sock.detach()
             os.closerange(3, 1024)
+            enter(message["groups"])
             os.chdir(message["cwd"])
             if message["argv"] is not None:
                 self.execute(message)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import functools
+import hashlib
 import os
 import pathlib
 import shutil
@@ -13,14 +15,13 @@ import sys
 import time
 import weakref
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from modal_nomad.engines._local_container import (
     LocalContainer,
     Watch,
     describe_end,
-    out_of_memory,
+    over_use_error,
     pick_cpus,
     usable_cores,
 )
@@ -37,19 +38,19 @@ from modal_nomad.engines._local_files import (
     unpack_zip,
     usage_of,
 )
-from modal_nomad.engines._local_gpus import GPUQueue, gpu_environment
+from modal_nomad.engines._local_gpus import GPUQueue
 from modal_nomad.engines._local_ground import Blobs, Build, Ground, Prepared
+from modal_nomad.engines._local_groups import ControlGroups
 from modal_nomad.engines._local_job import (
     TaskPlan,
     base_environment,
     faults_of,
-    interpolate,
     parse,
-    variables_of,
 )
 from modal_nomad.engines._local_launch import ContainerRuntimes
-from modal_nomad.engines._local_memory import watch_memory
-from modal_nomad.engines._warm import Spawn, WarmInterpreter, WarmKey
+from modal_nomad.engines._local_process import cpu_words, process_of
+from modal_nomad.engines._local_watch import watch_use
+from modal_nomad.engines._warm import WarmInterpreter, WarmKey
 from modal_nomad.engines.base import (
     Capacity,
     ContainerEvent,
@@ -96,6 +97,8 @@ class LocalEngine(Engine):
         self._ground = Ground(self._home, blobs, environments, unpack)
         self._max_log_bytes = max_log_bytes
         self._base = base_environment()
+        name = hashlib.sha256(str(self._home).encode()).hexdigest()[:12]
+        self._groups = ControlGroups(f"modal-nomad-{name}", self._home / "control-groups")
         self._jobs: dict[tuple[str, str], tuple[Job, TaskPlan]] = {}
         self._containers: dict[str, LocalContainer] = {}
         self._commands = Commands()
@@ -118,6 +121,7 @@ class LocalEngine(Engine):
 
         def prepare() -> None:
             clear_leftovers(self._home)
+            self._groups.clear()
             shutil.rmtree(self._home / "containers", ignore_errors=True)
             for name in ("containers", "code", "runtime", "logs"):
                 (self._home / name).mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -147,6 +151,7 @@ class LocalEngine(Engine):
         for watch in list(self._watches):
             watch.put(None)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.to_thread(self._groups.clear)
 
     async def validate(self, job: Job, *, token: str | None = None) -> list[str]:
         try:
@@ -358,54 +363,17 @@ class LocalEngine(Engine):
 
     def _launch(self, container: LocalContainer, ready: Prepared) -> None:
         plan, request, bundles = container.plan, container.request, ready.bundles
-        directory = str(container.directory)
         try:
             if plan.container is not None:
                 logs = [open_log(self._log(request.container_id, x)) for x in ("stdout", "stderr")]
                 self._runtimes.launch(container, bundles, logs)
                 return
-            for name in ("local", "secrets", "alloc"):
-                os.makedirs(f"{directory}/{name}", mode=0o700, exist_ok=True)
-            for name, path in bundles.items():
-                os.symlink(path, f"{directory}/local/{name}")
-            variables = variables_of(plan, request.container_id, container.allocation_id, directory)
-            env = {**self._base, **variables}
-            env.update({k: interpolate(v, variables) for k, v in plan.env.items()})
-            env.update(request.secrets)
-            env.update(request.env)
-            env.update(gpu_environment(container.gpus))
-            if plan.host_volumes:
-                env["MODAL_HOST_VOLUMES"] = str(self._home / "host-volumes")
-            if "MODAL_WORKER_TOKEN" in request.env:
-                # There is no workload identity here, so no file of one.
-                env.pop("MODAL_WORKER_TOKEN_FILE", None)
-            code = bundles.get("code")
-            if "runtime" in bundles:
-                env["MODAL_RUNTIME_DIR"] = str(bundles["runtime"])
-            if code is not None:
-                env["MODAL_CODE_DIR"] = str(code)
-            container.env = env
             container.cpus = pick_cpus(plan.cores, self._live())
-            args = [interpolate(x, variables) for x in plan.args]
-            spawn = Spawn(
-                request.container_id,
-                env,
-                directory,
-                path=[str(code)] if code else [],
-                program=args[-1] if args else "",
-                memory=plan.memory,
-                cpus=container.cpus,
-            )
-            if not plan.is_worker:
-                command = interpolate(plan.command, variables)
-                found = shutil.which(command, path=env.get("PATH")) or shutil.which(f"{directory}/{command}")
-                if found is None:
-                    raise EngineError(
-                        f"no command {command!r} on this machine; install it or name its full path"
-                    )
-                spawn = replace(spawn, argv=[found, *args])
+            container.group = self._groups.make(request.container_id, plan.memory, plan.cpu)
+            spawn = process_of(container, bundles, self._base, self._home)
             warm = self._interpreter(ready.key)
             fds = [open_log(self._log(request.container_id, x)) for x in ("stdout", "stderr")]
+            os.write(fds[1], cpu_words(container, self._groups.why_not).encode())
             container.warm = warm
             warm.spawn(spawn, fds)
         except (OSError, EngineError) as exc:
@@ -422,24 +390,31 @@ class LocalEngine(Engine):
             container.pid = message["pid"]
             container.sample = (time.monotonic(), 0.0)
             self._publish(container, ContainerState.RUNNING, "")
-            if container.plan.memory and container.plan.container is None:
-                self._background(watch_memory(container, self._over_use))
+            self._watch_use(container)
         elif kind == "pulling":
             self._publish(container, ContainerState.PENDING, f"pulling the image {message['image']}")
         elif kind == "failed":
             error = ExecutionError(message["error"]) if message.get("final") else None
             self._end(container, ContainerState.FAILED, message["error"], None, error)
         else:
-            oom, stopping = message.get("oom", False), container.stopping
-            end = describe_end(container.plan, message["code"], message["signal"], stopping=stopping, oom=oom)
-            self._end(container, *end, out_of_memory(end[1]))
+            oom = message.get("oom") or (container.group is not None and container.group.killed > 0)
+            code, number, stopping = message["code"], message["signal"], container.stopping
+            end = describe_end(container.plan, code, number, stopping=stopping, oom=bool(oom))
+            self._end(container, *end, over_use_error(end[1]))
 
-    def _over_use(self, container: LocalContainer, used: int) -> None:
+    def _watch_use(self, container: LocalContainer) -> None:
+        runtime = container.warm if isinstance(container.warm, DockerContainers) else None
+        container_id = container.request.container_id
+        size = functools.partial(runtime.disk_use, container_id) if runtime is not None else None
+        if container.plan.disk or (container.plan.memory and runtime is None):
+            self._background(watch_use(container, self._over_use, size))
+
+    def _over_use(self, container: LocalContainer, reason: str) -> None:
         assert container.warm is not None
         container.warm.kill(container.request.container_id, signal.SIGKILL, group=True)
         # Said before its connection breaks, which would tell less.
-        end = describe_end(container.plan, None, signal.SIGKILL, stopping=False, used=used)
-        self._end(container, *end, out_of_memory(end[1]))
+        code = 128 + int(signal.SIGKILL)
+        self._end(container, ContainerState.FAILED, reason, code, over_use_error(reason))
 
     def _on_lost(self, warm: WarmInterpreter, reason: str) -> None:
         if self._warm.get(warm.key) is warm:
@@ -491,6 +466,8 @@ class LocalEngine(Engine):
             if launcher is not None:
                 launcher.kill(process_id, signal.SIGKILL, group=True)
         container.cpus = ()
+        if container.group is not None:
+            self._groups.remove(container.group)
         self._publish(container, state, reason, exit_code, error)
         container.ended.set()
         self._gpus.leave(container)

@@ -26,6 +26,7 @@ from modal_nomad.wire.spec import FunctionSpec, canonical_json
 
 CONTAINER_META = "modal_container"
 SNAPSHOT_META = "modal_snapshot"
+DISK_META = "modal_ephemeral_disk"
 TASK_NAME = "container"
 WEB_PORT = "http"
 IDENTITY_NAME = "modal"
@@ -109,6 +110,8 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
             "modal_deployer": settings.deployer,
             "modal_image": _image(spec),
             **container_meta(spec, settings),
+            # Nomad places by it and holds nobody to it; the embedded engine does.
+            **({DISK_META: str(spec.ephemeral_disk)} if spec.ephemeral_disk is not None else {}),
             # What the user asked for, in the user's words, for whoever waits for it.
             **({"modal_gpu": gpu_words(spec.gpu)} if spec.gpu else {}),
         },

@@ -73,18 +73,27 @@ def eat():
 def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
+@app.function(image=image, ephemeral_disk=30)
+def fill():
+    for number in range(60):
+        with open(f"/var/tmp/{number}", "wb") as file:
+            file.write(os.urandom(1 << 20))
+    time.sleep(300)
+
 if __name__ == "__main__":
     with app.run():
-        for function in (eat, die):
+        for function in (eat, die, fill):
             try:
                 function.remote()
             except modal.exception.Error as error:
                 print(type(error).__name__, error)
 """,
     )
-    eaten, died = boxed.python(script).splitlines()
+    eaten, died, filled = boxed.python(script).splitlines()
     assert "out of memory (limit 64 MiB): ask for more with memory=" in eaten
     assert "killed by signal 9" in died and "memory" not in died
+    assert filled.startswith("OutOfDiskError out of disk: its files took ")
+    assert "above its limit of 30 MiB: ask for more with ephemeral_disk=" in filled
 
 
 def test_an_image_without_python_is_said_once(boxed: Live, docker: Docker) -> None:

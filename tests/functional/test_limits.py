@@ -7,10 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Live
+from conftest import Live, until
 
 import modal_nomad as modal
 from modal_nomad import exception
+from tests._control_groups import allowed
+
+CONTROL_GROUPS = allowed()
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits are those of Linux")
 
@@ -87,7 +90,73 @@ def test_a_limit_of_processors_is_held(live: Live) -> None:
 
             return len(os.sched_getaffinity(0))
 
+    @app.function(serialized=True, cpu=(0.1, 0.2))
+    def part() -> float:
+        import time
+
+        began = time.monotonic()
+        while time.process_time() < 0.4:
+            pass
+        return time.monotonic() - began
+
     with app.run():
         assert limited.remote() == 1
+        if CONTROL_GROUPS:
+            # At best in 1.8 seconds: what was used before is no more than one period's.
+            assert part.remote() > 1.0
         assert Free().get.remote() == len(os.sched_getaffinity(0))
         assert Free.with_options(cpu=(0.1, 1.0))().get.remote() == 1  # type: ignore[attr-defined]
+
+
+def test_a_fork_of_a_memory_snapshot_is_held_to_its_limit(live: Live) -> None:
+    app = modal.App("limits-fork")
+
+    @app.cls(serialized=True, memory=(64, 300), enable_memory_snapshot=True, single_use_containers=True)
+    class Model:
+        @modal.enter(snap=True)
+        def load(self) -> None:
+            self.loaded_in = os.getpid()
+
+        @modal.method()
+        def pids(self) -> tuple[int, int]:
+            return self.loaded_in, os.getpid()
+
+        @modal.method()
+        def eat(self) -> None:
+            import time
+
+            for _ in range(4):
+                if os.fork() == 0:
+                    held = bytearray(b"x") * (120 << 20)
+                    time.sleep(300)
+                    os._exit(len(held) & 1)
+            time.sleep(300)
+
+    with app.run():
+        model = Model()
+        model.pids.remote()
+        until(lambda: len(set(model.pids.remote())) == 2, what="a fork")
+        with pytest.raises(exception.OutOfMemoryError, match="above its limit of 300 MiB"):
+            model.eat.remote()
+
+
+def test_files_that_take_more_than_their_limit_end_the_container(live: Live) -> None:
+    app = modal.App("limits-disk")
+
+    @app.function(serialized=True, ephemeral_disk=40, retries=0)
+    def write(mebibytes: int, wait: bool) -> None:
+        import time
+
+        for number in range(mebibytes):
+            with open(f"{number}", "wb") as file:
+                file.write(os.urandom(1 << 20))
+        while wait:
+            time.sleep(300)
+
+    with app.run():
+        write.remote(10, False)
+        with pytest.raises(exception.OutOfDiskError) as caught:
+            write.remote(60, True)
+    assert "above its limit of 40 MiB: ask for more with ephemeral_disk=, or keep them in a Volume" in str(
+        caught.value
+    )

@@ -43,6 +43,7 @@ BASES = {
     "ImageBuildError": "RemoteError",
     "InputCancellation": "BaseException",
     "ModuleNotMountable": "Exception",
+    "OutOfDiskError": "ExecutionError",
     "OutOfMemoryError": "ExecutionError",
 }
 

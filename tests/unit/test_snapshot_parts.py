@@ -15,6 +15,7 @@ from modal_nomad.dispatcher._containers import ContainerInfo, FunctionState
 from modal_nomad.dispatcher._parked import Parked
 from modal_nomad.dispatcher.store.base import FunctionRecord
 from modal_nomad.render import RenderSettings, render_function
+from modal_nomad.wire import cgroups
 from modal_nomad.wire.spec import FunctionSpec
 from modal_nomad.worker import _cgroups, _fork, _stand_in
 from modal_nomad.worker._runner import Held
@@ -109,7 +110,7 @@ def test_a_folder_that_others_may_enter_is_refused(tmp_path: Path, mode: int) ->
 @pytest.fixture
 def kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A /proc with this process and process 7, and their control groups: versions 1 and 2, both."""
-    monkeypatch.setattr(_cgroups, "ROOT", str(tmp_path / "proc"))
+    monkeypatch.setattr(cgroups, "ROOT", str(tmp_path / "proc"))
     for pid in ("self", "7"):
         (tmp_path / "proc" / pid).mkdir(parents=True)
     mounts = [
