@@ -345,8 +345,8 @@ class Builds:
         mounts: Sequence[Mount] = (),
         volumes: Mapping[Any, Any] = {},
         network_file_systems: Mapping[Any, Any] = {},
-        cpu: float | None = None,
-        memory: int | None = None,
+        cpu: float | tuple[float, float] | None = None,
+        memory: int | tuple[int, int] | None = None,
         timeout: int | None = 60 * 60,
         force_build: bool = False,
         cloud: str | None = None,
@@ -359,21 +359,23 @@ class Builds:
     ) -> Image:
         """Run a function while the Image is built; what it changes in the file system becomes part of it.
 
-        The layer is built anew when the function's source, its arguments or the values of the globals that
-        it names change.
+        It has what a Function has: Secrets, Volumes, and the API, by which it reaches Dicts, Queues and other
+        Functions. The layer is built anew when its source, its arguments, the values of the globals that it
+        names or the Volumes that it is given change, but not when what is in those does.
 
         Args:
             raw_f: a plain function, sync or async.
             secrets: whose variables it sees.
             gpu: what it sees.
             mounts: deprecated: whose files are there before it runs.
-            volumes: not available while an Image is built.
-            network_file_systems: not available while an Image is built.
-            cpu: accepted; the build has what its machine gives it.
-            memory: as ``cpu``.
+            volumes: Volumes by paths; they are fetched before it runs, committed when it has ended, and no
+                part of the Image.
+            network_file_systems: NetworkFileSystems by paths.
+            cpu: processors, or a pair (request, limit).
+            memory: MiB, or a pair (request, limit).
             timeout: seconds that it may run.
             force_build: build this and the later steps anew.
-            cloud: accepted; the builder's place is the operator's choice.
+            cloud: refused: where images are built is the operator's choice.
             region: as ``cloud``.
             args: its positional arguments.
             kwargs: its keyword arguments.
@@ -381,7 +383,8 @@ class Builds:
             include_source: whether its module, and what that imports, travel along.
 
         Raises:
-            InvalidError: for a lambda and what is no function; for Volumes.
+            InvalidError: for a lambda and what is no function; for what a build has not: buckets, Volumes of
+                Nomad's, ``cloud`` and ``region``.
 
         Example:
             >>> def download():
@@ -389,25 +392,32 @@ class Builds:
             >>> image = Image.debian_slim().pip_install("torch").run_function(download)
         """
         from ._image_files import LocalFiles
-        from ._image_function import FunctionStep, check_function
-        from ._options import _seconds, mounts_of
+        from ._image_function import FunctionStep, build_volumes, check_function
+        from ._options import _request_and_limit, _seconds, mounts_of
+        from ._volume_mounts import check_apart, check_network_file_systems
 
         check_function(raw_f)
-        for name, value in (("volumes", volumes), ("network_file_systems", network_file_systems)):
-            if value:
+        for name, place in (("cloud", cloud), ("region", region)):
+            if place:
                 raise InvalidError(
-                    f"{name}= is not there while an Image is built: fill it from a Function, or keep the"
-                    " files in the Image"
+                    f"run_function takes no {name}=: the operator says where Images are built; take it away,"
+                    " or do the work in a Function"
                 )
         if not isinstance(args, Sequence) or isinstance(args, str) or not isinstance(kwargs, Mapping):
             raise InvalidError(f"run_function got args={args!r}, kwargs={kwargs!r}; give a list and a dict")
         options, used = step_options("run_function", env, secrets, gpu)
         options["timeout"] = _seconds("timeout", timeout) or 86400.0
+        for name, unit, value in (("cpu", "processors", cpu), ("memory", "MiB", memory)):
+            if value is not None:
+                options[name] = list(_request_and_limit(name, unit, value, whole=name == "memory"))
+        shared = check_network_file_systems(network_file_systems or {})
+        mounted = build_volumes(volumes)
+        check_apart(mounted, shared)
         image: Any = self
         wishes: list[LocalFiles] = [x for mount in mounts_of("run_function", mounts) for x in mount._wishes]
         if wishes:
             image = image._add_local("run_function(mounts=...)", wishes, True)
-        step = FunctionStep(raw_f, tuple(args), dict(kwargs), options, used, include_source)
+        step = FunctionStep(raw_f, tuple(args), dict(kwargs), options, used, include_source, mounted, shared)
         return cast("Image", image._build_step(step, "run_function", force_build))
 
     def _layer(

@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ._function_info import FunctionInfo, function_info
@@ -15,7 +15,9 @@ from .wire.spec import FunctionSpec, ImageLayer, MountedFile, content_key
 
 if TYPE_CHECKING:
     from ._image_steps import Contents
+    from .network_file_system import NetworkFileSystem
     from .secret import Secret
+    from .volume import Volume
 
 MAX_ARGUMENT_BYTES = 2 << 20
 
@@ -28,9 +30,11 @@ class FunctionStep:
         raw_f: the function.
         args: its positional arguments.
         kwargs: its keyword arguments.
-        options: ``timeout`` in seconds, ``gpu`` and ``env``.
+        options: ``timeout`` in seconds, ``cpu``, ``memory``, ``gpu`` and ``env``.
         secrets: whose variables it sees.
         include_source: whether its module and what that imports travel along.
+        volumes: the Volumes that it sees, by their paths.
+        shared: the NetworkFileSystems, the same.
         step: the method that stated it, for messages.
         kind: as ``wire.spec.ImageLayer`` has it.
     """
@@ -41,6 +45,8 @@ class FunctionStep:
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     secrets: tuple[Secret, ...] = ()
     include_source: bool = True
+    volumes: Mapping[str, Volume] = field(default_factory=dict, hash=False)
+    shared: Mapping[str, NetworkFileSystem] = field(default_factory=dict, hash=False)
     step: str = "run_function"
     kind: str = "function"
 
@@ -83,7 +89,11 @@ class FunctionStep:
         options = {
             **self.options,
             "name": info.name,
-            "key": _key(info, arguments),
+            "key": _key(info, arguments, [self.volumes, self.shared]),
+            "volumes": [asdict(volume._mount(path)) for path, volume in self.volumes.items()],
+            "network_file_systems": [
+                {"path": path, "nfs_id": nfs._object_id or ""} for path, nfs in self.shared.items()
+            ],
             "function": {key: value for key, value in spec.to_dict().items() if key in _SENT},
             "arguments": _keep(contents, arguments),
             "code": code.sha256 if code is not None else "",
@@ -104,6 +114,26 @@ def check_function(raw_f: Any) -> None:
         raise InvalidError(f"run_function got {raw_f!r}; give a plain function, without @app.function()")
 
 
+def build_volumes(given: Any) -> dict[str, Volume]:
+    """Return the Volumes of a build step by their paths.
+
+    Raises:
+        InvalidError: for what is none, and for what only a Function's containers can have.
+    """
+    from ._volume_mounts import check_volumes, volumes_in
+
+    found = check_volumes(given)
+    volumes = volumes_in(found)
+    for path, mount in found.items():
+        backend: str = getattr(mount, "_backend", "")
+        if path not in volumes or backend:
+            raise InvalidError(
+                f"run_function has {mount!r} at {path}: while an Image is built there are modal.Volumes only;"
+                " take it from a Function"
+            )
+    return volumes
+
+
 def _info(raw_f: Callable[..., Any]) -> FunctionInfo:
     # One inside of a function, or of a prompt, travels itself.
     return function_info(raw_f, serialized="<locals>" in getattr(raw_f, "__qualname__", ""))
@@ -115,14 +145,18 @@ def _keep(contents: Contents, data: bytes) -> str:
     return sha
 
 
-def _key(info: FunctionInfo, arguments: bytes) -> str:
-    """Return what a change of builds the layer anew: the source, the arguments, the globals it names."""
+def _key(info: FunctionInfo, arguments: bytes, shown: Sequence[Mapping[str, Any]]) -> str:
+    """Return what a change of builds the layer anew.
+
+    It is the source, the arguments, the globals that it names, and which Volumes it sees, not what they hold.
+    """
     try:
         source = inspect.getsource(info.raw_f)
     except (OSError, TypeError):
         source = info.raw_f.__code__.co_code.hex()
     found = sorted(set(_globals(info.raw_f)))
-    return content_key([source, hashlib.sha256(arguments).hexdigest(), found])
+    places = [[path, x._name or x._object_id or ""] for mounts in shown for path, x in mounts.items()]
+    return content_key([source, hashlib.sha256(arguments).hexdigest(), found, *([places] if places else [])])
 
 
 def _globals(function: Any) -> Iterator[tuple[str, str]]:

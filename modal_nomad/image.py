@@ -22,6 +22,7 @@ from ._image_files import (
     mounted,
     remote_file_path,
 )
+from ._image_function import FunctionStep
 from ._image_pip import PipInstalls
 from ._image_steps import Contents, CopyStep, LayerStep, Step
 from ._older_names import Resolvable
@@ -35,7 +36,9 @@ from .wire.spec import ENVIRONMENT_KINDS, ImageSpec, SecretRef, content_key
 
 if TYPE_CHECKING:
     from .client import Client
+    from .network_file_system import NetworkFileSystem
     from .secret import Secret
+    from .volume import Volume
 
 _IMAGE_ID = re.compile(r"im-([0-9a-f]{64})")
 # Patterns of add_local_python_source: everything but Python sources is left out.
@@ -345,6 +348,11 @@ class Image(Bases, Builds, PipInstalls, CopySteps, Resolvable):
     def _secrets(self) -> tuple[Secret, ...]:
         """The Secrets of the build steps."""
         return tuple(dict.fromkeys(x for step in self._steps for x in getattr(step, "secrets", ())))
+
+    def _storage(self) -> list[Volume | NetworkFileSystem]:
+        """The Volumes and NetworkFileSystems of the build steps."""
+        steps = [step for step in self._steps if isinstance(step, FunctionStep)]
+        return [x for step in steps for shown in (step.volumes, step.shared) for x in shown.values()]
 
     def _resolve(
         self, force_build: bool = False, secrets: Mapping[Secret, SecretRef] | None = None

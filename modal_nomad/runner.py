@@ -306,6 +306,8 @@ async def hydrate_storage(app: App, client: Client, environment: str | None) -> 
             await volume._hydrate_in(client, environment)
         for nfs in _options(function).network_file_systems.values():
             await nfs._hydrate_in(client, environment)
+        for storage in image_of(function)._storage():
+            await storage._hydrate_in(client, environment)
         proxy = _options(function).proxy
         if proxy is not None:
             await proxy._hydrate_in(client, environment)

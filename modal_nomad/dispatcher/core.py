@@ -122,16 +122,16 @@ class Dispatcher:
         self.functions: dict[str, FunctionState] = {}
         self.secrets = Secrets.from_settings(settings)
         builds = settings.build_settings()
-        # A build is nobody's container, and fetches what it copies as one.
-        token, jobs = workers.mint("ta-image-builder"), getattr(engine, "client", None)
+        jobs = getattr(engine, "client", None)
         self.image_jobs: OnNomad | None = None
-        builder: Builder = OnTheSpot(builds.builder, settings.listen, token)
+        builder: Builder = OnTheSpot(builds.builder, settings.listen)
         if jobs is not None:
             from modal_nomad.engines._nomad_jobs import NomadJobs
 
             namespace = str(settings.render.get("namespace", RenderSettings.namespace))
-            builder = self.image_jobs = OnNomad(NomadJobs(jobs, namespace), builds, settings.address, token)
-        self.images = Images(store, self.secrets, builds, builder, runtime_sha)
+            builder = self.image_jobs = OnNomad(NomadJobs(jobs, namespace), builds, settings.address)
+        nfs = str(settings.render_dict(runtime_sha).get("nfs_directory") or "")
+        self.images = Images(store, self.secrets, builds, builder, runtime_sha, workers.mint, nfs)
         self.proxy_tokens = ProxyTokens(store)
         self.web = Web(
             store,

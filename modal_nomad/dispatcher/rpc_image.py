@@ -38,4 +38,5 @@ async def _ensure(server: Dispatcher, session: ClientSession, args: Mapping[str,
         header = {"t": "log", "a": name, "f": "", "k": "", "s": 1, "ts": time.time(), "n": number}
         session.send_frame(header, [f"{line}\n".encode()])
 
-    return {"reference": await server.images.ensure(spec, environment, version, follow)}, []
+    scoped = session.identity.environments
+    return {"reference": await server.images.ensure(spec, environment, version, follow, scoped)}, []

@@ -61,6 +61,9 @@ def of_caller(server: Dispatcher, identity: Identity) -> Identity | None:
     """Return an identity with its scope; None for a container that this dispatcher does not know by now."""
     if not identity.container:
         return identity
+    of_build = server.images.scopes.get(identity.container)
+    if of_build is not None:
+        return replace(identity, environments=of_build)
     info = server.containers.infos.get(identity.container)
     return None if info is None else replace(identity, environments=info.function.spec.scope)
 

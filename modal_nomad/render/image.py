@@ -347,7 +347,10 @@ def _poetry(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
     ]
 
 
-_FUNCTION = ("name", "key", "function", "arguments", "code", "timeout", "env")
+_FUNCTION = (
+    *("name", "key", "function", "arguments", "code", "timeout", "env"),
+    *("volumes", "network_file_systems", "cpu", "memory"),
+)
 _STEPS: Mapping[str, Callable[[ImageLayer, ImageSettings, str], list[str]]] = {
     "pip": _pip,
     "pip_private": _pip_private,

@@ -18,7 +18,7 @@ import modal_nomad as modal
 from modal_nomad._bridge import io, run_blocking
 from modal_nomad._image_publish import built
 from modal_nomad.client import Client
-from modal_nomad.runner import secret_references
+from modal_nomad.runner import hydrate_storage, secret_references
 from tests._docker import Docker
 
 PYTHON = "modal-nomad-tests/python:1"
@@ -70,6 +70,7 @@ def build_all(*images: modal.Image) -> list[str]:
 
     async def body() -> Any:
         client = await Client.from_env.aio()
+        await hydrate_storage(app, client, None)
         secrets = await io(secret_references(client, app, None, None))
         return await built(app, client, None, secrets)
 

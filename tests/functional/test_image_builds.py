@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import io
 import json
 import subprocess
 import sys
@@ -292,6 +293,21 @@ def made(path, *, word):
     Path(path).write_text(f"{word * SIZE} {len(os.environ['TOKEN'])}")
     print("the function was here")
 
+def fetched(kept, name):
+    here = Path("/data/given").read_text()
+    Path("/data/answer").write_text(here + "!")
+    kept.commit()
+    Path("/shared/left").write_text("for all")
+    words = modal.Dict.from_name(name)
+    words["limit"] = Path("/sys/fs/cgroup/memory.max").read_text() if V2 else words["asked"]
+    Path("/model").write_text(here)
+
+V2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
+
+def sleeps():
+    import time
+    time.sleep(3600)
+
 async def fails():
     raise ValueError("no model today")
 """
@@ -334,3 +350,34 @@ def test_a_function_that_fails_says_how(builds: Builds, made: Any) -> None:
     wanted = r"^image step 1 \(run function fails\) failed:(.|\n)*ValueError: no model today"
     with pytest.raises(modal.exception.ImageBuildError, match=wanted):
         build(base.run_function(made.fails))
+
+
+def test_a_function_has_what_functions_have(builds: Builds, made: Any) -> None:
+    kept = modal.Volume.from_name("mn-of-a-build", create_if_missing=True)
+    shared = modal.NetworkFileSystem.from_name("mn-shared-with-a-build", create_if_missing=True)
+    words = modal.Dict.from_name("mn-words-of-a-build", create_if_missing=True)
+    words["asked"] = str(200 << 20)
+    with kept.batch_upload(force=True) as batch:
+        batch.put_file(io.BytesIO(b"weights"), "given")
+    image = base.run_function(
+        made.fetched,
+        args=[kept, "mn-words-of-a-build"],
+        volumes={"/data": kept},
+        network_file_systems={"/shared": shared},
+        cpu=(0.5, 1),
+        memory=(64, 200),
+    )
+    reference = build(image)
+    assert b"".join(kept.read_file("answer")) == b"weights!"
+    assert b"".join(shared.read_file("left")) == b"for all"
+    assert words["limit"].strip() == str(200 << 20)
+    # What is shown there is no part of the image.
+    assert (
+        builds.run(reference, "sh", "-c", "cat /model && ls -A /data /shared") == "weights/data:\n\n/shared:"
+    )
+
+
+def test_a_function_that_takes_too_long_is_ended(builds: Builds, made: Any) -> None:
+    wanted = r"^image step 1 \(run function sleeps\) failed:(.|\n)*ran longer than its timeout of 1 s"
+    with pytest.raises(modal.exception.ImageBuildError, match=wanted):
+        build(base.run_function(made.sleeps, timeout=1))

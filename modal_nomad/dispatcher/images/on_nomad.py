@@ -50,16 +50,15 @@ class OnNomad:
     Args:
         jobs: the engine.
         settings: which job, which program, which registry.
-        url: where the build fetches blobs.
-        token: what it shows there.
+        url: where the build finds the dispatcher.
     """
 
     local = False
 
-    def __init__(self, jobs: Jobs, settings: BuildSettings, url: str, token: str) -> None:
+    def __init__(self, jobs: Jobs, settings: BuildSettings, url: str) -> None:
         self._jobs = jobs
         self._settings = settings
-        self._server = {"url": url, "token": token}
+        self._url = url
         self._builds: dict[str, _Remote] = {}
 
     async def tool(self, step: str) -> str:
@@ -84,7 +83,7 @@ class OnNomad:
             ImageBuildError: a step failed, or no node takes the job.
         """
         build_id = new_id("ib")
-        build = self._builds[build_id] = _Remote({**plan, "server": self._server})
+        build = self._builds[build_id] = _Remote({**plan, "server": {**plan["server"], "url": self._url}})
         try:
             key = re.sub(r"[^a-z0-9]", "", build_id.lower())
             try:

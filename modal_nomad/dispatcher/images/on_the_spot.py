@@ -22,16 +22,14 @@ class OnTheSpot:
 
     Args:
         builder: which of them; empty takes the first one that works.
-        url: where the build fetches blobs: the dispatcher's own address.
-        token: what it shows there.
+        url: where the build finds the dispatcher.
     """
 
     local = True
 
-    def __init__(self, builder: str, url: str, token: str) -> None:
+    def __init__(self, builder: str, url: str) -> None:
         self._builder = builder
         self._url = url
-        self._token = token
         self._found = ""
 
     async def tool(self, step: str) -> str:
@@ -70,7 +68,7 @@ class OnTheSpot:
         Raises:
             ImageBuildError: a step failed.
         """
-        plan = {**plan, "server": {"url": self._url, "token": self._token}}
+        plan = {**plan, "server": {**plan["server"], "url": self._url}}
         process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-m", "modal_nomad.worker.image_builder"),
             stdin=asyncio.subprocess.PIPE,

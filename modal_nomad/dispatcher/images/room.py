@@ -58,16 +58,32 @@ class Images:
         settings: where images come from and go to.
         builder: builds them.
         runtime: SHA-256 of the runtime bundle, which functions are run with.
+        mint: gives the token of a container: a build fetches what it copies, and its functions reach the
+            API, as one.
+        nfs: the directory of NetworkFileSystems where images are built; empty for none.
+
+    Attributes:
+        scopes: by the container's id that a build goes by, the environments that it may touch; empty for all.
     """
 
     def __init__(
-        self, store: ImageStore, secrets: Secrets, settings: BuildSettings, builder: Builder, runtime: str
+        self,
+        store: ImageStore,
+        secrets: Secrets,
+        settings: BuildSettings,
+        builder: Builder,
+        runtime: str,
+        mint: Callable[[str], str],
+        nfs: str = "",
     ) -> None:
         self._store = store
         self._secrets = secrets
         self._settings = settings
         self._builder = builder
         self._runtime = runtime
+        self._mint = mint
+        self._nfs = nfs
+        self.scopes: dict[str, tuple[str, ...]] = {}
         self._building: dict[str, _Build] = {}
 
     async def known(self, spec: ImageSpec, version: str) -> str:
@@ -77,7 +93,9 @@ class Images:
         layers = self._layers(spec, version)
         return await self._store.built_image(self._place(layers[-1].key)) or ""
 
-    async def ensure(self, spec: ImageSpec, environment: str, version: str, follow: Follow) -> str:
+    async def ensure(
+        self, spec: ImageSpec, environment: str, version: str, follow: Follow, scope: tuple[str, ...] = ()
+    ) -> str:
         """Return the reference of an image, built first where it is not known.
 
         Args:
@@ -85,6 +103,7 @@ class Images:
             environment: where its Secrets are that name none.
             version: of the image builder; empty is the one configured.
             follow: takes each line of the build, with its number, from the first one on.
+            scope: the environments that its asker may touch; empty for all.
 
         Raises:
             ImageBuildError: a step failed, or nothing here can build; the text names the step.
@@ -100,7 +119,7 @@ class Images:
         build = self._building.get(key)
         if build is None:
             build = self._building[key] = _Build()
-            build.task = asyncio.ensure_future(self._build(build, layers, spec, environment, version))
+            build.task = asyncio.ensure_future(self._build(build, layers, environment, version, scope))
             build.task.add_done_callback(lambda done: self._ended(key, done))
         for number, text in enumerate(build.lines):
             follow(number, text)
@@ -136,7 +155,12 @@ class Images:
         return f"{where}:{key}"
 
     async def _build(
-        self, build: _Build, layers: Sequence[BuildLayer], spec: ImageSpec, environment: str, version: str
+        self,
+        build: _Build,
+        layers: Sequence[BuildLayer],
+        environment: str,
+        version: str,
+        scope: tuple[str, ...],
     ) -> str:
         tool = await self._builder.tool(layers[0].step)
         rendering = self._settings.rendering(version)
@@ -152,6 +176,7 @@ class Images:
                 references[event["layer"]] = str(event["reference"])
                 await self._store.put_built_image(self._place(event["layer"]), str(event["reference"]))
 
+        self.scopes[owner] = scope
         try:
             plan = {
                 "tool": tool,
@@ -159,6 +184,9 @@ class Images:
                 "insecure": self._settings.insecure,
                 "push": await self._push(),
                 "runtime": self._runtime,
+                "server": {"token": self._mint(owner)},
+                "nfs": self._nfs,
+                "environment": environment,
                 "layers": [
                     {
                         **dataclasses.asdict(layer),
@@ -172,6 +200,7 @@ class Images:
             }
             await self._builder.build(plan, say)
         finally:
+            del self.scopes[owner]
             await self._secrets.ended(owner)
         reference = references.get(layers[-1].key)
         if reference is None:

@@ -11,26 +11,20 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence
 from modal_nomad.exception import ImageBuildError
 from modal_nomad.wire.dockerfile import Instruction, instructions, words
 from modal_nomad.worker.image_builder.credentials import credentials
-from modal_nomad.worker.image_builder.tools import TOOLS, Tool, sourcing, variables_file
+from modal_nomad.worker.image_builder.function_work import FunctionWork
+from modal_nomad.worker.image_builder.tools import TOOLS, Terms, Tool, sourcing, variables_file
 
 Say = Callable[[Dict[str, Any]], None]
 Fetch = Callable[[str], bytes]
 _VARIABLES = "/run/modal-nomad-variables"
-_RUN = "/run/modal-nomad-build"
-# One line, for a RUN instruction.
-_PYTHON = (
-    "for python in $MODAL_PYTHON python3 python /usr/local/bin/python3; do"
-    ' command -v "$python" >/dev/null 2>&1 &&'
-    ' exec "$python" -B {run}/runtime/modal_nomad/worker/image_builder/in_image.py {run}/work; done;'
-    ' echo "this image has no Python to run a function with: add one with add_python=" >&2; exit 127'
-)
 
 
 class Build:
     """One run over a plan.
 
     Args:
-        plan: ``tool``, ``network``, ``insecure``, ``push`` (to which registry, and by which credentials) and
+        plan: ``tool``, ``network``, ``insecure``, ``push`` (to which registry, and by which credentials),
+            ``server`` and ``environment`` (what functions reach), ``nfs`` (where NetworkFileSystems are) and
             ``layers``, as ``render.image.BuildLayer`` has them, each with its ``tag`` and the ``values`` of
             its Secrets.
         say: takes what happens: ``{"line"}``, ``{"layer", "reference"}``.
@@ -185,33 +179,17 @@ class Build:
         values = {**arguments, **(layer.get("values") or {})}
         self._say({"line": f"RUN {command}"})
         with variables_file(self._folder, values) as path:
-            tool.run(tag, sourcing(_VARIABLES, command), {_VARIABLES: path}, bool(layer.get("gpu")))
+            terms = Terms(gpu=bool(layer.get("gpu")))
+            tool.run(tag, sourcing(_VARIABLES, command), {_VARIABLES: path}, terms)
 
     def _function(self, tool: Tool, layer: Mapping[str, Any]) -> None:
         """Run a function in the image before, and keep what it changes."""
-        told = layer["function"]
-        work = tempfile.mkdtemp(dir=self._folder, prefix="function-")
-        os.chmod(work, 0o755)
-        mounts = {f"{_RUN}/runtime": self._unpacked(self._plan["runtime"]), f"{_RUN}/work": work}
-        code = ""
-        if told.get("code"):
-            code = f"{_RUN}/code"
-            mounts[code] = self._unpacked(told["code"])
-        files = {"arguments": self._fetch(told["arguments"])}
-        blob = told["function"].get("function_blob")
-        if blob:
-            files[blob] = self._fetch(blob)
-        said = {"function": told["function"], "timeout": told["timeout"], "code": code}
-        files["function.json"] = json.dumps(said).encode()
-        for name, data in files.items():
-            with open(os.path.join(work, name), "wb") as file:
-                file.write(data)
-        self._dockerfile(tool, layer["tag"], layer["dockerfile"].split("\n"), work, {}, True)
-        values = {**(told.get("env") or {}), **(layer.get("values") or {})}
-        with variables_file(self._folder, values) as path:
-            mounts[_VARIABLES] = path
-            command = sourcing(_VARIABLES, _PYTHON.format(run=_RUN))
-            tool.run(layer["tag"], command, mounts, bool(layer.get("gpu")))
+        work = FunctionWork(self._folder, layer["function"], self._plan, self._fetch, self._unpacked)
+        self._dockerfile(tool, layer["tag"], layer["dockerfile"].split("\n"), work.folder, {}, True)
+        with variables_file(self._folder, work.variables(layer.get("values") or {})) as path:
+            mounts = {**work.mounts, _VARIABLES: path}
+            command = sourcing(_VARIABLES, work.command)
+            tool.run(layer["tag"], command, mounts, work.terms(bool(layer.get("gpu"))))
 
     def _unpacked(self, sha: str) -> str:
         folder = os.path.join(self._folder, sha)

@@ -1,7 +1,8 @@
 """Runs a function inside an image that is being built, by the image's own Python.
 
-The one argument is a folder: ``function.json``, the function's specification, its ``timeout`` and its code's
-place; ``arguments`` and, for one that travels itself, its pickle under its hash.
+The one argument is a folder: ``function.json``, the function's specification, its ``timeout``, its code's
+place and its Volumes; ``arguments`` and, for one that travels itself, its pickle under its hash. The
+dispatcher is reached as from any container.
 """
 
 import inspect
@@ -10,7 +11,7 @@ import os
 import signal
 import sys
 import traceback
-from typing import Any
+from typing import Any, List, Mapping, Sequence
 
 
 def main(folder: str) -> int:
@@ -30,8 +31,12 @@ def main(folder: str) -> int:
             return file.read()
 
     spec = FunctionSpec.from_dict(told["function"])
-    os.environ["MODAL_IS_REMOTE"] = "1"
     prepare(spec, told["code"] or None, runtime)
+    try:
+        trees = _filled(told.get("volumes") or ())
+    except Exception as error:
+        sys.stderr.write(f"cannot fill the Volumes of {spec.name}: {error}\n")
+        return 1
 
     def over(number: int, frame: Any) -> None:
         raise TimeoutError(f"{spec.name} ran longer than its timeout of {told['timeout']:g} s")
@@ -51,8 +56,49 @@ def main(folder: str) -> int:
         return 1
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
+        # Also what it left when it failed, as any container does.
+        kept = _committed(trees)
         sys.stdout.flush()
-    return 0
+    return 0 if kept else 1
+
+
+def _filled(wanted: Sequence[Mapping[str, Any]]) -> List[Any]:
+    """Put the Volumes' files in place. Raises OSError, Refused."""
+    if not wanted:
+        return []
+    from modal_nomad.wire.volumes.client import VolumeClient
+    from modal_nomad.wire.volumes.mounted import mounts
+    from modal_nomad.worker._volume_tree import VolumeTree
+
+    with open(os.environ["MODAL_WORKER_TOKEN_FILE"]) as file:
+        client = VolumeClient(os.environ["MODAL_SERVER_URL"], file.read().strip())
+    trees = []
+    for volume in wanted:
+        tree = VolumeTree(
+            volume["folder"],
+            volume["path"],
+            volume["volume_id"],
+            client,
+            client.get_chunk,
+            bool(volume.get("read_only")),
+        )
+        tree.fill()
+        mounts.add(tree.volume_id, tree)
+        trees.append(tree)
+    return trees
+
+
+def _committed(trees: Sequence[Any]) -> bool:
+    done = True
+    for tree in trees:
+        if tree.read_only:
+            continue
+        try:
+            tree.commit()
+        except Exception as error:
+            sys.stderr.write(f"cannot commit {tree.shown}: {error}\n")
+            done = False
+    return done
 
 
 if __name__ == "__main__":

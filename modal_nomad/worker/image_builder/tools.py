@@ -7,7 +7,9 @@ import re
 import shlex
 import shutil
 import subprocess
-from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence
+import threading
+from dataclasses import dataclass, field
+from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from modal_nomad.exception import ImageBuildError
 
@@ -20,6 +22,29 @@ _NOISE = (
     "Install the buildx component to build images",
     "https://docs.docker.com/go/buildx/",
 )
+
+
+# What runs may end by itself when its time is over, and say so.
+_END_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a command has of the machine.
+
+    Attributes:
+        gpu: whether it sees the machine's GPUs.
+        writable: directories that it may change: place and path.
+        cpu: processors, requested and at most; None for no word of it.
+        memory: MiB, the same.
+        timeout: seconds after which it is ended; None for never.
+    """
+
+    gpu: bool = False
+    writable: Mapping[str, str] = field(default_factory=dict)
+    cpu: Tuple[Optional[float], Optional[float]] = (None, None)
+    memory: Tuple[Optional[int], Optional[int]] = (None, None)
+    timeout: Optional[float] = None
 
 
 class Tool:
@@ -50,27 +75,30 @@ class Tool:
             words.append("--no-cache")
         self._build(tag, [*words, *self._build_words(), context])
 
-    def run(self, tag: str, command: str, mounts: Mapping[str, str], gpu: bool) -> None:
+    def run(self, tag: str, command: str, mounts: Mapping[str, str], terms: Terms) -> None:
         """Run a command in an image, and let what it changes be the image of that tag.
 
         Args:
             tag: the image.
             command: for the shell of the image.
             mounts: files that the command sees: place and path.
-            gpu: whether it sees the machine's GPUs.
+            terms: what it has of the machine.
 
         Raises:
             ImageBuildError: it failed.
         """
         empty = self._empty(f"FROM {tag}\nRUN {command}\n")
         words = ["--file", f"{empty}/Dockerfile", "--no-cache", *self._network]
-        words += [word for place, path in mounts.items() for word in ("--volume", f"{path}:{place}:ro")]
-        words += ["--device", "nvidia.com/gpu=all"] if gpu else []
-        self._build(tag, [*words, *self._build_words(), empty])
+        words += _volumes(mounts, terms)
+        words += ["--device", "nvidia.com/gpu=all"] if terms.gpu else []
+        words += _shares(terms)
+        if terms.cpu[1]:
+            words += ["--cpu-period", "100000", "--cpu-quota", str(int(terms.cpu[1] * 100_000))]
+        self._build(tag, [*words, *self._build_words(), empty], terms.timeout)
 
-    def _build(self, tag: str, words: Sequence[str]) -> None:
+    def _build(self, tag: str, words: Sequence[str], timeout: Optional[float] = None) -> None:
         place = os.path.join(self._folder, "image-id")
-        self._run([self.name, "build", "--tag", tag, "--iidfile", place, *words])
+        self._run([self.name, "build", "--tag", tag, "--iidfile", place, *words], timeout=timeout)
         with open(place) as file:
             self._built[tag] = file.read().strip()
 
@@ -116,12 +144,23 @@ class Tool:
     def _environment(self) -> Dict[str, str]:
         return {**os.environ, "REGISTRY_AUTH_FILE": os.path.join(self._folder, "auth.json")}
 
-    def _run(self, words: Sequence[str], stdin: Optional[str] = None) -> None:
-        code, lines = self._stream(words, stdin)
-        if code != 0:
+    def _run(
+        self,
+        words: Sequence[str],
+        stdin: Optional[str] = None,
+        timeout: Optional[float] = None,
+        end: Sequence[str] = (),
+    ) -> None:
+        """Run a program; after ``timeout`` seconds ``end`` is what ends it, else a signal."""
+        code, lines, late = self._stream(words, stdin, timeout, end)
+        if late:
+            lines.append(f"ended after its timeout of {timeout:g} s")
+        if code != 0 or late:
             raise ImageBuildError("\n".join(lines[-LAST_LINES:]))
 
-    def _stream(self, words: Sequence[str], stdin: Optional[str] = None) -> Any:
+    def _stream(
+        self, words: Sequence[str], stdin: Optional[str], timeout: Optional[float], end: Sequence[str]
+    ) -> Tuple[int, List[str], bool]:
         process = subprocess.Popen(
             words,
             env=self._environment(),
@@ -130,6 +169,19 @@ class Tool:
             stderr=subprocess.STDOUT,
         )
         lines: List[str] = []
+        late = threading.Event()
+
+        def over() -> None:
+            late.set()
+            if end:
+                self._ask(end)
+            else:
+                process.terminate()
+
+        timer = threading.Timer((timeout or 0.0) + _END_SECONDS, over)
+        timer.daemon = True
+        if timeout is not None:
+            timer.start()
         assert process.stdout is not None
         with process:
             if stdin is not None and process.stdin is not None:
@@ -142,7 +194,8 @@ class Tool:
                     continue
                 self._log(line)
                 lines = [*lines[1 - LAST_LINES :], line]
-        return process.returncode, lines
+        timer.cancel()
+        return process.returncode, lines, late.is_set()
 
     def _ask(self, words: Sequence[str]) -> Optional[str]:
         done = subprocess.run(
@@ -160,16 +213,31 @@ class Docker(Tool):
 
     name = "docker"
 
-    def run(self, tag: str, command: str, mounts: Mapping[str, str], gpu: bool) -> None:
+    def run(self, tag: str, command: str, mounts: Mapping[str, str], terms: Terms) -> None:
         # Its builder mounts nothing: a container does it, and is kept.
         config = self._config(tag)
         container = f"modal-nomad-build-{os.getpid()}-{tag.rpartition(':')[2][:12]}"
         first, *rest = config.get("Shell") or ("/bin/sh", "-c")
         words = [self.name, "run", "--name", container, *self._network, "--entrypoint", first]
-        words += [word for place, path in mounts.items() for word in ("--volume", f"{path}:{place}:ro")]
-        words += ["--gpus", "all"] if gpu else []
+        words += _volumes(mounts, terms)
+        words += ["--gpus", "all"] if terms.gpu else []
+        words += _shares(terms)
+        words += ["--memory-reservation", f"{terms.memory[0]}m"] if terms.memory[0] else []
+        words += ["--cpus", f"{terms.cpu[1]:g}"] if terms.cpu[1] else []
         try:
-            self._run([*words, tag, *rest, command])
+            try:
+                self._run(
+                    [*words, tag, *rest, command],
+                    timeout=terms.timeout,
+                    end=[self.name, "kill", container],
+                )
+            except ImageBuildError as error:
+                looked = [self.name, "inspect", "--format", "{{.State.OOMKilled}}", container]
+                if terms.memory[1] and self._ask(looked) == "true":
+                    raise ImageBuildError(
+                        f"{error}\nout of memory (limit {terms.memory[1]} MiB): ask for more with memory="
+                    ) from None
+                raise
             if self._ask([self.name, "commit", container, tag]) is None:
                 raise ImageBuildError(f"{self.name} commit of {container} failed")
         finally:
@@ -242,6 +310,20 @@ class Buildah(Tool):
 
 
 TOOLS = {tool.name: tool for tool in (Docker, Podman, Buildah)}
+
+
+def _volumes(mounts: Mapping[str, str], terms: Terms) -> List[str]:
+    places = [f"{path}:{place}:ro" for place, path in mounts.items()]
+    places += [f"{path}:{place}" for place, path in terms.writable.items()]
+    return [word for place in places for word in ("--volume", place)]
+
+
+def _shares(terms: Terms) -> List[str]:
+    words = ["--cpu-shares", str(max(2, int(terms.cpu[0] * 1024)))] if terms.cpu[0] else []
+    if terms.memory[1]:
+        # Equal: swapping is slow where ending can be told of.
+        words += ["--memory", f"{terms.memory[1]}m", "--memory-swap", f"{terms.memory[1]}m"]
+    return words
 
 
 def sourcing(place: str, command: str) -> str:
