@@ -6,11 +6,14 @@ from itertools import repeat
 from typing import Any, Callable, Deque, Dict, List
 
 from ..wire import frames
+from ._ending import FOREVER
 from ._outbox import Outbox, Work, stopped
 from ._session import Session
 
 # A cancellation that meets its input between the queue and the lane is tried again this long.
-_CANCEL_WITHIN = 0.05
+_CANCEL_WITHIN = 5.0
+_MOST_WITHIN = 0.1
+_SOON, _LATER = 0.005, 0.1
 
 
 class Backlog:
@@ -100,11 +103,12 @@ class Backlog:
             if not pool.cancel(lease):
                 self._to_cancel[lease] = until
 
-    def cancel_again(self, now: float, pool: Any) -> bool:
-        """Try again what ``cancel`` did not find; tell whether there was any such."""
-        if not self._to_cancel:
-            return False
+    def cancel_again(self, now: float, pool: Any) -> float:
+        """Try again what ``cancel`` did not find; gives the seconds until the next attempt."""
         for lease, until in list(self._to_cancel.items()):
             if pool.cancel(lease) or now > until:
                 del self._to_cancel[lease]
-        return True
+        if not self._to_cancel:
+            return FOREVER
+        newest = max(self._to_cancel.values()) - _CANCEL_WITHIN
+        return _SOON if now < newest + _MOST_WITHIN else _LATER

@@ -15,7 +15,9 @@ from typing import Any
 INTERRUPT = getattr(signal, "SIGRTMIN", signal.SIGUSR2 - 7) + 7
 FOREVER = float("inf")
 PREEMPTION_SECONDS = 30.0
-_LAST_WORDS = 1.0
+_MARGIN = 1.0
+# For giving back what ran, and for sending what was printed, on a machine that has other work too.
+_LAST_WORDS = 5.0
 _AGAIN_AFTER = 0.01
 _WRITERS = frozenset(("send", "_write_raw"))
 _WIRE = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "wire") + os.sep
@@ -66,7 +68,7 @@ class Ending:
             self.interrupt_at = now + self._grace - margin
             self.last = now + self._grace - margin / 5
         else:
-            self.last = now + PREEMPTION_SECONDS + _LAST_WORDS
+            self.last = now + PREEMPTION_SECONDS + _MARGIN
         self.told = True
 
     def interrupt(self) -> None:

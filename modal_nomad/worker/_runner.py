@@ -432,9 +432,7 @@ class Runner:
             wait = min(wait, self._check_end(now))
         if self._backlog.queue and (all_long or self._backlog.draining):
             self._backlog.give_back_queued()
-        if self._backlog.cancel_again(now, pool):
-            wait = min(wait, 0.005)
-        return wait
+        return min(wait, self._backlog.cancel_again(now, pool))
 
     def _check_start(self, now: float) -> float:
         """End a container that is not ready in time, whatever its main thread does; gives the time left."""

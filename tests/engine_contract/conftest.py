@@ -14,7 +14,7 @@ from modal_nomad.engines.base import ContainerEvent, ContainerRequest, Container
 from modal_nomad.wire.ids import new_id
 from tests._docker import IMAGE
 
-LIMIT = 60.0
+LIMIT = 120.0
 
 
 @pytest.fixture(params=["local", "nomad", "local-docker", "nomad-docker"])
@@ -86,7 +86,7 @@ class Bench:
             "LogConfig": {"MaxFiles": 2, "MaxFileSizeMB": 5},
             # Nomad's own default is SIGINT.
             "KillSignal": "SIGTERM",
-            "KillTimeout": 2_000_000_000,
+            "KillTimeout": changes.pop("kill_seconds", 2) * 1_000_000_000,
         }
         group = {
             "Name": "container",

@@ -88,7 +88,7 @@ def test_a_class_lives_alike(name: str, request: pytest.FixtureRequest, tmp_path
         done = modal_nomad(tmp_path, url, "run", "-q", "app.py", "--path", str(marks), file=FILE)
         assert done.returncode == 0, done.stdout + done.stderr
         found = json.loads(done.stdout.strip().splitlines()[-1])
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 100
         while not marks.read_text().endswith("exit\n"):
             assert time.monotonic() < deadline, marks.read_text()
             time.sleep(0.05)

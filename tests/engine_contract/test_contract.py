@@ -9,7 +9,7 @@ import pytest
 
 from modal_nomad.engines.base import ContainerState, EngineError
 from modal_nomad.wire.ids import new_id
-from tests.engine_contract.conftest import Bench
+from tests.engine_contract.conftest import LIMIT, Bench
 
 FOREVER = "echo up; while :; do sleep 0.1; done"
 
@@ -89,7 +89,8 @@ async def test_starting_an_id_twice_starts_one(bench: Bench) -> None:
 
 
 async def test_stop_container_lets_it_end_well(bench: Bench) -> None:
-    container = await bench.start("trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done")
+    script = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.05; done"
+    container = await bench.start(script, kill_seconds=25)
     await bench.running(container)
     await _said(bench, container, b"up")
     await bench.engine.stop_container(container)
@@ -129,7 +130,7 @@ async def test_logs_follow(bench: Bench) -> None:
         assert (await _said(bench, container, b"up\n")).startswith(b"line 1\nline 2\nline 3\n")
         return
     container = await bench.start(script)
-    text = await asyncio.wait_for(bench.log(container, follow=True), 30)
+    text = await asyncio.wait_for(bench.log(container, follow=True), LIMIT)
     assert text == b"line 1\nline 2\nline 3\nline 4\nline 5\ntail"
 
 
@@ -141,7 +142,7 @@ async def test_long_log_is_whole(bench: Bench) -> None:
         text = (await _said(bench, container, b"up\n"))[: len(whole)]
     else:
         container = await bench.start(script)
-        text = await asyncio.wait_for(bench.log(container, follow=True), 60)
+        text = await asyncio.wait_for(bench.log(container, follow=True), LIMIT)
     assert text == whole
 
 
@@ -163,7 +164,7 @@ async def test_stats(bench: Bench) -> None:
 
 async def test_the_capacity_is_known_at_once(bench: Bench) -> None:
     capacities = bench.engine.capacities()
-    first = await asyncio.wait_for(anext(capacities), 10)
+    first = await asyncio.wait_for(anext(capacities), LIMIT)
     assert first.cores == len(os.sched_getaffinity(0)) and first.nodes == 1
     await bench.engine.close()
     assert [c async for c in capacities] == []
@@ -199,4 +200,4 @@ async def _said(bench: Bench, container: str, text: bytes, stream: str = "stdout
                 break
         return held
 
-    return await asyncio.wait_for(read(), 60)
+    return await asyncio.wait_for(read(), LIMIT)

@@ -11,7 +11,7 @@ import pytest
 from modal_nomad.engines.base import Capacity, ContainerState, Engine
 from modal_nomad.engines.nomad import NomadEngine
 from modal_nomad.hashicorp.nomad import NomadSettings
-from tests.engine_contract.conftest import Bench
+from tests.engine_contract.conftest import LIMIT, Bench
 
 pytestmark = pytest.mark.parametrize("engine", ["nomad"], indirect=True)
 
@@ -68,10 +68,10 @@ async def test_a_node_that_takes_no_more_containers_is_no_capacity(
 
     await eligible("ineligible")
     try:
-        assert await asyncio.wait_for(anext(capacities), 30) == Capacity(0, 0)
+        assert await asyncio.wait_for(anext(capacities), LIMIT) == Capacity(0, 0)
     finally:
         await eligible("eligible")
-    assert await asyncio.wait_for(anext(capacities), 30) == before
+    assert await asyncio.wait_for(anext(capacities), LIMIT) == before
 
 
 class _Cable:

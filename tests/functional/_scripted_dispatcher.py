@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import os
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -168,10 +168,13 @@ class Worker:
 
     async def logged(self, text: bytes, times: int = 1) -> None:
         """Wait until stdout holds ``text``, so many times."""
-        async with asyncio.timeout(PATIENCE):
+
+        async def read() -> None:
             while self.logs[1].count(text) < times:
                 self._logged.clear()
                 await self._logged.wait()
+
+        await asyncio.wait_for(read(), PATIENCE)
 
     async def exit_code(self) -> int:
         await asyncio.wait_for(asyncio.shield(self.output), PATIENCE)
@@ -192,3 +195,17 @@ async def worker(
         yield one
     finally:
         await one.stop()
+
+
+async def of_every_kind(
+    home: Path, kinds: Iterable[tuple[Any, ...]], case: Callable[..., Awaitable[None]]
+) -> None:
+    """Run a case that waits for time to pass with every kind of worker at once: it passes for all of them."""
+    kinds = list(kinds)
+    folders = [home / str(number) for number in range(len(kinds))]
+    for folder in folders:
+        folder.mkdir()
+    cases = (case(folder, *kind) for folder, kind in zip(folders, kinds, strict=True))
+    for kind, found in zip(kinds, await asyncio.gather(*cases, return_exceptions=True), strict=True):
+        if found is not None:
+            raise AssertionError(f"of the kind {kind}") from found

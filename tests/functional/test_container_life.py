@@ -12,7 +12,7 @@ import pytest
 from modal_nomad import exception
 
 sys.path.insert(0, str(Path(__file__).parent))
-from _scripted_dispatcher import worker
+from _scripted_dispatcher import of_every_kind, worker
 
 # A call into C that never comes back to Python, as a long computation in a library is. Another thread that
 # finds this one on its last line knows that it is in C: nothing else there gives Python's lock away.
@@ -90,21 +90,21 @@ async def test_an_input_that_handles_its_preemption_is_answered(
         assert await w.exit_code() == 0
 
 
-@pytest.mark.parametrize(("slots", "is_async"), KINDS)
-async def test_sigterm_interrupts_what_outlives_the_grace_period(
-    tmp_path: Path, slots: int, is_async: bool
-) -> None:
-    spec = {"is_async": is_async, "max_concurrent_inputs": slots}
-    async with worker(tmp_path, sleeper(is_async), environ={"MODAL_KILL_TIMEOUT": "10"}, **spec) as w:
-        await w.lease(1, ())
-        await w.logged(b"began")
-        w.process.send_signal(signal.SIGTERM)
-        header, _ = await w.next("back")
-        assert (header["x"], header["b"]) == ([1], 1)
-        await w.next("bye")
-        assert await w.exit_code() == 0
-        assert b"exit hook" in w.logs[1]
-        assert "drain" in w.order and w.order.index("drain") < w.order.index("back")
+async def test_sigterm_interrupts_what_outlives_the_grace_period(tmp_path: Path) -> None:
+    async def case(home: Path, slots: int, is_async: bool) -> None:
+        spec = {"is_async": is_async, "max_concurrent_inputs": slots}
+        async with worker(home, sleeper(is_async), environ={"MODAL_KILL_TIMEOUT": "10"}, **spec) as w:
+            await w.lease(1, ())
+            await w.logged(b"began")
+            w.process.send_signal(signal.SIGTERM)
+            header, _ = await w.next("back")
+            assert (header["x"], header["b"]) == ([1], 1)
+            await w.next("bye")
+            assert await w.exit_code() == 0
+            assert b"exit hook" in w.logs[1]
+            assert "drain" in w.order and w.order.index("drain") < w.order.index("back")
+
+    await of_every_kind(tmp_path, KINDS, case)
 
 
 async def test_a_draining_worker_takes_no_inputs(tmp_path: Path) -> None:
@@ -275,28 +275,38 @@ async def test_other_inputs_of_the_container_go_on(tmp_path: Path) -> None:
         assert await w.outputs(1) == {2: (0, "two")}
 
 
-@pytest.mark.parametrize("is_async", [False, True])
-async def test_a_timeout_ends_one_concurrent_input_only(tmp_path: Path, is_async: bool) -> None:
-    gate = tmp_path / "gate"
-    code = f"""
+async def test_a_timeout_ends_one_concurrent_input_only(tmp_path: Path) -> None:
+    code = """
         import asyncio, os, time
-        def f(forever):
-            print("began")
-            while forever or not os.path.exists({str(gate)!r}): time.sleep(0.01)
+        ended = []
+        def f(first):
+            try:
+                print("began" if first else "beside it")
+                begun = time.monotonic()
+                while not ended:
+                    time.sleep(0.01)
+                    if first and time.monotonic() > begun + 5.0:
+                        first = print("half of its time")
+            finally:
+                ended.append(first)
             return os.getpid()
     """
-    if is_async:
-        code = code.replace("def f", "async def f").replace("time.sleep", "await asyncio.sleep")
-    spec = {"timeout": 1.0, "max_concurrent_inputs": 2, "is_async": is_async}
-    async with worker(tmp_path, dedent(code), **spec) as w:
-        await w.lease(1, (True,))
-        await w.logged(b"began")
-        assert (await w.outputs(1))[1][0] == 4
-        await w.lease(2, (True,), (False,))
-        await w.logged(b"began\nbegan\nbegan")
-        gate.touch()
-        out = await w.outputs(2)
-        assert out[2][0] == 4 and out[3] == (0, w.process.pid)
+
+    async def case(home: Path, is_async: bool) -> None:
+        text = dedent(code)
+        if is_async:
+            text = text.replace("def f", "async def f").replace("time.sleep", "await asyncio.sleep")
+        spec = {"timeout": 10.0, "max_concurrent_inputs": 2, "is_async": is_async}
+        async with worker(home, text, **spec) as w:
+            await w.lease(1, (True,))
+            await w.logged(b"half of its time")
+            # It runs when the first one's time is over, ends with that one, and has had half of its own.
+            await w.lease(2, (False,))
+            await w.logged(b"beside it")
+            out = await w.outputs(2)
+            assert out[1][0] == 4 and out[2] == (0, w.process.pid)
+
+    await of_every_kind(tmp_path, [(False,), (True,)], case)
 
 
 async def test_code_stuck_in_c_ends_its_container_and_the_others_are_given_back(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import contextlib
 import os
 import signal
 import sqlite3
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -208,16 +209,30 @@ def test_a_restarted_dispatcher_gives_a_living_client_its_app_back(
     def same(x: int) -> int:
         return x
 
-    killed = serve(client_grace=0.2)
+    script = own.write(
+        "other.py",
+        """
+        import sys
+        import modal_nomad as modal
+
+        with modal.App("another").run():
+            print("up", flush=True)
+            sys.stdin.read()
+        """,
+    )
+    killed = serve(client_grace=5.0)
     with app.run():
         assert same.remote(1) == 1
-        killed.kill()
-        killed.wait()
-        serve(client_grace=0.2)
-        # Well beyond the time after which an App that nobody claims is stopped.
-        end = time.monotonic() + 4.0
-        while time.monotonic() < end:
-            assert same.remote(2) == 2
+        with own.start(str(script), stdin=subprocess.PIPE) as other:
+            assert other.stdout is not None and other.stdout.readline() == "up\n"
+            killed.kill()
+            killed.wait()
+            other.kill()
+        serve(client_grace=5.0)
+        assert same.remote(2) == 2
+        # The time after which an App that nobody claims is stopped is over when the other one's is.
+        until(lambda: own.status()["apps"] == 1, what="the end of the App that nobody claims")
+        assert same.remote(3) == 3
 
 
 def test_a_killed_client_takes_its_ephemeral_app_along(own: Live, serve: Callable[..., Any]) -> None:
@@ -336,5 +351,5 @@ def test_containers_go_when_nothing_is_left_to_do(live: Live) -> None:
         assert app["short"].remote() == 1
         mine = lambda: [c for c in live.status()["containers"] if c["function"] == "short"]  # noqa: E731
         assert mine()
-        until(lambda: not mine(), 10, "the end of the idle container")
+        until(lambda: not mine(), what="the end of the idle container")
         assert app["short"].remote() == 1

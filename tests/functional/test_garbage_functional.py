@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from conftest import Live, until
+from conftest import Live, age, until
 
 import modal_nomad as modal
 
@@ -24,8 +24,7 @@ APP = """
 
 
 def test_code_of_old_deploys_and_dropped_values_are_removed(own: Live, serve: Callable[..., Any]) -> None:
-    # As old as code may be that a slow deploy has sent and does not use yet.
-    serve(garbage_age=20.0, garbage_interval=0.5)
+    serve(garbage_age=3600.0, garbage_interval=0.5)
     state = own.home / "state"
 
     def blobs() -> dict[str, int]:
@@ -47,6 +46,7 @@ def test_code_of_old_deploys_and_dropped_values_are_removed(own: Live, serve: Ca
 
     own.python(own.write("app.py", APP.format(word="second")))
     assert modal.Function.from_name("swept", "f").remote(b"") == ("second", 0)
+    age(state)
     until(lambda: not of_the_first & set(blobs()), what="the end of the first deploy's blobs")
     until(lambda: not old_bundles & bundles(), what="the end of the first deploy's code")
     assert runtime < set(blobs()), "the runtime and the code in use were removed"

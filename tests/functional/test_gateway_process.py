@@ -186,7 +186,7 @@ def test_proxy_tokens_are_known_for_a_while(own: Live, serve: Serve, pair: Gatew
 
 def test_an_edge_of_ones_own_gets_in_where_it_may(own: Live, serve: Serve) -> None:
     serve(**{"web.listen": "http://127.0.0.1:0", "web.edge": True})
-    app = gate_app("edged", max_containers=1, scaledown_window=2).deploy()
+    app = gate_app("edged", max_containers=1).deploy()
     base = str(app["web"].get_web_url()).rpartition(":")[2]
     pid = int(httpx.get(f"http://127.0.0.1:{base}/edged-web/", timeout=LIMIT).text.split()[1])
     (port,) = listening_ports(pid)
@@ -199,7 +199,7 @@ def test_an_edge_of_ones_own_gets_in_where_it_may(own: Live, serve: Serve) -> No
     )
     thread.start()
     until(begun.exists, LIMIT)
-    # The dispatcher is told of it, past its own gateway: the container is busy beyond its window.
+    # The dispatcher is told of it, past its own gateway.
     until(lambda: [x["busy"] for x in own.status()["containers"]] == [1], LIMIT)
     file.touch()
     thread.join(LIMIT)

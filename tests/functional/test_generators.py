@@ -266,13 +266,14 @@ def test_generators_run_side_by_side(app: modal.App) -> None:
 def test_a_generator_that_runs_too_long(live: Live) -> None:
     app = modal.App("endless")
 
-    @app.function(serialized=True, name="endless", timeout=1)
+    # The first two are to be on their way before it is over.
+    @app.function(serialized=True, name="endless", timeout=6)
     def endless() -> Iterator[int]:
         import time
 
         yield 1
         yield 2
-        time.sleep(60)
+        time.sleep(600)
 
     with app.run():
         seen = []

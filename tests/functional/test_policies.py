@@ -77,21 +77,22 @@ def test_a_timeout_is_retried(live: Live) -> None:
     app, notes = modal.App("late"), live.folder / "notes"
 
     @app.function(
-        serialized=True, name="late", timeout=2, retries=modal.Retries(max_retries=2, initial_delay=0.0)
+        serialized=True, name="late", timeout=6, retries=modal.Retries(max_retries=1, initial_delay=0.0)
     )
-    def late(slow_attempts: int) -> int:
-        with notes.open("a") as file:
+    def late(name: str, slow_attempts: int) -> int:
+        mine = notes.with_name(name)
+        with mine.open("a") as file:
             file.write("x\n")
-        if len(notes.read_text().splitlines()) <= slow_attempts:
+        if len(mine.read_text().splitlines()) <= slow_attempts:
             threading.Event().wait()
-        return len(notes.read_text().splitlines())
+        return len(mine.read_text().splitlines())
 
     with app.run():
-        assert app["late"].remote(1) == 2
-        notes.unlink()
-        with pytest.raises(exception.FunctionTimeoutError, match="timeout of 2 s"):
-            app["late"].remote(100)
-        assert len(lines(notes)) == 3
+        once, always = app["late"].spawn("once", 1), app["late"].spawn("always", 100)
+        assert once.get(timeout=100) == 2
+        with pytest.raises(exception.FunctionTimeoutError, match="timeout of 6 s"):
+            always.get(timeout=100)
+        assert len(lines(notes.with_name("always"))) == 2
 
 
 def test_a_lost_container_uses_up_no_retry(live: Live) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Live, until
+from conftest import Live, age, until
 
 import modal_nomad as modal
 from modal_nomad.exception import ConnectionError, NotFoundError
@@ -59,7 +59,7 @@ def test_a_dispatcher_killed_amid_commits_tears_none(own: Live) -> None:
 
 
 def test_chunks_stay_while_a_volume_names_them(own: Live, serve: Callable[..., Any]) -> None:
-    serve(garbage_age=5.0, garbage_interval=0.3)
+    serve(garbage_age=3600.0, garbage_interval=0.3)
 
     def blobs() -> set[str]:
         return {path.name for path in (own.home / "state" / "blobs").glob("??/??/*")}
@@ -72,9 +72,11 @@ def test_chunks_stay_while_a_volume_names_them(own: Live, serve: Callable[..., A
         batch.put_file(io.BytesIO(dropped), "dropped")
     assert len(blobs() - before) == 4
     volume.remove_file("dropped")
+    age(own.home / "state")
     until(lambda: len(blobs() - before) == 2, what="the end of the removed file's chunks")
     assert b"".join(volume.read_file("kept")) == kept
     modal.Volume.delete("collected")
+    age(own.home / "state")
     until(lambda: not blobs() - before, what="the end of the Volume's chunks")
 
 

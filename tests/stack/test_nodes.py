@@ -61,7 +61,8 @@ class Nodes:
                 server={
                     "enabled": True,
                     "bootstrap_expect": 1,
-                    "heartbeat_grace": "1s",
+                    # A node is not gone because the machine has other work.
+                    "heartbeat_grace": "6s",
                     "min_heartbeat_ttl": "1s",
                 },
                 client={"enabled": False},

@@ -34,7 +34,7 @@ def test_its_own_interruption_leaves_what_was_left(ending: Ending) -> None:
     assert (ending.signals, ending.last, ending.interrupt_at) == (2, last, FOREVER)
 
 
-def test_a_second_signal_from_outside_leaves_a_second(ending: Ending) -> None:
+def test_a_second_signal_from_outside_leaves_five_seconds(ending: Ending) -> None:
     signal.raise_signal(signal.SIGTERM)
     last = ending.last
     signal.raise_signal(signal.SIGTERM)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from modal_nomad import _execution_context as context
 from modal_nomad.exception import InvalidError, NotFoundError
 from modal_nomad.wire import frames
 from modal_nomad.wire.spec import FunctionSpec
+from modal_nomad.worker._backlog import Backlog
 from modal_nomad.worker._capture import _whole_characters
 from modal_nomad.worker._loader import load_function
 from modal_nomad.worker._outbox import Output, Values, _done_frame, stopped
@@ -139,3 +141,23 @@ def test_answers_of_several_parts_wait_for_nobody() -> None:
             made, _ = sock.accept()
             with made:
                 assert made.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
+def test_a_cancellation_finds_an_input_that_a_lane_takes_its_time_to_begin() -> None:
+    class Pool:
+        running: frozenset[int] = frozenset()
+
+        def cancel(self, lease: int) -> bool:
+            return lease in self.running
+
+    pool = Pool()
+    backlog = Backlog(Any, lambda: None)  # type: ignore[arg-type]
+    before = time.monotonic()
+    # Off the queue, and not in a lane yet; the other one has ended already.
+    backlog.cancel([1, 2], pool)
+    after = time.monotonic()
+    assert backlog.cancel_again(before, pool) < backlog.cancel_again(after + 2, pool) < 1
+    pool.running = frozenset({1})
+    assert backlog.cancel_again(after + 4, pool) < 1
+    pool.running = frozenset()
+    assert backlog.cancel_again(after + 6, pool) == float("inf")
