@@ -18,6 +18,12 @@ variable "package" {
   description = "What pip installs: a requirement, a path on the node or a URL."
 }
 
+variable "program" {
+  type        = string
+  default     = ""
+  description = "A modal-nomad that nodes have already, as /opt/modal-nomad/bin/modal-nomad; nothing is installed then."
+}
+
 variable "datacenters" {
   type    = list(string)
   default = ["*"]
@@ -105,6 +111,30 @@ variable "web_consul" {
   description = "Whether the jobs of web Functions register Consul services."
 }
 
+variable "vault_addr" {
+  type        = string
+  default     = ""
+  description = "Vault or OpenBao, where Secrets are kept; empty: there are none."
+}
+
+variable "vault_role" {
+  type        = string
+  default     = ""
+  description = "The role that the dispatcher itself logs in to Vault with; empty: no vault block, and settings name a token."
+}
+
+variable "vault_container_role" {
+  type        = string
+  default     = ""
+  description = "The role that containers log in with; empty is Nomad's default one."
+}
+
+variable "settings" {
+  type        = string
+  default     = ""
+  description = "Settings of the dispatcher that have no variable here, as in its file (TOML, a Nomad template). What it says counts."
+}
+
 variable "cpu" {
   type    = number
   default = 500
@@ -130,6 +160,14 @@ job "modal-dispatcher" {
       canary           = 0
       min_healthy_time = "3s"
       healthy_deadline = "5m"
+    }
+
+    # Containers and callers wait for it: Nomad's own 15 seconds are long.
+    restart {
+      attempts = 10
+      interval = "5m"
+      delay    = "1s"
+      mode     = "delay"
     }
 
     network {
@@ -170,8 +208,19 @@ job "modal-dispatcher" {
         file = true
       }
 
+      # Its token is in the task's secrets, and Nomad renews it there.
+      dynamic "vault" {
+        for_each = var.vault_role != "" ? [var.vault_role] : []
+        content {
+          role        = vault.value
+          env         = false
+          change_mode = "noop"
+        }
+      }
+
       env {
         PACKAGE = var.package
+        PROGRAM = var.program
         PYTHON  = var.python
       }
 
@@ -180,18 +229,22 @@ job "modal-dispatcher" {
         perms       = "755"
         data        = <<-EOT
           set -eu
+          configs="--config $NOMAD_SECRETS_DIR/dispatcher.toml --config $NOMAD_SECRETS_DIR/settings.toml"
+          if [ -n "$PROGRAM" ]; then
+            exec "$PROGRAM" dispatcher $configs
+          fi
           venv="$NOMAD_TASK_DIR/venv"
           if [ ! -f "$venv/ready" ]; then
             "$PYTHON" -m venv --clear "$venv"
             "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$PACKAGE"
             touch "$venv/ready"
           fi
-          exec "$venv/bin/modal-nomad" dispatcher --config "$NOMAD_TASK_DIR/dispatcher.toml"
+          exec "$venv/bin/modal-nomad" dispatcher $configs
         EOT
       }
 
       template {
-        destination = "local/dispatcher.toml"
+        destination = "secrets/dispatcher.toml"
         data        = <<-EOT
           engine = "nomad"
           auth = "${var.auth}"
@@ -205,7 +258,17 @@ job "modal-dispatcher" {
           address = "${var.nomad_addr != "" ? var.nomad_addr : "unix://{{ env \"NOMAD_SECRETS_DIR\" }}/api.sock"}"
           token_file = "{{ env "NOMAD_SECRETS_DIR" }}/nomad_token"
 
-          %{~ if var.web_domain != "" ~}
+          %{~if var.vault_addr != ""~}
+
+          [vault]
+          address = "${var.vault_addr}"
+          role = "${var.vault_container_role}"
+          %{~if var.vault_role != ""~}
+          token_file = "{{ env "NOMAD_SECRETS_DIR" }}/vault_token"
+          %{~endif~}
+          %{~endif~}
+
+          %{~if var.web_domain != ""~}
 
           [web]
           domain = "${var.web_domain}"
@@ -214,7 +277,7 @@ job "modal-dispatcher" {
           {{- if nomadVarExists "nomad/jobs/modal-dispatcher" }}{{ with nomadVar "nomad/jobs/modal-dispatcher" }}
           gateway_token = "{{ .gateway_token }}"
           {{- end }}{{ end }}
-          %{~ endif ~}
+          %{~endif~}
 
           [render]
           namespace = "${var.namespace}"
@@ -222,6 +285,15 @@ job "modal-dispatcher" {
           datacenters = ${jsonencode(var.datacenters)}
           driver = "${var.driver}"
           python = "${var.python}"
+        EOT
+      }
+
+      # What the variable of the job says comes last: passwords and keys are to stand there.
+      template {
+        destination = "secrets/settings.toml"
+        data        = <<-EOT
+          ${indent(10, var.settings)}
+          {{ if nomadVarExists "nomad/jobs/modal-dispatcher" }}{{ with nomadVar "nomad/jobs/modal-dispatcher" }}{{ .settings }}{{ end }}{{ end }}
         EOT
       }
 

@@ -11,6 +11,12 @@ variable "package" {
   description = "What pip installs: a requirement, a path on the node or a URL."
 }
 
+variable "program" {
+  type        = string
+  default     = ""
+  description = "A modal-nomad that nodes have already, as /opt/modal-nomad/bin/modal-nomad; nothing is installed then."
+}
+
 variable "datacenters" {
   type    = list(string)
   default = ["*"]
@@ -91,6 +97,36 @@ variable "tls_key" {
   description = "File on the node with its key (PEM)."
 }
 
+variable "vault_addr" {
+  type        = string
+  default     = ""
+  description = "Vault or OpenBao, where pki_role is given."
+}
+
+variable "vault_role" {
+  type        = string
+  default     = ""
+  description = "The role that the gateways log in to Vault with; empty: no vault block, and settings name a token."
+}
+
+variable "pki_role" {
+  type        = string
+  default     = ""
+  description = "The role of Vault's PKI engine that issues the gateways' certificates; empty: none does."
+}
+
+variable "pki_names" {
+  type        = list(string)
+  default     = []
+  description = "What the certificate is for; empty is every name below domain."
+}
+
+variable "settings" {
+  type        = string
+  default     = ""
+  description = "Settings of the gateways that have no variable here, as in their file (TOML, a Nomad template). What it says counts."
+}
+
 variable "cpu" {
   type    = number
   default = 500
@@ -99,6 +135,11 @@ variable "cpu" {
 variable "memory" {
   type    = number
   default = 256
+}
+
+locals {
+  scheme    = var.tls_cert != "" || var.pki_role != "" ? "https" : "http"
+  pki_names = length(var.pki_names) > 0 ? var.pki_names : ["*.${var.domain}"]
 }
 
 job "modal-gateway" {
@@ -119,6 +160,14 @@ job "modal-gateway" {
       max_parallel     = 1
       min_healthy_time = "5s"
       healthy_deadline = "5m"
+    }
+
+    # It has no state: Nomad's own 15 seconds are long.
+    restart {
+      attempts = 10
+      interval = "5m"
+      delay    = "1s"
+      mode     = "delay"
     }
 
     # Out of the load balancer before requests are turned away.
@@ -148,8 +197,19 @@ job "modal-gateway" {
       kill_signal  = "SIGTERM"
       kill_timeout = "30s"
 
+      # Its token is in the task's secrets, and Nomad renews it there.
+      dynamic "vault" {
+        for_each = var.vault_role != "" ? [var.vault_role] : []
+        content {
+          role        = vault.value
+          env         = false
+          change_mode = "noop"
+        }
+      }
+
       env {
         PACKAGE = var.package
+        PROGRAM = var.program
         PYTHON  = var.python
       }
 
@@ -158,21 +218,24 @@ job "modal-gateway" {
         perms       = "755"
         data        = <<-EOT
           set -eu
+          configs="--config $NOMAD_SECRETS_DIR/gateway.toml --config $NOMAD_SECRETS_DIR/settings.toml"
+          if [ -n "$PROGRAM" ]; then
+            exec "$PROGRAM" gateway $configs
+          fi
           venv="$NOMAD_TASK_DIR/venv"
           if [ ! -f "$venv/ready" ]; then
             "$PYTHON" -m venv --clear "$venv"
             "$venv/bin/python" -m pip install --quiet --disable-pip-version-check "$PACKAGE"
             touch "$venv/ready"
           fi
-          exec "$venv/bin/modal-nomad" gateway --config "$NOMAD_SECRETS_DIR/gateway.toml"
+          exec "$venv/bin/modal-nomad" gateway $configs
         EOT
       }
 
       template {
         destination = "secrets/gateway.toml"
-        perms       = "600"
         data        = <<-EOT
-          listen = "${var.tls_cert != "" ? "https" : "http"}://{{ env "NOMAD_ADDR_web" }}"
+          listen = "${local.scheme}://{{ env "NOMAD_ADDR_web" }}"
           processes = ${var.processes}
           dispatchers = ${jsonencode(var.dispatchers)}
           gateway_token = "{{ with nomadVar "nomad/jobs/modal-gateway" }}{{ .gateway_token }}{{ end }}"
@@ -186,6 +249,26 @@ job "modal-gateway" {
 
           [tls]
           certificates = [${var.tls_cert != "" ? "{ cert = \"${var.tls_cert}\", key = \"${var.tls_key}\" }" : ""}]
+
+          %{~if var.pki_role != ""~}
+
+          [pki]
+          address = "${var.vault_addr}"
+          role = "${var.pki_role}"
+          names = ${jsonencode(local.pki_names)}
+          %{~if var.vault_role != ""~}
+          token_file = "{{ env "NOMAD_SECRETS_DIR" }}/vault_token"
+          %{~endif~}
+          %{~endif~}
+        EOT
+      }
+
+      # What the variable of the job says comes last: passwords and keys are to stand there.
+      template {
+        destination = "secrets/settings.toml"
+        data        = <<-EOT
+          ${indent(10, var.settings)}
+          {{ if nomadVarExists "nomad/jobs/modal-gateway" }}{{ with nomadVar "nomad/jobs/modal-gateway" }}{{ .settings }}{{ end }}{{ end }}
         EOT
       }
 

@@ -12,11 +12,11 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from modal_nomad.cli._errors import CommandError, UsageError
+from modal_nomad.cli._errors import CommandError, UsageError, config_files
 from modal_nomad.cli._table import print_table
 
 if TYPE_CHECKING:
@@ -32,7 +32,9 @@ app = typer.Typer(
     help='Tokens of a dispatcher that has auth = "token".',
 )
 
-_Config = Annotated[Path | None, typer.Option("--config", help="The dispatcher's configuration file.")]
+_Config = Annotated[
+    list[Path] | None, typer.Option("--config", help="The dispatcher's configuration file, or its files.")
+]
 _Home = Annotated[
     Path | None,
     typer.Option("--home", help="The dispatcher's home, instead of --config."),
@@ -105,15 +107,17 @@ def revoke(
     typer.echo(f"Revoked {token_id}.")
 
 
-def _with_store(config: Path | None, home: Path | None, work: Callable[[Store], Awaitable[T]]) -> T:
-    from modal_nomad.dispatcher.settings import Settings, SettingsError
+def _with_store(config: list[Path] | None, home: Path | None, work: Callable[[Store], Awaitable[T]]) -> T:
+    from modal_nomad.dispatcher.settings import Settings
+    from modal_nomad.dispatcher.settings_files import SettingsError
     from modal_nomad.dispatcher.store.base import StoreError
     from modal_nomad.dispatcher.store.choice import choose_store
 
-    if (config is None) == (home is None):
+    if bool(config) == (home is not None):
         raise UsageError("say which dispatcher is meant: --config FILE or --home DIR.")
     try:
-        settings = Settings.load(_file(config)) if home is None else Settings.for_home(home)
+        files = config_files(config or [], "dispatcher")
+        settings = Settings.load(*files) if home is None else Settings.for_home(home)
         folder = Path(settings.home)
 
         async def run() -> T:
@@ -129,11 +133,3 @@ def _with_store(config: Path | None, home: Path | None, work: Callable[[Store], 
         return asyncio.run(run())
     except (SettingsError, StoreError) as error:
         raise CommandError(f"{error}.") from None
-
-
-def _file(config: Any) -> Path:
-    if not config.is_file():
-        raise UsageError(
-            f"{config}: no such file. 'modal-nomad dispatcher --print-config' prints one to start from."
-        )
-    return Path(config)

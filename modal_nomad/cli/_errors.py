@@ -35,6 +35,16 @@ class UsageError(CommandError):
     code = USAGE
 
 
+def config_files(given: list[Path], command: str) -> list[Path]:
+    """Return the files that ``--config`` names. Raises UsageError."""
+    for path in given:
+        if not path.is_file():
+            raise UsageError(
+                f"{path}: no such file. 'modal-nomad {command} --print-config' prints one to start from."
+            )
+    return given
+
+
 class UserCodeError(Exception):
     """The user's code raised; ``__cause__`` is what it raised."""
 

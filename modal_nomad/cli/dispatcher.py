@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from modal_nomad.cli import _dispatcher_token
-from modal_nomad.cli._errors import UsageError
+from modal_nomad.cli._errors import UsageError, config_files
 
 app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
 app.add_typer(_dispatcher_token.app, name="token")
@@ -18,7 +18,11 @@ app.add_typer(_dispatcher_token.app, name="token")
 def dispatcher(
     context: typer.Context,
     config: Annotated[
-        Path | None, typer.Option("--config", help="Configuration file of a cluster's dispatcher.")
+        list[Path] | None,
+        typer.Option(
+            "--config",
+            help="Configuration file of a cluster's dispatcher; repeatable, what later ones say counts.",
+        ),
     ] = None,
     home: Annotated[
         Path | None, typer.Option("--home", help="Serve embedded, with its state in this directory.")
@@ -37,14 +41,11 @@ def dispatcher(
     ]
     if len(chosen) > 1:
         raise UsageError(f"{' and '.join(chosen)} exclude each other.")
-    if config is not None and not config.is_file():
-        raise UsageError(
-            f"{config}: no such file. 'modal-nomad dispatcher --print-config' prints one to start from."
-        )
+    files = config_files(config or [], "dispatcher")
     from modal_nomad.dispatcher import serve
 
-    if config is not None:
-        argv = ["--config", str(config)]
+    if files:
+        argv = [word for file in files for word in ("--config", str(file))]
     elif print_config:
         argv = ["--print-config"]
     else:

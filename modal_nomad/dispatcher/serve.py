@@ -24,7 +24,8 @@ from modal_nomad.dispatcher.blobs import BlobStore, BlobStoreError, DirectoryBlo
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.secrets import SecretStoreError
 from modal_nomad.dispatcher.server import Server
-from modal_nomad.dispatcher.settings import EXAMPLE, Settings, SettingsError
+from modal_nomad.dispatcher.settings import EXAMPLE, Settings
+from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.dispatcher.standby import wait_for_turn
 from modal_nomad.dispatcher.store.base import Store, StoreError
 from modal_nomad.dispatcher.store.choice import choose_store
@@ -45,7 +46,9 @@ def _level() -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a dispatcher until it is told to stop; returns the exit code."""
     parser = argparse.ArgumentParser(prog="modal-nomad dispatcher")
-    parser.add_argument("--config", type=Path, help="configuration file (TOML)")
+    parser.add_argument(
+        "--config", type=Path, action="append", help="configuration file (TOML); of several the later count"
+    )
     parser.add_argument("--home", type=Path, help="run the embedded dispatcher of this directory")
     parser.add_argument("--ready-fd", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--print-config", action="store_true", help="print a commented configuration and end")
@@ -58,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.home is not None:
             settings = Settings.for_home(options.home.absolute())
         elif options.config is not None:
-            settings = Settings.load(options.config)
+            settings = Settings.load(*options.config)
         else:
             parser.error("give --config FILE or --home DIR")
         run(settings, options.ready_fd)

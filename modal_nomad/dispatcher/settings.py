@@ -5,20 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import sys
-from collections.abc import Mapping, Set
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
 from modal_nomad.dispatcher._proxies import proxy_faults
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
 from modal_nomad.dispatcher.images.settings import BuildSettings
+from modal_nomad.dispatcher.settings_files import SettingsError, read_settings, read_token
 from modal_nomad.dispatcher.tunnels.settings import TunnelSettings
 from modal_nomad.render import RenderSettings
 from modal_nomad.wire.address import parse_address
@@ -67,7 +62,6 @@ WEB_TYPES: Mapping[str, type] = {
     "consul_namespace": str,
     "edge": bool,
 }
-GATEWAY_TOKEN_LENGTH = 16
 VAULT_NAMES = frozenset({"address", "token", "token_file", "namespace", "ca_file", "mount", "prefix", "role"})
 
 EXAMPLE = """\
@@ -261,10 +255,6 @@ node_pool = "default"
 datacenters = ["*"]
 python = "python3"
 """
-
-
-class SettingsError(Exception):
-    """The configuration cannot be used; the text is one line that names the remedy."""
 
 
 @dataclass(frozen=True)
@@ -499,7 +489,7 @@ class Settings:
             raise SettingsError(f"MODAL_CLIENT_GRACE is {grace!r}: give a number of seconds") from None
         file = home / LOCAL_FILE
         return cls(
-            **(read_settings(cls, file, LOCAL_NAMES) if file.exists() else {}),
+            **(read_settings(cls, [file], LOCAL_NAMES) if file.exists() else {}),
             client_grace=client_grace,
             durability=os.environ.get("MODAL_DURABILITY") or cls.durability,
             listen=f"unix://{home / 'daemon.sock'}",
@@ -510,59 +500,13 @@ class Settings:
         )
 
     @classmethod
-    def load(cls, path: Path) -> Settings:
-        """Read a TOML file.
+    def load(cls, *paths: Path) -> Settings:
+        """Read TOML files; what a later one says counts, table by table.
 
         Raises:
             SettingsError: naming the file and the fault.
         """
-        return cls(**read_settings(cls, path, {f.name for f in dataclasses.fields(cls)} - {"embedded"}))
-
-
-def read_settings(kind: type[Any], path: Path, names: Set[str], command: str = "") -> dict[str, Any]:
-    """Return the values of a TOML file of settings.
-
-    Args:
-        kind: the dataclass that they are of; its defaults say their types.
-        path: the file.
-        names: which of its fields the file may have.
-        command: what prints an example, before ``--print-config``.
-
-    Raises:
-        SettingsError: naming the file and the fault.
-    """
-    try:
-        data: dict[str, Any] = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise SettingsError(
-            f"cannot read {path}: {error.strerror}; `{command}--print-config` prints an example"
-        ) from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path} is not TOML: {error}") from error
-    if unknown := sorted(set(data) - names):
-        raise SettingsError(f"{path}: unknown setting {unknown[0]!r}; known are {', '.join(sorted(names))}")
-    defaults = kind()
-    for name, value in data.items():
-        expected = type(getattr(defaults, name))
-        if expected is float and type(value) is int:
-            data[name] = float(value)
-        elif type(value) is not expected:
-            raise SettingsError(f"{path}: {name} is {value!r}; it must be a {expected.__name__}")
-    return data
-
-
-def read_token(given: str, file: str) -> str:
-    """Return the gateways' token, given itself or by its file. Raises SettingsError."""
-    if not given and file:
-        try:
-            given = Path(file).read_text().strip()
-        except OSError as error:
-            raise SettingsError(f"gateway_token_file {file} cannot be read: {error.strerror}") from None
-    if given and len(given) < GATEWAY_TOKEN_LENGTH:
-        raise SettingsError(
-            f"gateway_token is shorter than {GATEWAY_TOKEN_LENGTH}: `openssl rand -hex 32` makes one"
-        )
-    return given
+        return cls(**read_settings(cls, paths, {f.name for f in dataclasses.fields(cls)} - {"embedded"}))
 
 
 def _check_s3(given: Mapping[str, Any]) -> None:

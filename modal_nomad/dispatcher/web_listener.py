@@ -8,7 +8,8 @@ import logging
 import socket
 from pathlib import Path
 
-from modal_nomad.dispatcher.settings import Settings, SettingsError
+from modal_nomad.dispatcher.settings import Settings
+from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.dispatcher.web import Web
 from modal_nomad.wire.address import parse_address
 

@@ -12,7 +12,7 @@ import pytest
 from cryptography import x509
 
 from modal_nomad.dispatcher.gateway.certificates import Certificate, CertificateSource, TlsSettings
-from modal_nomad.dispatcher.settings import SettingsError
+from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.hashicorp.vault import VaultSettings
 from tests._certificates import pem, write
 from tests.stack._openbao import Bao, bao_binary, bao_server

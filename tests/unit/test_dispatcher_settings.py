@@ -9,7 +9,8 @@ import pytest
 
 from modal_nomad.dispatcher.gateway import process_settings
 from modal_nomad.dispatcher.gateway.process_settings import GatewayProcessSettings
-from modal_nomad.dispatcher.settings import EXAMPLE, Settings, SettingsError
+from modal_nomad.dispatcher.settings import EXAMPLE, Settings
+from modal_nomad.dispatcher.settings_files import SettingsError
 
 
 def test_the_printed_example_is_the_defaults(tmp_path: Path) -> None:
@@ -149,3 +150,16 @@ def test_the_settings_of_a_gateway_process_are_checked(tmp_path: Path) -> None:
             "role": "", "names": [], "custom_domains": False, "ttl": "",
         },
     )  # fmt: skip
+
+
+def test_what_later_files_say_counts_table_by_table(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.toml", tmp_path / "second.toml"
+    first.write_text('home = "/a"\nauth = "none"\n[web]\ndomain = "a.example.com"\nconsul = true\n')
+    second.write_text('home = "/b"\n[web]\ndomain = "b.example.com"\n[vault]\naddress = "http://v"\n')
+    settings = Settings.load(first, second)
+    assert (settings.home, settings.auth) == ("/b", "none")
+    assert settings.web == {"domain": "b.example.com", "consul": True}
+    assert settings.vault == {"address": "http://v"}
+    second.write_text("hom = 1")
+    with pytest.raises(SettingsError, match=r"second\.toml: unknown setting 'hom'"):
+        Settings.load(first, second)

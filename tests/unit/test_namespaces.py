@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from modal_nomad.dispatcher._namespaces import EnvironmentNamespaces
-from modal_nomad.dispatcher.settings import Settings, SettingsError
+from modal_nomad.dispatcher.settings import Settings
+from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.exception import AuthError, InvalidError
 from modal_nomad.render import RenderSettings
 

@@ -11,7 +11,8 @@ import pytest
 import modal_nomad as modal
 from modal_nomad._options import function_options
 from modal_nomad._variants import overrides_from
-from modal_nomad.dispatcher.settings import Settings, SettingsError
+from modal_nomad.dispatcher.settings import Settings
+from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.engines._nomad_words import placement_words
 from modal_nomad.exception import InvalidError
 from modal_nomad.nomad import Affinity, Constraint, Placement, Spread

@@ -11,6 +11,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted((ROOT / "terraform/modules").iterdir())
+EXAMPLES = sorted((ROOT / "terraform/examples").iterdir())
+# What Terraform itself calls by another name in a module.
+RENAMED = {"provider": "service_provider"}
 
 
 def text_of(module: Path) -> str:
@@ -26,7 +29,13 @@ def names(blocks: list[dict[str, Any]]) -> set[str]:
     return {name.strip('"') for block in blocks for name in block}
 
 
-@pytest.mark.parametrize("module", MODULES, ids=lambda x: x.name)
+def defaults(file: Path) -> dict[str, Any]:
+    """Return the defaults of a file's variables; None for what has none."""
+    blocks = read(file)["variable"]
+    return {name.strip('"'): body.get("default") for block in blocks for name, body in block.items()}
+
+
+@pytest.mark.parametrize("module", MODULES + EXAMPLES, ids=lambda x: x.name)
 def test_a_module_is_whole(module: Path) -> None:
     """It is HCL, has its three files, and each variable is declared, described and used."""
     main, variables = read(module / "main.tf"), read(module / "variables.tf")
@@ -38,7 +47,7 @@ def test_a_module_is_whole(module: Path) -> None:
             assert body["description"] and body["type"], name
 
 
-@pytest.mark.parametrize("name", ["dispatcher", "gateway"])
+@pytest.mark.parametrize("name", ["dispatcher", "gateway", "image-builder"])
 def test_a_module_gives_its_job_every_variable(name: str) -> None:
     """What it submits is the jobspec beside it, with all of its variables and no others."""
     module = ROOT / "terraform/modules" / name
@@ -48,5 +57,20 @@ def test_a_module_gives_its_job_every_variable(name: str) -> None:
     passed = set(re.findall(r"^\s+(\w+)\s+=", given.group(1), re.MULTILINE))
     job = (ROOT / f"jobspecs/{name}.nomad.hcl").read_text()
     assert passed == set(re.findall(r'^variable "(\w+)"', job, re.MULTILINE))
+    ours, theirs = defaults(module / "variables.tf"), defaults(ROOT / f"jobspecs/{name}.nomad.hcl")
+    assert {x: ours[RENAMED.get(x, x)] for x in theirs} == theirs
     for found in re.findall(r'file\("\$\{path\.module\}/([^"]+)"\)', text_of(module)):
         assert (module / found).resolve().exists(), found
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda x: x.name)
+def test_an_example_calls_modules_by_their_variables(example: Path) -> None:
+    called = read(example / "main.tf")["module"]
+    assert {name for block in called for name in block}
+    for block in called:
+        for body in block.values():
+            source = (example / body["source"].strip('"')).resolve()
+            known = defaults(source / "variables.tf")
+            given = {x for x in body if x not in ("source", "depends_on") and not x.startswith("__")}
+            assert given <= set(known), source
+            assert {x for x, default in known.items() if default is None} <= given, source

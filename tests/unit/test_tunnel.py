@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 import modal_nomad as modal
-from modal_nomad.dispatcher.settings import Settings, SettingsError
+from modal_nomad.dispatcher.settings import Settings
+from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.exception import InvalidError
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 from cryptography import x509
 
-from modal_nomad.dispatcher.settings import SettingsError
+from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.hashicorp.vault import VaultClient, VaultError, VaultSettings
 
 logger = logging.getLogger("modal_nomad.dispatcher")

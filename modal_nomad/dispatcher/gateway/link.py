@@ -16,7 +16,7 @@ from modal_nomad.dispatcher.gateway.directory import KEEP_SECONDS, Directory
 from modal_nomad.dispatcher.gateway.discovery import ContainerAddress, container_key
 from modal_nomad.dispatcher.gateway.routes import Route
 from modal_nomad.dispatcher.gateway.wire import host_and_port, served_function
-from modal_nomad.dispatcher.settings import SettingsError
+from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.dispatcher.store.base import hash_secret
 from modal_nomad.wire import frames
 from modal_nomad.wire.address import parse_address

@@ -24,7 +24,7 @@ from modal_nomad.dispatcher.gateway.link import Link
 from modal_nomad.dispatcher.gateway.pending import Peers
 from modal_nomad.dispatcher.gateway.process_settings import EXAMPLE, GatewayProcessSettings
 from modal_nomad.dispatcher.gateway.routes import Route
-from modal_nomad.dispatcher.settings import SettingsError
+from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.hashicorp.consul import ConsulClient, ConsulError
 from modal_nomad.wire.address import parse_address
 
@@ -42,7 +42,9 @@ _TIDY_SECONDS = 60.0
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a gateway until it is told to stop; returns the exit code."""
     parser = argparse.ArgumentParser(prog="modal-nomad gateway")
-    parser.add_argument("--config", type=Path, help="configuration file (TOML)")
+    parser.add_argument(
+        "--config", type=Path, action="append", help="configuration file (TOML); of several the later count"
+    )
     parser.add_argument("--print-config", action="store_true", help="print a commented configuration and end")
     parser.add_argument("--socket", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--parent", type=int, help=argparse.SUPPRESS)
@@ -57,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s")
         if options.config is None:
             parser.error("give --config FILE")
-        settings = GatewayProcessSettings.load(options.config)
+        settings = GatewayProcessSettings.load(*options.config)
         settings.token()
         if options.socket is not None:
             _end_with_parent(options.parent)
@@ -111,8 +113,8 @@ def run(settings: GatewayProcessSettings, sock: socket.socket) -> None:
 class _Group:
     """Several processes on one port. The kernel spreads connections over them; who ends is started again."""
 
-    def __init__(self, settings: GatewayProcessSettings, config: Path) -> None:
-        self._config = config
+    def __init__(self, settings: GatewayProcessSettings, configs: Sequence[Path]) -> None:
+        self._configs = configs
         first = listening(settings)
         port = first.getsockname()[1]
         # Ours to keep: what comes for one that has just ended waits for its successor.
@@ -151,7 +153,8 @@ class _Group:
     def _start(self, sock: socket.socket) -> subprocess.Popen[bytes]:
         number = sock.fileno()
         command = [sys.executable, "-m", "modal_nomad.dispatcher.gateway"]
-        ours = ["--config", str(self._config), "--socket", str(number), "--parent", str(os.getpid())]
+        files = [word for path in self._configs for word in ("--config", str(path))]
+        ours = [*files, "--socket", str(number), "--parent", str(os.getpid())]
         return subprocess.Popen([*command, *ours], pass_fds=(number,))
 
 

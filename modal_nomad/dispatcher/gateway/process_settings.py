@@ -10,7 +10,7 @@ from typing import Any
 
 from modal_nomad.dispatcher.gateway.certificates import TlsSettings
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
-from modal_nomad.dispatcher.settings import SettingsError, read_settings, read_token
+from modal_nomad.dispatcher.settings_files import SettingsError, read_settings, read_token
 from modal_nomad.hashicorp.consul import ConsulSettings
 from modal_nomad.wire.address import Address, parse_address
 
@@ -155,10 +155,10 @@ class GatewayProcessSettings:
         return dataclasses.replace(ConsulSettings.from_env(), **given)
 
     @classmethod
-    def load(cls, path: Path) -> GatewayProcessSettings:
-        """Read a TOML file. Raises SettingsError, naming the file and the fault."""
+    def load(cls, *paths: Path) -> GatewayProcessSettings:
+        """Read TOML files, of which the later count. Raises SettingsError, naming the file and the fault."""
         names = {f.name for f in dataclasses.fields(cls)}
-        return cls(**read_settings(cls, path, names, "modal-nomad gateway "))
+        return cls(**read_settings(cls, paths, names, "modal-nomad gateway "))
 
 
 def _address(name: str, value: str) -> Address:

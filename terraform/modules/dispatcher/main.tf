@@ -22,12 +22,23 @@ resource "nomad_acl_policy" "dispatcher" {
   }
 }
 
-resource "nomad_variable" "gateway_token" {
-  count     = var.web_domain != "" ? 1 : 0
+# Who deploys and runs Apps gets a token with this policy.
+resource "nomad_acl_policy" "deployer" {
+  count       = var.auth == "nomad" ? 1 : 0
+  name        = "modal-deployer"
+  description = "Deploys and runs Apps of modal_nomad."
+  rules_hcl = join("\n", [
+    for namespace in var.deployer_namespaces :
+    replace(file("${path.module}/../../../jobspecs/policies/deployer.policy.hcl"), "\"default\"", jsonencode(namespace))
+  ])
+}
+
+resource "nomad_variable" "secrets" {
   path      = "nomad/jobs/modal-dispatcher"
   namespace = var.namespace
   items = {
     gateway_token = var.gateway_token
+    settings      = var.secret_settings
   }
 }
 
@@ -36,26 +47,31 @@ resource "nomad_job" "dispatcher" {
 
   hcl2 {
     vars = {
-      package     = var.package
-      datacenters = jsonencode(var.datacenters)
-      namespace   = var.namespace
-      node_pool   = var.node_pool
-      driver      = var.driver
-      python      = var.python
-      port        = var.port
-      data_dir    = var.data_dir
-      server_url  = var.server_url
-      auth        = var.auth
-      nomad_addr  = var.nomad_addr
-      tls_cert    = var.tls_cert
-      tls_key     = var.tls_key
-      web_domain  = var.web_domain
-      web_url     = var.web_url
-      web_consul  = var.web_consul
-      cpu         = var.cpu
-      memory      = var.memory
+      package              = var.package
+      program              = var.program
+      datacenters          = jsonencode(var.datacenters)
+      namespace            = var.namespace
+      node_pool            = var.node_pool
+      driver               = var.driver
+      python               = var.python
+      port                 = var.port
+      data_dir             = var.data_dir
+      server_url           = var.server_url
+      auth                 = var.auth
+      nomad_addr           = var.nomad_addr
+      tls_cert             = var.tls_cert
+      tls_key              = var.tls_key
+      web_domain           = var.web_domain
+      web_url              = var.web_url
+      web_consul           = var.web_consul
+      vault_addr           = var.vault_addr
+      vault_role           = var.vault_role
+      vault_container_role = var.vault_container_role
+      settings             = var.settings
+      cpu                  = var.cpu
+      memory               = var.memory
     }
   }
 
-  depends_on = [nomad_acl_policy.dispatcher, nomad_variable.gateway_token]
+  depends_on = [nomad_acl_policy.dispatcher, nomad_variable.secrets]
 }

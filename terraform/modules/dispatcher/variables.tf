@@ -58,6 +58,12 @@ variable "auth" {
   description = "Who may call: nomad, token or none."
 }
 
+variable "deployer_namespaces" {
+  type        = list(string)
+  default     = ["default"]
+  description = "Nomad namespaces that the policy modal-deployer lets Apps be deployed in, where auth is nomad."
+}
+
 variable "nomad_addr" {
   type        = string
   default     = ""
@@ -111,4 +117,41 @@ variable "gateway_token" {
   default     = ""
   sensitive   = true
   description = "What gateways prove themselves with, where web_domain is given."
+}
+
+variable "program" {
+  type        = string
+  default     = ""
+  description = "A modal-nomad that nodes have already; nothing is installed then."
+}
+
+variable "vault_addr" {
+  type        = string
+  default     = ""
+  description = "Vault or OpenBao, where Secrets are kept."
+}
+
+variable "vault_role" {
+  type        = string
+  default     = ""
+  description = "The role that the job logs in to Vault with; empty: settings name a token."
+}
+
+variable "vault_container_role" {
+  type        = string
+  default     = ""
+  description = "The role that containers log in with; empty is Nomad's default one."
+}
+
+variable "settings" {
+  type        = string
+  default     = ""
+  description = "Settings that have no variable here, as in the configuration file (TOML). No secrets: they are secret_settings."
+}
+
+variable "secret_settings" {
+  type        = string
+  default     = ""
+  sensitive   = true
+  description = "The same, kept in the job's Nomad variable."
 }

@@ -15,6 +15,7 @@ resource "nomad_variable" "token" {
   namespace = var.namespace
   items = {
     gateway_token = var.gateway_token
+    settings      = var.secret_settings
   }
 }
 
@@ -24,6 +25,7 @@ resource "nomad_job" "gateway" {
   hcl2 {
     vars = {
       package     = var.package
+      program     = var.program
       datacenters = jsonencode(var.datacenters)
       namespace   = var.namespace
       node_pool   = var.node_pool
@@ -38,6 +40,11 @@ resource "nomad_job" "gateway" {
       consul_addr = var.consul_addr
       tls_cert    = var.tls_cert
       tls_key     = var.tls_key
+      vault_addr  = var.vault_addr
+      vault_role  = var.vault_role
+      pki_role    = var.pki_role
+      pki_names   = jsonencode(var.pki_names)
+      settings    = var.settings
       cpu         = var.cpu
       memory      = var.memory
     }

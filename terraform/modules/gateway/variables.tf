@@ -109,3 +109,46 @@ variable "memory" {
   default     = 256
   description = "MiB of each gateway."
 }
+
+variable "program" {
+  type        = string
+  default     = ""
+  description = "A modal-nomad that nodes have already; nothing is installed then."
+}
+
+variable "vault_addr" {
+  type        = string
+  default     = ""
+  description = "Vault or OpenBao, where pki_role is given."
+}
+
+variable "vault_role" {
+  type        = string
+  default     = ""
+  description = "The role that the job logs in to Vault with; empty: settings name a token."
+}
+
+variable "pki_role" {
+  type        = string
+  default     = ""
+  description = "The role of Vault's PKI engine that issues the gateways' certificates; empty: none does."
+}
+
+variable "pki_names" {
+  type        = list(string)
+  default     = []
+  description = "What the certificate is for; empty is every name below domain."
+}
+
+variable "settings" {
+  type        = string
+  default     = ""
+  description = "Settings that have no variable here, as in the configuration file (TOML). No secrets: they are secret_settings."
+}
+
+variable "secret_settings" {
+  type        = string
+  default     = ""
+  sensitive   = true
+  description = "The same, kept in the job's Nomad variable."
+}
