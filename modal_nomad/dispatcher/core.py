@@ -231,6 +231,7 @@ class Dispatcher:
         self.background(self.durable.expire())
         self.background(self.objects.expire())
         self.background(self.garbage.run())
+        self.background(self.volumes.pins.run())
         logger.info("%d functions of earlier apps resumed", resumed)
 
     async def close(self) -> None:

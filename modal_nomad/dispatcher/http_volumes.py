@@ -83,7 +83,8 @@ async def _changes(server: Dispatcher, object_id: str, request: web.Request) -> 
         if not isinstance(after, list) or [type(x) for x in after] != [int, str]:
             raise InvalidError("after is a version and a path")
         place = (after[0], after[1])
-    page = await server.volumes.changes(object_id, since, place)
+    pin_id = None if asked.get("pin") is None else _text(asked, "pin")
+    page = await server.volumes.changes(object_id, since, place, pin_id)
     head = {"version": page.version, "after": page.after, "whole": page.whole}
     return web.Response(body=json.dumps(head).encode() + b"\n" + encode_all(page.entries))
 
@@ -105,6 +106,47 @@ async def _list(server: Dispatcher, object_id: str, request: web.Request) -> web
     )
     entries = [[x.path, x.kind, x.size, x.mtime] for x in found]
     return web.json_response({"after": following, "entries": entries})
+
+
+async def _pin(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+    version = await server.volumes.pin(object_id, _pin_id(await _object(request)))
+    return web.json_response({"version": version})
+
+
+async def _renew(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+    return web.json_response(
+        {"kept": await server.volumes.pins.renew(object_id, _pin_id(await _object(request)))}
+    )
+
+
+async def _unpin(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+    server.volumes.pins.unpin(object_id, _pin_id(await _object(request)))
+    return web.json_response({})
+
+
+async def _directories(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+    asked = await _object(request)
+    paths, rows = asked.get("paths"), asked.get("rows")
+    if not isinstance(paths, list) or not paths or not all(isinstance(x, str) for x in paths):
+        raise InvalidError("the request needs paths as a list of strings")
+    if type(rows) is not int:
+        raise InvalidError("the request needs rows as a whole number")
+    listings, named = await server.volumes.listings(
+        object_id,
+        _pin_id(asked),
+        paths,
+        None if asked.get("after") is None else _text(asked, "after"),
+        None if asked.get("name") is None else _text(asked, "name"),
+        rows,
+    )
+    head = {
+        "listings": [[x.path, len(x.entries), x.complete] for x in listings],
+        "named": named is not None,
+    }
+    body = [json.dumps(head).encode() + b"\n", *(encode_all(x.entries) for x in listings)]
+    if named is not None:
+        body.append(encode_all([named]))
+    return web.Response(body=b"".join(body))
 
 
 async def _remove(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
@@ -134,9 +176,13 @@ _VERBS: dict[str, Handler] = {
     "changes": _changes,
     "commit": _commit,
     "copy": _copy,
+    "directories": _directories,
     "entry": _entry,
     "list": _list,
+    "pin": _pin,
     "remove": _remove,
+    "renew": _renew,
+    "unpin": _unpin,
 }
 
 
@@ -144,6 +190,13 @@ def _commit_id(request: web.Request) -> str:
     found = request.query.get("id", "")
     if not 0 < len(found) <= 64:
         raise InvalidError("a change needs an id of its own")
+    return found
+
+
+def _pin_id(asked: dict[str, Any]) -> str:
+    found = _text(asked, "pin")
+    if not 0 < len(found) <= 64:
+        raise InvalidError("a pinned version needs an id of its own")
     return found
 
 

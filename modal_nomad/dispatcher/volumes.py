@@ -10,10 +10,11 @@ from typing import BinaryIO, NoReturn, cast
 
 from modal_nomad.dispatcher._gates import Gates
 from modal_nomad.dispatcher._large_commits import LargeCommits
+from modal_nomad.dispatcher._volume_pins import Pins
 from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.objects.registry import ObjectRegistry
 from modal_nomad.dispatcher.store.base import Store
-from modal_nomad.dispatcher.store.volumes import ChangePage, Committed, VolumeConflict
+from modal_nomad.dispatcher.store.volumes import ChangePage, Committed, Listing, VolumeConflict
 from modal_nomad.exception import AlreadyExistsError, Error, ExecutionError, InvalidError, NotFoundError
 from modal_nomad.wire.volumes.client import LAST, NEW, OVER
 from modal_nomad.wire.volumes.entries import DIRECTORY, HOLE, REMOVED, Entry, clean_path, decode
@@ -34,7 +35,16 @@ class PathExists(AlreadyExistsError):
     """Something is at a path of a Volume already."""
 
 
-_ERRORS: dict[str, type[Error]] = {"exists": PathExists, "missing": PathMissing, "deleted": NotFoundError}
+class VersionGone(NotFoundError):
+    """A version that was pinned once is no longer kept."""
+
+
+_ERRORS: dict[str, type[Error]] = {
+    "exists": PathExists,
+    "missing": PathMissing,
+    "deleted": NotFoundError,
+    "unpinned": VersionGone,
+}
 
 
 class Volumes:
@@ -60,6 +70,7 @@ class Volumes:
         self._gates = Gates()
         self._large = LargeCommits(store, self._gates, self._spare)
         self._large_entries = large_entries
+        self.pins = Pins(store, self._gates, clock)
         self._blobs = blobs
         self._objects = objects
         self._clock = clock
@@ -107,12 +118,51 @@ class Volumes:
     def close(self) -> None:
         """Stop what goes on by itself."""
         self._large.close()
+        self.pins.close()
 
-    async def changes(self, object_id: str, since: int, after: tuple[int, str] | None) -> ChangePage:
-        """Return a page of what changed after a version. Raises NotFoundError."""
+    async def changes(
+        self, object_id: str, since: int, after: tuple[int, str] | None, pin_id: str | None = None
+    ) -> ChangePage:
+        """Return a page of what changed after a version, up to a pinned one or now. Raises NotFoundError."""
         await self._objects.find(object_id, KIND)
+        ask = self._store.volume_changes
+        if pin_id is not None:
+            try:
+                return await ask(object_id, since, after, _PAGE_ROWS, _PAGE_BYTES, pin_id)
+            except VolumeConflict as error:
+                _raise(error)
         async with self._gates.shared(object_id):
-            return await self._store.volume_changes(object_id, since, after, _PAGE_ROWS, _PAGE_BYTES)
+            return await ask(object_id, since, after, _PAGE_ROWS, _PAGE_BYTES)
+
+    async def pin(self, object_id: str, pin_id: str) -> int:
+        """Keep the version that a Volume has readable as it is; gives it. Raises NotFoundError."""
+        try:
+            return await self.pins.pin(object_id, pin_id)
+        except VolumeConflict as error:
+            _raise(error)
+
+    async def listings(
+        self,
+        object_id: str,
+        pin_id: str,
+        paths: Sequence[str],
+        after: str | None,
+        name: str | None,
+        rows: int,
+    ) -> tuple[list[Listing], Entry | None]:
+        """Return what directories hold in a pinned version; see ``VolumeStore.volume_listings``.
+
+        Raises:
+            NotFoundError: the version is no longer kept.
+        """
+        clean = [_path(path) for path in paths]
+        limit = max(1, min(rows, _PAGE_ROWS))
+        try:
+            return await self._store.volume_listings(
+                object_id, pin_id, clean, after, name, limit, _PAGE_BYTES
+            )
+        except VolumeConflict as error:
+            _raise(error)
 
     async def entry(self, object_id: str, path: str) -> Entry:
         """Return what stands at a path. Raises NotFoundError."""

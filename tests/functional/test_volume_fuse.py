@@ -266,8 +266,8 @@ for use in (lambda: file.read(), lambda: os.stat('/mn-data/b'), lambda: open('/m
 
 PROGRAM = """
 import os, sys, threading
-from modal_nomad.wire.volumes.client import Changes
-from modal_nomad.wire.volumes.entries import CHUNK_BYTES, FILE, Entry
+from modal_nomad.wire.volumes.client import Listing
+from modal_nomad.wire.volumes.entries import CHUNK_BYTES, DIRECTORY, FILE, Entry
 from modal_nomad.worker._mounts import enter_private_namespace
 from modal_nomad.worker.fuse import mounting, process
 
@@ -279,14 +279,27 @@ class Client:
     def with_timeout(self, timeout):
         return self
 
-    def all_changes(self, volume_id, since):
-        names = ("1" * 64, "2" * 64)
-        yield Changes([Entry("file", FILE, 2 * CHUNK_BYTES, 1, 0o644, names)], 1, None, False)
+    def pin(self, volume_id, pin_id):
+        return 1
 
-    def get_chunk_once(self, sha):
+    def unpin(self, volume_id, pin_id):
+        open(folder + "/unpinned", "w").close()
+
+    def directories(self, volume_id, pin_id, paths, rows, after, name):
+        if paths != [""]:
+            self.answer()
+            return [Listing(paths[0], [Entry(paths[0] + "/below", FILE)], True)], None
+        names = ("1" * 64, "2" * 64)
+        file = Entry("file", FILE, 2 * CHUNK_BYTES, 1, 0o644, names)
+        return [Listing("", [Entry("d", DIRECTORY, mode=0o755), file], True)], None
+
+    def answer(self):
         if os.path.exists(folder + "/away"):
             open(folder + "/asked", "w").close()
             raise ConnectionError("nobody answers")
+
+    def get_chunk_once(self, sha):
+        self.answer()
         return sha[:1].encode() * CHUNK_BYTES
 
 os.makedirs(folder + "/state/tree")
@@ -314,8 +327,14 @@ def read():
     except OSError as error:
         print("failed:", error.errno, flush=True)
 
+def look():
+    try:
+        print("listed:", os.listdir(where + "/d"), flush=True)
+    except OSError as error:
+        print("failed:", error.errno, flush=True)
+
 for line in sys.stdin:
-    read()
+    {"read": read, "look": look}[line.strip()]()
 served.close()
 print("closed", flush=True)
 """
@@ -364,8 +383,33 @@ def test_a_read_waits_for_a_dispatcher_that_is_away(live: Live) -> None:
         assert lines_to(process, "read:") == ["read: b'1122'"]
         process.stdin.close()
         assert lines_to(process, "closed") == ["closed"]
-    assert process.returncode == 0
+    assert process.returncode == 0 and (live.folder / "unpinned").exists()
     until(lambda: not serving(live), what="the end of the serving process")
+
+
+@private
+def test_who_looks_into_a_directory_waits_for_a_dispatcher_that_is_away(live: Live) -> None:
+    (live.folder / "away").touch()
+    with start(live, "60") as process:
+        lines_to(process, "filled")
+        process.stdin.write("look\n")
+        process.stdin.flush()
+        until(lambda: (live.folder / "asked").exists(), 60, what="the first attempt")
+        (live.folder / "away").unlink()
+        assert lines_to(process, "listed:") == ["listed: ['below']"]
+        process.kill()
+
+
+@private
+def test_after_the_stated_time_a_look_into_a_directory_fails(live: Live) -> None:
+    (live.folder / "away").touch()
+    with start(live, "0.1") as process:
+        lines_to(process, "filled")
+        process.stdin.write("look\n")
+        process.stdin.flush()
+        found = sorted(process.stdout.readline().rstrip() for _ in range(2))
+        assert found[0] == "failed: 5" and "the dispatcher did not give them for 0.1 s" in found[1]
+        process.kill()
 
 
 @private

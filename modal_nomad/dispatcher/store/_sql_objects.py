@@ -25,6 +25,8 @@ CONTENTS = (
     "volume_commits",
     "volume_stages",
     "volume_staged",
+    "volume_pins",
+    "volume_past",
 )
 """Tables whose rows go with the object that their ``object_id`` names."""
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
+from modal_nomad.dispatcher.store import _volume_pins as pins
 from modal_nomad.dispatcher.store import _volume_rows as rows
 from modal_nomad.dispatcher.store import _volume_stages as stages
 from modal_nomad.dispatcher.store._sql import SqlPart
-from modal_nomad.dispatcher.store.volumes import ChangePage, Committed, Switch
+from modal_nomad.dispatcher.store.volumes import ChangePage, Committed, Listing, Switch
 from modal_nomad.wire.volumes.entries import Entry
 
 
@@ -51,10 +52,51 @@ class SqlVolumes(SqlPart):
     async def volume_drop_stage(self, object_id: str, stage_id: str, limit: int) -> bool:
         return await self._write(lambda db: stages.drop(db, object_id, stage_id, limit))
 
+    async def volume_pin(self, object_id: str, pin_id: str, now: float) -> int:
+        return await self._write(lambda db: pins.pin(db, object_id, pin_id, now))
+
+    async def volume_renew(self, object_id: str, pin_id: str, now: float) -> bool:
+        return await self._write(lambda db: pins.renew(db, object_id, pin_id, now))
+
+    async def volume_expired(self, before: float) -> list[tuple[str, str]]:
+        return await self._look(lambda db: pins.expired(db, before))
+
+    async def volume_unpin(self, object_id: str, pin_id: str, limit: int) -> bool:
+        return await self._write(lambda db: pins.unpin(db, object_id, pin_id, limit))
+
+    async def volume_listings(
+        self,
+        object_id: str,
+        pin_id: str,
+        paths: Sequence[str],
+        after: str | None,
+        name: str | None,
+        max_rows: int,
+        max_bytes: int,
+    ) -> tuple[list[Listing], Entry | None]:
+        return await self._look(
+            lambda db: pins.listings(db, object_id, pin_id, paths, after, name, max_rows, max_bytes)
+        )
+
+    async def volume_below(
+        self, object_id: str, pin_id: str, path: str, after: str | None, limit: int
+    ) -> list[Entry]:
+        return await self._look(lambda db: pins.below(db, object_id, pin_id, path, after, limit))
+
     async def volume_changes(
-        self, object_id: str, since: int, after: tuple[int, str] | None, max_rows: int, max_bytes: int
+        self,
+        object_id: str,
+        since: int,
+        after: tuple[int, str] | None,
+        max_rows: int,
+        max_bytes: int,
+        pin_id: str | None = None,
     ) -> ChangePage:
-        return await self._look(lambda db: rows.changes(db, object_id, since, after, max_rows, max_bytes))
+        if pin_id is None:
+            return await self._look(lambda db: rows.changes(db, object_id, since, after, max_rows, max_bytes))
+        return await self._look(
+            lambda db: pins.changes(db, object_id, since, pin_id, after, max_rows, max_bytes)
+        )
 
     async def volume_entry(self, object_id: str, path: str) -> Entry | None:
         return await self._look(lambda db: rows.find(db, object_id, path))

@@ -6,7 +6,9 @@ import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
+from modal_nomad.dispatcher.store import _volume_pins as pins
 from modal_nomad.dispatcher.store._sql import Connection
+from modal_nomad.dispatcher.store._volume_pins import COLUMNS, entry_of, version_of, weight
 from modal_nomad.dispatcher.store.volumes import ChangePage, Committed, VolumeConflict
 from modal_nomad.wire.volumes.entries import (
     DIRECTORY,
@@ -18,7 +20,6 @@ from modal_nomad.wire.volumes.entries import (
 )
 
 T = TypeVar("T")
-_COLUMNS = "path, kind, size, mtime, mode, chunks, data"
 _TOP = Entry("", DIRECTORY, mode=0o755)
 REMEMBER_SECONDS = 7 * 86400.0
 """A container that has not looked for this long reads the whole tree again."""
@@ -29,25 +30,12 @@ _GROUPS = (1, 16, 256)
 """How many paths are looked up by one statement; few sizes make few statements."""
 
 
-def entry_of(row: Sequence[Any]) -> Entry:
-    """Return an entry from the columns of its row."""
-    chunks = row[5].hex()
-    names = tuple(chunks[start : start + 64] for start in range(0, len(chunks), 64))
-    return Entry(from_bytes(row[0]), row[1], row[2], row[3], row[4], names, row[6])
-
-
-def version_of(db: Connection, object_id: str) -> tuple[int, int]:
-    """Return a Volume's version, and the one before which removals are forgotten."""
-    row = db.execute("SELECT version, floor FROM volumes WHERE object_id = ?", (object_id,)).fetchone()
-    return (row[0], row[1]) if row else (0, 0)
-
-
 def find(db: Connection, object_id: str, path: str) -> Entry | None:
     """Return what stands at a path."""
     if not path:
         return _TOP
     row = db.execute(
-        f"SELECT {_COLUMNS} FROM volume_files WHERE object_id = ?1 AND {db.dialect.same('path', '?2')}"
+        f"SELECT {COLUMNS} FROM volume_files WHERE object_id = ?1 AND {db.dialect.same('path', '?2')}"
         " AND kind != 0",
         (object_id, to_bytes(path)),
     ).fetchone()
@@ -59,7 +47,7 @@ def below(db: Connection, object_id: str, path: str) -> list[Entry]:
     # "0" is the character after "/".
     low, high = (to_bytes(path + "/"), to_bytes(path + "0")) if path else (b"", _LAST)
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM volume_files WHERE object_id = ?1 AND kind != 0"
+        f"SELECT {COLUMNS} FROM volume_files WHERE object_id = ?1 AND kind != 0"
         f" AND {db.dialect.beyond(['path'], '>=', ['?2'])} AND {db.dialect.beyond(['path'], '<', ['?3'])}"
         f" ORDER BY {db.dialect.order('path')}",
         (object_id, low, high),
@@ -83,6 +71,7 @@ class Change:
         if db.execute("SELECT 1 FROM objects WHERE object_id = ?", (object_id,)).fetchone() is None:
             raise VolumeConflict("deleted", f"Volume {object_id} is not here: it was deleted")
         self._before, self._floor = version_of(db, object_id)
+        self._pinned = pins.highest(db, object_id)
         self._directories = {""}
         self.displaced: set[str] = set()
         self._touched = False
@@ -108,11 +97,10 @@ class Change:
         self._known = {"": _TOP}
         paths = [to_bytes(path) for path in wanted if path]
         for group in _groups(paths):
-            # Filled up to one of few sizes: so there are few statements.
-            group += [group[-1]] * (next(x for x in _GROUPS if x >= len(group)) - len(group))
+            group = _filled(group)
             places = [f"?{i}" for i in range(2, len(group) + 2)]
             query = self._db.dialect.each(
-                _COLUMNS, "volume_files", "object_id = ?1 AND kind != 0", "path", places
+                COLUMNS, "volume_files", "object_id = ?1 AND kind != 0", "path", places
             )
             rows = self._db.execute(query, (self._object_id, *group))
             for row in rows:
@@ -124,6 +112,9 @@ class Change:
     def flush(self) -> None:
         """Write what was put, for statements that look at many rows."""
         if self._unwritten:
+            if self._pinned is not None:
+                for group in _groups(map(to_bytes, self._unwritten)):
+                    pins.keep(self._db, self._object_id, _filled(group), self._pinned, self._before + 1)
             self._db.executemany(
                 "INSERT INTO volume_files"
                 " (object_id, path, parent, version, kind, size, mtime, mode, chunks, data)"
@@ -309,6 +300,11 @@ def _groups(things: Iterable[T]) -> Iterator[list[T]]:
         yield group
 
 
+def _filled(group: list[T]) -> list[T]:
+    """Repeat the last one up to one of few sizes: so there are few statements."""
+    return group + [group[-1]] * (next(x for x in _GROUPS if x >= len(group)) - len(group))
+
+
 def done(db: Connection, object_id: str, commit_id: str) -> Committed | None:
     """Return what a commit did that was carried out lately."""
     row = db.execute(
@@ -400,7 +396,7 @@ def changes(
     size = 0
     last: tuple[int, str] | None = None
     cursor = db.execute(
-        f"SELECT version, {_COLUMNS} FROM volume_files WHERE object_id = ?1"
+        f"SELECT version, {COLUMNS} FROM volume_files WHERE object_id = ?1"
         f" AND {db.dialect.beyond(['version', 'path'], '>', ['?2', '?3'])}"
         f" ORDER BY version, {db.dialect.order('path')} LIMIT ?4",
         (object_id, *start, max_rows + 1),
@@ -411,7 +407,7 @@ def changes(
         entry = entry_of(row[1:])
         last = (row[0], entry.path)
         entries.append(entry)
-        size += len(entry.data) + 64 * len(entry.chunks) + len(entry.path) + 100
+        size += weight(entry)
     else:
         last = None
     return ChangePage(entries, version, last, whole)

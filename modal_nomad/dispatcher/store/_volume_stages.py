@@ -9,11 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from modal_nomad.dispatcher.store._sql import Connection
-from modal_nomad.dispatcher.store._volume_rows import Change, entry_of
+from modal_nomad.dispatcher.store._volume_pins import COLUMNS, entry_of
+from modal_nomad.dispatcher.store._volume_rows import Change
 from modal_nomad.dispatcher.store.volumes import Committed, Switch, VolumeConflict
 from modal_nomad.wire.volumes.entries import REMOVED, Entry, to_bytes
-
-_COLUMNS = "path, kind, size, mtime, mode, chunks, data"
 
 
 class _Tried(Change):
@@ -33,7 +32,7 @@ def stage(db: Connection, object_id: str, stage_id: str, first: int, entries: Se
             (stage_id, object_id),
         )
     db.executemany(
-        f"INSERT INTO volume_staged (object_id, stage_id, number, {_COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",
+        f"INSERT INTO volume_staged (object_id, stage_id, number, {COLUMNS}) VALUES (?,?,?,?,?,?,?,?,?,?)",
         [
             (
                 object_id,
@@ -134,7 +133,7 @@ def _forget(db: Connection, object_id: str, stage_id: str, limit: int) -> bool:
 
 def _slice(db: Connection, object_id: str, stage_id: str, first: int, limit: int) -> list[Entry]:
     rows = db.execute(
-        f"SELECT {_COLUMNS} FROM volume_staged WHERE object_id = ?1 AND stage_id = ?2 AND number >= ?3"
+        f"SELECT {COLUMNS} FROM volume_staged WHERE object_id = ?1 AND stage_id = ?2 AND number >= ?3"
         " ORDER BY number LIMIT ?4",
         (object_id, stage_id, first, limit),
     )

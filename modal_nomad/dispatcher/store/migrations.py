@@ -291,6 +291,34 @@ CREATE TABLE volume_staged (
 ) WITHOUT ROWID;
 """
 
+_PINS = """
+-- Versions of Volumes that somebody reads, and the rows of them that later commits replaced.
+CREATE TABLE volume_pins (
+    object_id TEXT NOT NULL,
+    pin_id TEXT NOT NULL,
+    version INTEGER NOT NULL,
+    at REAL NOT NULL,
+    PRIMARY KEY (object_id, pin_id)
+) WITHOUT ROWID;
+CREATE INDEX volume_pins_by_version ON volume_pins (object_id, version);
+
+CREATE TABLE volume_past (
+    object_id TEXT NOT NULL,
+    path BLOB NOT NULL,
+    parent BLOB NOT NULL,
+    version INTEGER NOT NULL,
+    kind INTEGER NOT NULL,
+    size INTEGER NOT NULL,
+    mtime INTEGER NOT NULL,
+    mode INTEGER NOT NULL,
+    chunks BLOB NOT NULL,
+    data BLOB NOT NULL,
+    until INTEGER NOT NULL
+);
+CREATE UNIQUE INDEX volume_past_by_end ON volume_past (object_id, until, path);
+CREATE INDEX volume_past_by_parent ON volume_past (object_id, parent, path);
+"""
+
 STEPS: tuple[str, ...] = (
     _INITIAL,
     _AUTOSCALER,
@@ -304,5 +332,6 @@ STEPS: tuple[str, ...] = (
     _SCHEDULES,
     _IMAGES,
     _STAGES,
+    _PINS,
 )
 VERSION = len(STEPS)

@@ -17,7 +17,7 @@ class VolumeConflict(Exception):
     """A commit or a change was refused, and nothing of it was done.
 
     Args:
-        kind: ``exists``, ``missing``, ``directory``, ``invalid`` or ``deleted``.
+        kind: ``exists``, ``missing``, ``directory``, ``invalid``, ``deleted`` or ``unpinned``.
         text: one line.
     """
 
@@ -47,6 +47,20 @@ class Switch(NamedTuple):
     stage_id: str
     commit_id: str
     at: float
+
+
+class Listing(NamedTuple):
+    """What a directory holds.
+
+    Attributes:
+        path: of the directory.
+        entries: in it, by path.
+        complete: whether these are all, from where they begin.
+    """
+
+    path: str
+    entries: list[Entry]
+    complete: bool
 
 
 class ChangePage(NamedTuple):
@@ -124,11 +138,65 @@ class VolumeStore(abc.ABC):
     async def volume_drop_stage(self, object_id: str, stage_id: str, limit: int) -> bool:
         """Forget so many entries of a stage that is no switch; says whether there are more."""
 
+    # A pinned version stays readable as it was, whatever is committed.
+
+    @abc.abstractmethod
+    async def volume_pin(self, object_id: str, pin_id: str, now: float) -> int:
+        """Pin the version that the Volume has, and return it. Raises VolumeConflict."""
+
+    @abc.abstractmethod
+    async def volume_renew(self, object_id: str, pin_id: str, now: float) -> bool:
+        """Note when a pin was last wanted; says whether it is there."""
+
+    @abc.abstractmethod
+    async def volume_expired(self, before: float) -> list[tuple[str, str]]:
+        """Return the pins, each with its Volume's id before it, that nobody wanted since."""
+
+    @abc.abstractmethod
+    async def volume_unpin(self, object_id: str, pin_id: str, limit: int) -> bool:
+        """Forget so much of what only this pin kept; says whether there is more of it."""
+
+    @abc.abstractmethod
+    async def volume_listings(
+        self,
+        object_id: str,
+        pin_id: str,
+        paths: Sequence[str],
+        after: str | None,
+        name: str | None,
+        max_rows: int,
+        max_bytes: int,
+    ) -> tuple[list[Listing], Entry | None]:
+        """Return what directories hold in a pinned version, and what those in them do. Raises VolumeConflict.
+
+        Args:
+            object_id: the Volume.
+            pin_id: of the version.
+            paths: directories; the answer has the first of them, in part where that is large, and as many
+                more as go into it whole.
+            after: a path in the first one, behind which it begins.
+            name: what stands in the first one under this name is returned as well, where it is cut off.
+            max_rows: of an answer.
+            max_bytes: of an answer, about.
+        """
+
+    @abc.abstractmethod
+    async def volume_below(
+        self, object_id: str, pin_id: str, path: str, after: str | None, limit: int
+    ) -> list[Entry]:
+        """Return so much of what is below a directory in a pinned version, by path. Raises VolumeConflict."""
+
     @abc.abstractmethod
     async def volume_changes(
-        self, object_id: str, since: int, after: tuple[int, str] | None, max_rows: int, max_bytes: int
+        self,
+        object_id: str,
+        since: int,
+        after: tuple[int, str] | None,
+        max_rows: int,
+        max_bytes: int,
+        pin_id: str | None = None,
     ) -> ChangePage:
-        """Return a page of what changed after a version."""
+        """Return a page of what changed after a version, up to a pinned one or now. Raises VolumeConflict."""
 
     @abc.abstractmethod
     async def volume_entry(self, object_id: str, path: str) -> Entry | None:

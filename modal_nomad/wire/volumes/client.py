@@ -5,7 +5,7 @@ import io
 import json
 import os
 import tempfile
-from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Tuple, Union
+from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from ..asking import again, checked
 from ..transport import BlobClient
@@ -30,6 +30,20 @@ class Changes(NamedTuple):
     version: int
     after: Optional[Tuple[int, str]]
     whole: bool
+
+
+class Listing(NamedTuple):
+    """What a directory holds.
+
+    Attributes:
+        path: of the directory.
+        entries: in it, by path.
+        complete: whether these are all, from where they begin.
+    """
+
+    path: str
+    entries: List[Entry]
+    complete: bool
 
 
 class VolumeClient:
@@ -93,17 +107,77 @@ class VolumeClient:
             found = json.loads(self._post(f"{volume_id}/commit?id={_new_id()}&rule={rule}", body))
         return int(found["before"]), int(found["version"])
 
-    def changes(self, volume_id: str, since: int = 0, after: Optional[Tuple[int, str]] = None) -> Changes:
-        """Return a page of what changed after a version.
+    def pin(self, volume_id: str, pin_id: str) -> int:
+        """Have the version that a Volume has by now kept as it is, and return it. Raises Refused, OSError.
 
-        A row that changes between two pages comes again in a later one, so all pages together are the
-        Volume as it is when the last one is made.
+        Args:
+            volume_id: ``vo-…``.
+            pin_id: chosen by who asks; ``renew`` and ``unpin`` go by it.
+        """
+        return int(json.loads(self._ask(f"{volume_id}/pin", pin=pin_id))["version"])
+
+    def renew(self, volume_id: str, pin_id: str) -> bool:
+        """Have a pinned version kept for longer; says whether it is. Raises Refused, OSError."""
+        return bool(json.loads(self._ask(f"{volume_id}/renew", pin=pin_id))["kept"])
+
+    def unpin(self, volume_id: str, pin_id: str) -> None:
+        """Say that a pinned version is no longer read: asked once. Raises Refused, OSError."""
+        body = json.dumps({"pin": pin_id}).encode()
+        checked(*self.blobs.exchange("POST", f"/v1/volumes/{volume_id}/unpin", body))
+
+    def directories(
+        self,
+        volume_id: str,
+        pin_id: str,
+        paths: Sequence[str],
+        rows: int,
+        after: Optional[str] = None,
+        name: Optional[str] = None,
+    ) -> Tuple[List[Listing], Optional[Entry]]:
+        """Return what directories hold in a pinned version, and then what those in them do.
+
+        Args:
+            volume_id: ``vo-…``.
+            pin_id: of the version.
+            paths: the answer has the first one, in part where it is large, and others whole.
+            rows: as many entries at most.
+            after: a path in the first one, behind which it begins.
+            name: what the first one has under it comes too, where that is cut off.
+
+        Raises:
+            Refused: the version is no longer kept (``VersionGone``), or the Volume is gone.
+            OSError: the dispatcher could not be reached.
+        """
+        request = {"pin": pin_id, "paths": list(paths), "rows": rows, "after": after, "name": name}
+        body = json.dumps(request).encode()
+        # Once: who asks knows how long it waits.
+        answer = checked(*self.blobs.exchange("POST", f"/v1/volumes/{volume_id}/directories", body))
+        lines = answer.splitlines()
+        head = json.loads(lines[0])
+        entries = decode_all(lines[1:])
+        found, at = [], 0
+        for path, count, complete in head["listings"]:
+            found.append(Listing(path, entries[at : at + count], complete))
+            at += count
+        return found, entries[-1] if head["named"] else None
+
+    def changes(
+        self,
+        volume_id: str,
+        since: int = 0,
+        after: Optional[Tuple[int, str]] = None,
+        pin_id: Optional[str] = None,
+    ) -> Changes:
+        """Return a page of what changed after a version, up to a pinned one or now.
+
+        Without one, a row that changes between two pages comes again in a later one, so all pages together
+        are the Volume as it is when the last one is made.
 
         Raises:
             Refused: the Volume is gone.
             OSError: the dispatcher could not be reached.
         """
-        lines = self._ask(f"{volume_id}/changes", since=since, after=after).splitlines()
+        lines = self._ask(f"{volume_id}/changes", since=since, after=after, pin=pin_id).splitlines()
         head = json.loads(lines[0])
         following = tuple(head["after"]) if head["after"] else None
         return Changes(
@@ -113,12 +187,12 @@ class VolumeClient:
             bool(head["whole"]),
         )
 
-    def all_changes(self, volume_id: str, since: int = 0) -> Iterator[Changes]:
+    def all_changes(self, volume_id: str, since: int = 0, pin_id: Optional[str] = None) -> Iterator[Changes]:
         """Yield the pages of what changed after a version, to the last one."""
-        page = self.changes(volume_id, since)
+        page = self.changes(volume_id, since, None, pin_id)
         yield page
         while page.after is not None:
-            page = self.changes(volume_id, since, page.after)
+            page = self.changes(volume_id, since, page.after, pin_id)
             yield page
 
     def entry(self, volume_id: str, path: str) -> Optional[Entry]:

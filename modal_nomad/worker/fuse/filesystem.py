@@ -13,7 +13,8 @@ from .abi import Request
 from .chunks import Chunk, Chunks
 from .contents import Contents
 from .files import MAX_SIZE, Files
-from .nodes import SPECIAL, Node, Tree
+from .listing import Listing
+from .nodes import SPECIAL, Node, Tree, Unlisted
 from .session import NOTHING, Later, Session
 
 _MASK = (1 << 64) - 1
@@ -31,6 +32,7 @@ class FileSystem:
         tree: what stands where.
         contents: of the files.
         chunks: what is fetched.
+        listing: fetches names that are not here.
         lock: held while the tree is looked at or changed.
         folder: whose free space is said to be the Volume's.
     """
@@ -41,9 +43,12 @@ class FileSystem:
         tree: Tree,
         contents: Contents,
         chunks: Chunks,
+        listing: Listing,
         lock: threading.RLock,
         folder: str,
     ) -> None:
+        self._session = session
+        self._listing = listing
         self._tree = tree
         self._contents = contents
         self._lock = lock
@@ -84,10 +89,38 @@ class FileSystem:
         lock = self._lock
 
         def work(request: Request) -> Any:
-            with lock:
-                return handler(request)
+            try:
+                with lock:
+                    return handler(request)
+            except Unlisted as wanted:
+                return self._when_listed(request, handler, wanted)
 
         return work
+
+    def _when_listed(self, request: Request, handler: Callable[[Request], Any], wanted: Unlisted) -> Later:
+        """Answer when names are here that a handler, which has changed nothing yet, asks for."""
+        unique = request.unique
+        kept = request._replace(body=memoryview(bytes(request.body)))
+
+        def failed(number: int) -> None:
+            self._session.fail_late(unique, number)
+
+        def ready() -> None:
+            try:
+                with self._lock:
+                    if not self._session.wanted(unique):
+                        return
+                    answer = handler(kept)
+            except Unlisted as again:
+                self._listing.when_here(again, ready, failed)
+            except OSError as error:
+                failed(error.errno or errno.EIO)
+            else:
+                self._session.answer_late(unique, answer)
+
+        later = self._session.postpone(unique)
+        self._listing.when_here(wanted, ready, failed)
+        return later
 
     # --- what a node is ---------------------------------------------------------------------------
 
@@ -123,8 +156,7 @@ class FileSystem:
         return abi.ENTRY_HEAD.pack(node.ino, 0, abi.FOR_EVER, abi.FOR_EVER, 0, 0) + self._attr(node)
 
     def _lookup(self, request: Request) -> bytes:
-        _, children = self._tree.directory(request.nodeid)
-        node = children.get(bytes(request.body[:-1]))
+        _, node = self._tree.child(request.nodeid, bytes(request.body[:-1]))
         if node is None:
             # Remembered by the kernel: programs look for many files that are not there.
             return abi.ENTRY_HEAD.pack(0, 0, abi.FOR_EVER, 0, 0, 0) + bytes(abi.ATTR.size)
@@ -195,8 +227,8 @@ class FileSystem:
 
     def _free(self, number: int, name: bytes) -> Node:
         """Return the directory for a new name; note that something will be there. Raises OSError."""
-        parent, children = self._tree.directory(number)
-        if name in children:
+        parent, there = self._tree.child(number, name)
+        if there is not None:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         if parent.parent is None and parent is not self._tree.root:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -233,8 +265,7 @@ class FileSystem:
         return self._entry(self._make(request, name, DIRECTORY, stat.S_IMODE(mode)))
 
     def _there(self, number: int, name: bytes) -> Tuple[Node, Node]:
-        parent, children = self._tree.directory(number)
-        node = children.get(name)
+        parent, node = self._tree.child(number, name)
         if node is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         return parent, node
@@ -260,6 +291,8 @@ class FileSystem:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         if node.children:
             raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+        if node.rest is not None:
+            raise Unlisted(node)
 
     def _remove(self, parent: Node, name: bytes, node: Node) -> None:
         self._tree.touch_path(self._tree.path(parent, name), node)
@@ -277,8 +310,7 @@ class FileSystem:
             start = abi.RENAME_IN.size
         old_name, new_name = abi.names(request.body, start)
         old, node = self._there(request.nodeid, old_name)
-        new, children = self._tree.directory(target)
-        there = children.get(new_name)
+        new, there = self._tree.child(target, new_name)
         if flags & ~abi.RENAME_NOREPLACE:
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         if there is node:
@@ -290,6 +322,9 @@ class FileSystem:
                 self._check_empty(there)
             elif there.kind == DIRECTORY:
                 raise OSError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if node.kind == DIRECTORY:
+            # Their paths change, and a commit names each.
+            self._tree.need_all_below(node)
         gone = self._tree.move(old, old_name, new, new_name)
         old.mtime = old.ctime = new.mtime = new.ctime = node.ctime = time.time_ns()
         if gone is not None:
@@ -310,7 +345,7 @@ class FileSystem:
     def _create(self, request: Request) -> bytes:
         flags, mode, _, _ = abi.CREATE_IN.unpack_from(request.body)
         (name,) = abi.names(request.body, abi.CREATE_IN.size)
-        there = self._tree.directory(request.nodeid)[1].get(name)
+        there = self._tree.child(request.nodeid, name)[1]
         if there is None or flags & os.O_EXCL:
             there = self._make(request, name, FILE, stat.S_IMODE(mode))
         elif there.kind != FILE:
@@ -323,6 +358,8 @@ class FileSystem:
 
     def _opendir(self, request: Request) -> bytes:
         node, children = self._tree.directory(request.nodeid)
+        if node.rest is not None:
+            raise Unlisted(node)
         self._last += 1
         self._listings[self._last] = [(b".", node), (b"..", node.parent or node), *children.items()]
         return abi.OPEN_OUT.pack(self._last, 0, 0)

@@ -4,7 +4,7 @@ import errno
 import os
 import stat
 import time
-from typing import Any, Dict, Iterator, List, Optional, Tuple
+from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
 from ...wire.volumes.entries import DIRECTORY, FILE, SYMLINK, from_bytes, to_bytes
 from . import abi
@@ -14,6 +14,21 @@ SPECIAL = 9
 _FORMATS = {FILE: stat.S_IFREG, DIRECTORY: stat.S_IFDIR, SYMLINK: stat.S_IFLNK}
 
 Identity = Tuple[Any, ...]
+
+
+class Rest:
+    """What of a directory is not here yet.
+
+    Attributes:
+        after: the path of the last entry that came with the listing; None before the first.
+        decided: names that are in ``children`` or are not there, whatever the listing says of them.
+    """
+
+    __slots__ = ("after", "decided")
+
+    def __init__(self) -> None:
+        self.after: Optional[str] = None
+        self.decided: Set[bytes] = set()
 
 
 class Node:
@@ -29,6 +44,7 @@ class Node:
         parent: the directory that it stands in; None for the top and for what was removed.
         name: in there.
         children: of a directory, by name.
+        rest: of a directory whose names are not all here; None where they are.
         content: of a file what ``contents`` makes of it, of a link its target, of a special file its device.
         lookups: how often the kernel was told of it, less what it forgot.
         opens: handles that are open.
@@ -46,6 +62,7 @@ class Node:
         "name",
         "opens",
         "parent",
+        "rest",
         "size",
     )
 
@@ -59,6 +76,7 @@ class Node:
         self.name = b""
         self.children: Optional[Dict[bytes, Node]] = {} if kind == DIRECTORY else None
         self.content = content
+        self.rest: Optional[Rest] = None
         self.lookups = 0
         self.opens = 0
 
@@ -77,11 +95,26 @@ class Node:
         return (self.kind, self.size, self.mtime, self.mode, content if mark is None else (id(content), mark))
 
 
+class Unlisted(Exception):
+    """Names of a directory are to be fetched first.
+
+    Args:
+        node: the directory.
+        name: the one that is wanted; None for all of them.
+    """
+
+    def __init__(self, node: Node, name: Optional[bytes] = None) -> None:
+        super().__init__(node.name, name)
+        self.node = node
+        self.name = name
+
+
 class Tree:
-    """All nodes of one Volume. Its caller holds a lock.
+    """The nodes of one Volume that are here. Its caller holds a lock.
 
     Attributes:
         root: the top.
+        partial: the directories of which some names are here and some are not.
         changed: the paths that may differ from the commits, and what is committed there (None for nothing).
     """
 
@@ -93,6 +126,7 @@ class Tree:
         # What the kernel knows: only that is asked for by number.
         self.known: Dict[int, Node] = {abi.ROOT: self.root}
         self.changed: Dict[str, Optional[Identity]] = {}
+        self.partial: Dict[int, Node] = {}
         self._links: Dict[int, List[Tuple[Node, bytes]]] = {}
         self.owners: Dict[int, Tuple[int, int]] = {}
 
@@ -117,8 +151,22 @@ class Tree:
             raise OSError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
         return found, found.children
 
+    def child(self, number: int, name: bytes) -> Tuple[Node, Optional[Node]]:
+        """Return a directory and what stands in it under a name. Raises OSError, Unlisted."""
+        parent, children = self.directory(number)
+        node = children.get(name)
+        if node is None and parent.rest is not None and name not in parent.rest.decided:
+            raise Unlisted(parent, name)
+        return parent, node
+
+    def need_all_below(self, top: Node) -> None:
+        """Make sure that all names below a directory are here. Raises Unlisted."""
+        for _, node in [("", top), *self.below(top, "")]:
+            if node.rest is not None:
+                raise Unlisted(node)
+
     def find(self, path: str) -> Optional[Node]:
-        """Return what stands at a path; the top for an empty one."""
+        """Return what is known to stand at a path; the top for an empty one."""
         at: Optional[Node] = self.root
         for name in to_bytes(path).split(b"/") if path else ():
             if at is None or at.children is None:
@@ -185,6 +233,8 @@ class Tree:
         """Take a name away and return what stood there."""
         assert parent.children is not None
         node = parent.children.pop(name)
+        if parent.rest is not None:
+            self.decide(parent, name)
         more = self._links.get(node.ino)
         if node.parent is parent and node.name == name:
             node.parent = None
@@ -195,6 +245,12 @@ class Tree:
         if more is not None and not more:
             del self._links[node.ino]
         return node
+
+    def decide(self, parent: Node, name: bytes) -> None:
+        """Note that nothing stands under a name but what is here."""
+        if parent.rest is not None:
+            parent.rest.decided.add(name)
+            self.partial[parent.ino] = parent
 
     def move(self, old: Node, old_name: bytes, new: Node, new_name: bytes) -> Optional[Node]:
         """Rename, and return what stood at the new place, which is gone."""

@@ -23,6 +23,7 @@ from . import mounting
 from .chunks import Chunk, Chunks, InMemory, OpenFile
 from .contents import Contents
 from .filesystem import FileSystem
+from .listing import Listing
 from .session import Session
 from .volume import Told, Volume, describe
 
@@ -152,8 +153,10 @@ class _Server:
             self._say,
             service.read_only,
         )
+        # Each attempt is short, as for chunks.
+        listing = Listing(self._volume.list, service.wait, self._say, service.shown)
         self._files = FileSystem(
-            self._session, self._volume.tree, contents, self._chunks, self._lock, service.folder
+            self._session, self._volume.tree, contents, self._chunks, listing, self._lock, service.folder
         )
 
     def _alone(self, descriptor: int) -> None:
@@ -178,36 +181,23 @@ class _Server:
         """End this process; what was mounted by a program is unmounted by it."""
         if self._service.unmount:
             mounting.unmount(self._service.source, self._service.unmount)
+        self._volume.let_go()
         os._exit(0)
 
     def run(self) -> None:
         """Serve until the mount or the container ends."""
         threading.Thread(target=self._watch, name="modal-watch", daemon=True).start()
         self._session.begin()
-        ready = threading.Event()
-        threading.Thread(target=self._converse, args=(ready,), name="modal-control", daemon=True).start()
-        answered = threading.Event()
-
-        def begun() -> None:
-            # User code starts, and waits where it asks for a file before all names are here.
-            answered.set()
-            self._answer(0, None)
-
         try:
-            self._volume.load(begun)
+            self._volume.load()
         except BaseException as error:
-            if answered.is_set():
-                self._say(f"the names of the files in {self._service.shown} cannot be had: {error}")
-            else:
-                self._answer(0, error)
             # What was mounted is not to be mistaken for an empty Volume.
+            self._answer(0, error)
             return
         # The tree stays: looking through it for garbage would take longer the larger it is.
         gc.freeze()
-        if not answered.is_set():
-            self._answer(0, None)
-        ready.set()
-        self._send({"loaded": True})
+        self._answer(0, None)
+        threading.Thread(target=self._converse, name="modal-control", daemon=True).start()
         threading.Thread(target=self._follow, name="modal-commits", daemon=True).start()
         self._session.run(self._files.handlers())
 
@@ -230,7 +220,7 @@ class _Server:
             pass
         self.end()
 
-    def _converse(self, ready: threading.Event) -> None:
+    def _converse(self) -> None:
         verbs: Dict[str, Callable[[], None]] = {"commit": self._volume.commit, "reload": self._volume.reload}
         while True:
             try:
@@ -243,11 +233,6 @@ class _Server:
             if asked["do"] == "end":
                 self._ending.set()
                 self.end()
-            if asked["do"] == "look":
-                # Ready before the kernel is answered: whoever changed something did so after.
-                self._answer(asked["n"], None if ready.is_set() else _Loading())
-                continue
-            ready.wait()
             try:
                 verbs[asked["do"]]()
             except BaseException as error:
@@ -291,10 +276,6 @@ class _Server:
                     self._say(text)
 
 
-class _Loading(Exception):
-    """Not all names are here."""
-
-
 class Served:
     """A served Volume, as the container has it: the same as a ``VolumeTree``.
 
@@ -316,12 +297,9 @@ class Served:
         self._last = 0
         self._ended = False
         self._closing = False
-        self._loaded = False
 
     def fill(self) -> None:
-        """Wait until the tree begins to be here; from now on this process has several threads.
-
-        Of a large tree the rest comes while user code runs: who asks for a file meanwhile waits for it.
+        """Wait until the tree is served; from now on this process has several threads.
 
         Raises:
             Refused: the Volume is gone.
@@ -329,12 +307,10 @@ class Served:
         """
         threading.Thread(target=self._listen, name="modal-volume", daemon=True).start()
         self._wait(0)
+        mounting.read_far_ahead(self.shown)
 
     def commit(self) -> None:
         """As ``VolumeTree.commit``."""
-        if not self._is_loaded():
-            # Nobody can have changed anything.
-            return
         self._sync()
         self._ask("commit")
 
@@ -351,17 +327,6 @@ class Served:
         with contextlib.suppress(OSError, Refused):
             self._ask("end")
         self._control.close()
-
-    def _is_loaded(self) -> bool:
-        if not self._loaded:
-            try:
-                self._ask("look")
-            except Refused as error:
-                if error.kind == _Loading.__name__:
-                    return False
-                raise
-            self._loaded = True
-        return True
 
     def _sync(self) -> None:
         """Write out what programs changed in mapped files: that is the kernel's until then."""
@@ -408,9 +373,6 @@ class Served:
             message = json.loads(data)
             if "say" in message:
                 self._say(message["say"])
-                continue
-            if "loaded" in message:
-                mounting.read_far_ahead(self.shown)
                 continue
             with self._lock:
                 self._answers[message["n"]] = message["error"]

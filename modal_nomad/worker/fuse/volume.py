@@ -1,29 +1,30 @@
-"""A Volume whose tree is in memory: filled from commits, committed, and made to follow others' commits."""
+"""A Volume whose tree is in memory: listed when asked for, committed, made to follow others' commits."""
 
+import contextlib
 import errno
 import os
 import threading
 import time
 from typing import Any, Callable, Dict, Iterator, List, NamedTuple, Optional, Set, Tuple
 
-from ...wire.asking import Refused
-from ...wire.volumes.chunks import ChunkUploader, take_chunk
-from ...wire.volumes.client import Changes, VolumeClient
+from ...wire.asking import Refused, again
+from ...wire.volumes.client import Changes, Listing, VolumeClient
 from ...wire.volumes.entries import (
-    CHUNK_BYTES,
     DIRECTORY,
     FILE,
-    INLINE_BYTES,
     REMOVED,
     SYMLINK,
     Entry,
     to_bytes,
 )
-from .contents import HOLE_SHA, SHA, Contents, Missing, Small, Snapshot, Written
-from .nodes import SPECIAL, Identity, Node, Tree
+from .contents import Contents, Missing, Small, Written
+from .listing import FIRST_ROWS, Version, path_of, raw_name, unlisted
+from .nodes import SPECIAL, Identity, Node, Rest, Tree
+from .taking import Taker, lines, needed
 
 _ATTEMPTS = 3
-_SAY_EVERY = 10.0
+_DROPPING = 2.0
+_LOOK_AGAIN = 0.1
 _CLOSING = 10.0
 _BATCH = 512
 
@@ -38,14 +39,6 @@ class Told(NamedTuple):
 
     ino: int
     name: bytes = b""
-
-
-class _Taken(NamedTuple):
-    """A path as a commit found it."""
-
-    entry: Entry
-    node: Node
-    snapshot: Optional[Snapshot] = None
 
 
 class Volume:
@@ -88,19 +81,96 @@ class Volume:
         self._read_only = read_only
         # One commit or reload at a time.
         self._turn = threading.Lock()
-        self._odd: Set[str] = set()
+        self._shows = Version(client, volume_id, "", 0)
+        self._following = False
+        self._followed = threading.Condition(lock)
+        self._taker = Taker(shown, client, self.tree, contents, lock, say)
         self._folder: Tuple[str, Node] = ("", self.tree.root)
 
     # --- from commits to the tree -----------------------------------------------------------------
 
-    def load(self, begun: Callable[[], None] = lambda: None) -> None:
-        """Fetch the committed tree, not the contents of its files. Raises Refused, OSError.
+    def load(self) -> None:
+        """Have the committed tree kept as it is now, and fetch its first names. Raises Refused, OSError."""
+        with self._turn:
+            self._shows = Version.newest(self._client, self._volume_id)
+            self.version = self._shows.number
+            unlisted(self.tree.root)
+            again(lambda: self.list(self.tree.root, None, FIRST_ROWS))
+
+    def list(self, node: Node, name: Optional[bytes], rows: int) -> None:
+        """Fetch names that are in a directory, and perhaps in others that are likely to be asked for.
 
         Args:
-            begun: called once when the first names are here and others follow.
+            node: the directory.
+            name: is decided in any case.
+            rows: how many names at most.
+
+        Raises:
+            Refused: the Volume is gone.
+            OSError: the dispatcher could not be reached.
         """
-        with self._turn:
-            self._follow(begun)
+        while True:
+            with self._lock:
+                while self._following:
+                    self._followed.wait()
+                if node.rest is None or (name is not None and name in node.rest.decided):
+                    return
+                shows = self._shows
+                ask = shows.directories(node, path_of(node)[:-1], name, rows)
+            try:
+                listings, named = ask()
+            except Refused as error:
+                if error.kind != "VersionGone":
+                    raise
+                self._move_on(shows)
+                continue
+            with self._lock:
+                if shows is self._shows and not self._following:
+                    self._install(node, name, listings, named)
+                    return
+
+    def _move_on(self, gone: Version) -> None:
+        # Who has the turn may wait until the name is answered that this is about.
+        while not self._turn.acquire(timeout=_LOOK_AGAIN):
+            if self._shows is not gone:
+                return
+        try:
+            if self._shows is gone:
+                self._say(
+                    f"{self._shown}: the version that it showed is no longer kept, for nobody asked for it in"
+                    " hours (a machine that slept?): from now on it shows what is there now"
+                )
+                self._follow()
+        finally:
+            self._turn.release()
+
+    def _install(
+        self, node: Node, name: Optional[bytes], listings: List[Listing], named: Optional[Entry]
+    ) -> None:
+        for listing in listings:
+            at = self.tree.find(listing.path)
+            if at is None or at.rest is None or at.children is None:
+                continue
+            self._add_all(at, listing.entries)
+            if listing.complete:
+                at.rest = None
+                self.tree.partial.pop(at.ino, None)
+            else:
+                at.rest.after = listing.entries[-1].path
+                self.tree.partial[at.ino] = at
+        if name is not None and node.rest is not None and node.children is not None:
+            if named is not None:
+                self._add_all(node, [named])
+            self.tree.decide(node, name)
+
+    def _add_all(self, parent: Node, entries: List[Entry]) -> None:
+        assert parent.rest is not None and parent.children is not None
+        for entry, content in self._with_contents(entries):
+            raw = raw_name(entry)
+            if raw in parent.children or raw in parent.rest.decided or entry.path in self.tree.changed:
+                continue
+            node = self._new(entry, content)
+            self.tree.add(parent, raw, unlisted(node) if entry.kind == DIRECTORY else node)
 
     def reload(self) -> None:
         """Commit what changed here, then show what others committed.
@@ -127,43 +197,58 @@ class Volume:
                 "into memory; close it"
             )
 
-    def _follow(self, begun: Callable[[], None] = lambda: None) -> None:
-        whole = self.version == 0
-        fresh, version = whole, self.version
+    def _follow(self) -> None:
+        newest = Version.newest(self._client, self._volume_id)
+        told: List[Told] = []
+        with self._lock:
+            self._following = True
+        try:
+            self._follow_to(newest, told)
+            former, self._shows = self._shows, newest
+        except BaseException:
+            former = newest
+            raise
+        finally:
+            with self._lock:
+                self._following = False
+                self._followed.notify_all()
+            # After that: who looks a name up keeps the kernel from being told of its directory.
+            self._tell(told)
+            with contextlib.suppress(OSError, Refused):
+                former.drop(_DROPPING)
+
+    def _follow_to(self, newest: Version, told: List[Told]) -> None:
+        whole = False
         seen: Set[str] = set()
         emptied: Set[str] = set()
-        told: List[Told] = []
-        said, count = time.monotonic(), 0
-        for page in _ahead(self._client.all_changes(self._volume_id, self.version)):
+        count = 0
+        for page in _ahead(self._client.all_changes(self._volume_id, self.version, newest.pin_id)):
             if page.whole and not whole:
                 # Removals that this container has not seen are forgotten: all of the tree says them.
                 whole = True
                 if count:
                     self.version = 0
-                    self._follow()
+                    self._follow_to(newest, told)
                     return
             with self._lock:
                 self._apply(page, emptied, told)
-            if not count and page.after is not None:
-                begun()
             count += len(page.entries)
-            if whole and not fresh:
+            if whole:
                 seen.update(entry.path for entry in page.entries if entry.kind != REMOVED)
-            version = page.version
-            if fresh and time.monotonic() - said > _SAY_EVERY:
-                said = time.monotonic()
-                self._say(f"{self._shown}: {count:,} names so far; what uses it waits until all are here")
         with self._lock:
-            if whole and not fresh:
+            if whole:
                 self._keep_only(seen, emptied, told)
             for path in sorted(emptied, reverse=True):
                 node = self.tree.find(path)
                 # One that still has something in it stays: that is not committed yet.
                 if node is not None and node.children == {} and path not in self.tree.changed:
                     self._remove(node, told)
+            for node in self.tree.partial.values():
+                # What is still to come of its names is of the new version, from the first one on.
+                node.rest = Rest()
+            self.tree.partial.clear()
             self._folder = ("", self.tree.root)
-        self.version = version
-        self._tell(told)
+        self.version = newest.number
 
     def _keep_only(self, seen: Set[str], emptied: Set[str], told: List[Told]) -> None:
         for path, node in list(self.tree.below(self.tree.root, "")):
@@ -174,17 +259,20 @@ class Volume:
             else:
                 self._remove(node, told)
 
-    def _apply(self, page: Changes, emptied: Set[str], told: List[Told]) -> None:
-        small = [x.data for x in page.entries if x.kind == FILE and x.data]
+    def _with_contents(self, entries: List[Entry]) -> Iterator[Tuple[Entry, Any]]:
+        """Yield entries, each with what the tree keeps of its content."""
+        small = [x.data for x in entries if x.kind == FILE and x.data]
         places = iter(self._contents.keep_small(small)) if small else iter(())
-        for entry in page.entries:
-            content: Any = None
+        for entry in entries:
             if entry.kind == FILE and entry.data:
-                content = next(places)
+                yield entry, next(places)
             elif entry.chunks:
-                content = bytes.fromhex("".join(entry.chunks))
-            elif entry.kind == SYMLINK:
-                content = entry.data
+                yield entry, bytes.fromhex("".join(entry.chunks))
+            else:
+                yield entry, entry.data if entry.kind == SYMLINK else None
+
+    def _apply(self, page: Changes, emptied: Set[str], told: List[Told]) -> None:
+        for entry, content in self._with_contents(page.entries):
             if entry.path in self.tree.changed:
                 # Changed here since: the next commit makes this one the last writer.
                 continue
@@ -202,9 +290,13 @@ class Volume:
     def _put(self, entry: Entry, content: Any, told: List[Told]) -> None:
         folder, _, name = entry.path.rpartition("/")
         parent = self._directory(folder, told)
+        if parent is None:
+            return
         raw = to_bytes(name)
         assert parent.children is not None
         there = parent.children.get(raw)
+        if there is None and self._comes_later(parent, raw, told):
+            return
         if there is not None:
             if there.kind == entry.kind and self._same_content(there, entry):
                 if entry.kind != SYMLINK and there.mode != entry.mode:
@@ -215,11 +307,22 @@ class Volume:
                     told.append(Told(there.ino))
                 return
             self._remove(there, told)
+        self.tree.add(parent, raw, self._new(entry, content))
+        self._moved(parent, raw, told)
+
+    def _comes_later(self, parent: Node, name: bytes, told: List[Told]) -> bool:
+        """Tell whether a name comes with the listing of its directory, should anybody ask for it."""
+        if parent.rest is None:
+            return False
+        if name in parent.rest.decided:
+            # The kernel was told that it is not there.
+            self._moved(parent, name, told)
+        return True
+
+    def _new(self, entry: Entry, content: Any) -> Node:
         size = len(entry.data) if entry.kind == SYMLINK else entry.size
         mtime = entry.mtime if entry.kind != DIRECTORY else self.tree.root.ctime
-        node = self.tree.new(entry.kind, entry.mode, size, mtime, content)
-        self.tree.add(parent, raw, node)
-        self._moved(parent, raw, told)
+        return self.tree.new(entry.kind, entry.mode, size, mtime, content)
 
     def _same_content(self, node: Node, entry: Entry) -> bool:
         if entry.kind == DIRECTORY:
@@ -238,13 +341,16 @@ class Volume:
             content = b"".join(sha or b"?" for sha in content.hashes)
         return bool(content == bytes.fromhex("".join(entry.chunks)))
 
-    def _directory(self, path: str, told: List[Told]) -> Node:
+    def _directory(self, path: str, told: List[Told]) -> Optional[Node]:
+        """Return what a change of the names in it goes into; None where its names are not here."""
         if self._folder[0] == path and (path == "" or self._folder[1].parent is not None):
             return self._folder[1]
         at = self.tree.root
         for name in to_bytes(path).split(b"/") if path else ():
             assert at.children is not None
             found = at.children.get(name)
+            if found is None and self._comes_later(at, name, told):
+                return None
             if found is None or found.kind != DIRECTORY:
                 if found is not None:
                     self._remove(found, told)
@@ -295,9 +401,9 @@ class Volume:
             work, self.tree.changed = self.tree.changed, {}
         left: Dict[str, Optional[Identity]] = {}
         try:
-            taken, gone = self._take_all(work, left, attempts)
+            taken, gone = self._taker.take_all(work, left, attempts)
             if taken or gone:
-                before, version = self._client.commit(self._volume_id, _lines(taken, gone))
+                before, version = self._client.commit(self._volume_id, lines(taken, gone))
                 if before == self.version:
                     # Nobody else committed in between: there is nothing to follow.
                     self.version = version
@@ -313,107 +419,26 @@ class Volume:
                 if snapshot is not None:
                     self._contents.committed(node, snapshot, [bytes.fromhex(x) for x in entry.chunks])
 
-    def _take_all(
-        self, work: Dict[str, Optional[Identity]], left: Dict[str, Optional[Identity]], attempts: int
-    ) -> Tuple[List[_Taken], List[str]]:
-        taken: List[_Taken] = []
-        gone: List[str] = []
-        uploader = ChunkUploader(self._client.missing, self._client.put_chunk)
-        try:
-            for path in sorted(work):
-                with self._lock:
-                    node = self.tree.find(path)
-                    if node is None or node.kind == SPECIAL:
-                        if node is not None and path not in self._odd:
-                            self._odd.add(path)
-                            self._say(
-                                f"{self._shown}/{path} is no file, directory or link: it is not committed"
-                            )
-                        if work[path] not in (None, (SPECIAL,)):
-                            gone.append(path)
-                        continue
-                    if node.identity() == work[path]:
-                        continue
-                found = self._take(path, node, uploader, attempts)
-                if found is None:
-                    left[path] = work[path]
-                else:
-                    taken.append(found)
-            uploader.flush()
-        finally:
-            uploader.close()
-        return taken, gone
-
-    def _take(self, path: str, node: Node, uploader: ChunkUploader, attempts: int) -> Optional[_Taken]:
-        """Return a path's entry; None for what is being written."""
-        for attempt in range(attempts):
-            last = attempts > 1 and attempt == attempts - 1
-            with self._lock:
-                if node.kind == DIRECTORY:
-                    return _Taken(Entry(path, DIRECTORY, mode=node.mode), node)
-                if node.kind == SYMLINK:
-                    target = node.content
-                    return _Taken(Entry(path, SYMLINK, len(target), node.mtime, 0o777, (), target), node)
-                content = node.content
-                size, mtime, mode = node.size, node.mtime, node.mode
-                if isinstance(content, bytes):
-                    names = tuple(content[x : x + SHA].hex() for x in range(0, len(content), SHA))
-                    return _Taken(Entry(path, FILE, size, mtime, mode, names), node)
-                if size <= INLINE_BYTES:
-                    return _Taken(Entry(path, FILE, size, mtime, mode, (), self._contents.small(node)), node)
-                snapshot = self._contents.snapshot(node)
-            hashes = _hash(snapshot, uploader)
-            if hashes is not None and (content.serial == snapshot.serial or last):
-                return _Taken(Entry(path, FILE, size, mtime, mode, hashes), node, snapshot)
-        return None
+    def let_go(self) -> None:
+        """Say that nobody reads the version that is shown any more; a failure of it changes nothing."""
+        with contextlib.suppress(OSError, Refused):
+            self._shows.drop(_DROPPING)
 
     # --- what is read late ------------------------------------------------------------------------
 
     def keep_readable(self) -> None:
         """Ask for the contents that others have replaced since, which are collected when nobody does."""
+        self._shows.renew()
         hashes: Set[str] = set()
         for page in self._client.all_changes(self._volume_id, self.version):
             with self._lock:
                 for entry in page.entries:
                     node = self.tree.find(entry.path)
                     if node is not None and node.kind == FILE:
-                        hashes.update(_needed(node.content))
+                        hashes.update(needed(node.content))
         names = sorted(hashes)
         for start in range(0, len(names), _BATCH):
             self._client.missing(names[start : start + _BATCH])
-
-
-def _needed(content: Any) -> List[str]:
-    if isinstance(content, Written):
-        hashes = [sha for number, sha in enumerate(content.hashes) if not content.here[number]]
-    elif isinstance(content, bytes):
-        hashes = [content[x : x + SHA] for x in range(0, len(content), SHA)]
-    else:
-        return []
-    return [sha.hex() for sha in hashes if sha and sha != HOLE_SHA]
-
-
-def _hash(snapshot: Snapshot, uploader: ChunkUploader) -> Optional[Tuple[str, ...]]:
-    """Return the names of a written file's chunks; None when it was cut off meanwhile."""
-    names: List[str] = []
-    for number, sha in enumerate(snapshot.hashes):
-        if sha is not None:
-            names.append(sha.hex())
-            continue
-        offset = number * CHUNK_BYTES
-        wanted = min(CHUNK_BYTES, snapshot.size - offset)
-        name, length = take_chunk(snapshot.file.fd, offset, wanted, uploader)
-        if length < wanted:
-            return None
-        names.append(name)
-    return tuple(names)
-
-
-def _lines(taken: List[_Taken], gone: List[str]) -> Iterator[Entry]:
-    for one in taken:
-        yield one.entry
-    for path in gone:
-        yield Entry(path, REMOVED)
 
 
 def _ahead(pages: Iterator[Changes]) -> Iterator[Changes]:
