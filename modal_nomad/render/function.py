@@ -135,12 +135,11 @@ def _driver(spec: FunctionSpec, settings: RenderSettings) -> dict[str, Any]:
 
 
 def _check_network(spec: FunctionSpec) -> None:
-    for there, what in ((spec.served, "serves a web endpoint"), (spec.buckets, "mounts a bucket")):
-        if spec.block_network and there:
-            raise ValueError(
-                f"{spec.name} has block_network=True and {what}, which comes over the network: take one of"
-                " them away"
-            )
+    if spec.block_network and spec.buckets:
+        raise ValueError(
+            f"{spec.name} has block_network=True and mounts a bucket, which comes over the network: take one"
+            " of them away"
+        )
 
 
 def keeps_snapshots(spec: FunctionSpec, settings: RenderSettings) -> bool:
@@ -197,7 +196,7 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
         # Nomad's containers have the node's own network.
         ours["MODAL_I6PN"] = "${attr.unique.network.ip-address}"
     if spec.block_network:
-        ours["MODAL_BLOCK_NETWORK"] = "1"
+        ours["MODAL_BLOCK_NETWORK"] = "web" if spec.served else "1"
     if not spec.container_image and (spec.image.layers or spec.image.python):
         ours["MODAL_IMAGE"] = _image(spec)
     return {**spec.image.env, **spec.env, **ours}

@@ -22,6 +22,7 @@ RESERVED = frozenset(
         "MODAL_SERVER_URL",
         "MODAL_SNAPSHOT",
         "MODAL_TASK_ID",
+        "MODAL_WEB_RELAY",
         "MODAL_WORKER_TOKEN",
         "MODAL_WORKER_TOKEN_FILE",
     }

@@ -1,7 +1,8 @@
 """``block_network=True``: a network namespace of the container's own, with nothing in it but loopback.
 
 The dispatcher is reached through a Unix socket, which no network namespace hides: its own, on this machine;
-that of a relay, on a cluster, which stays outside and speaks to the dispatcher and nobody else.
+that of a relay, on a cluster, which stays outside and speaks to the dispatcher and nobody else. What comes
+to its own web endpoints comes by a relay as well.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from ._mounts import CLONE_NEWUSER, map_user, unshare
 
 VARIABLE = "MODAL_BLOCK_NETWORK"
 _DONE = "done"
+_SERVES = "web"
 _CLONE_NEWNET = 0x40000000
 _SIOCGIFFLAGS, _SIOCSIFFLAGS, _IFF_UP = 0x8913, 0x8914, 1
 _REQUEST = struct.Struct("16sh22x")
@@ -36,13 +38,21 @@ def leave(environ: MutableMapping[str, str]) -> None:
     """
     if environ.get(VARIABLE) in (None, "", _DONE):
         return
+    folder = environ.get("NOMAD_SECRETS_DIR", "")
+    if environ[VARIABLE] == _SERVES:
+        from ._relay import publish
+        from ._web_port import RELAYED, on_network
+
+        environ.pop("MODAL_SNAPSHOT", None)
+        sock, (host, port) = on_network(environ)
+        environ[RELAYED] = f"{host} {port} {publish(sock, folder)}"
     address = environ["MODAL_SERVER_URL"]
     if not address.startswith("unix://"):
         from ._relay import start
 
         # A snapshot's forks would have the relay of the container that left it.
         environ.pop("MODAL_SNAPSHOT", None)
-        environ["MODAL_SERVER_URL"] = start(address, environ.get("NOMAD_SECRETS_DIR", ""))
+        environ["MODAL_SERVER_URL"] = start(address, folder)
     enter_empty()
     environ[VARIABLE] = _DONE
 

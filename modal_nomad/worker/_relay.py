@@ -1,5 +1,7 @@
 """Stands between a container that has left the network and its dispatcher: one address, and no other.
 
+Of one with web endpoints it also takes what comes to the container's port, and passes it on to the container.
+
 A process beside the container, which ends with it. It opens TLS itself, so that the container speaks to its
 socket as to a dispatcher of its own machine.
 """
@@ -15,7 +17,7 @@ import socket
 import sys
 import tempfile
 from contextlib import suppress
-from typing import Any, NoReturn, Tuple
+from typing import Any, Awaitable, Callable, NoReturn, Tuple
 
 from ..wire.address import Address, parse_address
 
@@ -23,6 +25,8 @@ _PIECE = 1 << 16
 _LONGEST = 100
 """Bytes of a Unix socket's path, a little less than any system takes."""
 _PR_SET_DUMPABLE = 4
+_BACKLOG = 1024
+_Streams = Tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 def start(address: str, folder: str = "") -> str:
@@ -36,11 +40,7 @@ def start(address: str, folder: str = "") -> str:
         OSError: no process, or no socket.
     """
     target = parse_address(address)
-    own = ""
-    if not folder or len(os.fsencode(folder)) > _LONGEST - len("/relay.sock"):
-        # Not by TMPDIR, whose path may be as long.
-        own = folder = tempfile.mkdtemp(prefix="modal-", dir="/tmp" if os.path.isdir("/tmp") else None)
-    path = os.path.join(folder, "relay.sock")
+    path, own = _place(folder, "relay.sock")
     listener = socket.socket(socket.AF_UNIX)
     with suppress(FileNotFoundError):
         os.unlink(path)
@@ -49,21 +49,51 @@ def start(address: str, folder: str = "") -> str:
         listener.bind(path)
     finally:
         os.umask(mask)
-    listener.listen(64)
+    _leave(listener, _Relay(lambda: _dispatcher(target)), path, own)
+    return f"unix://{path}?authority={target.authority}"
+
+
+def publish(listener: socket.socket, folder: str = "") -> str:
+    """Pass on what comes to a socket of the network; return the path at which the container is to listen.
+
+    Args:
+        listener: bound; closed here.
+        folder: as for ``start``.
+
+    Raises:
+        OSError: no process, or no directory.
+    """
+    path, own = _place(folder, "web.sock")
+    with suppress(FileNotFoundError):
+        os.unlink(path)
+    _leave(listener, _Relay(lambda: asyncio.open_unix_connection(path)), path, own)
+    return path
+
+
+def _place(folder: str, name: str) -> Tuple[str, str]:
+    """Return the path of a socket, and the directory that was made for it, if any."""
+    own = ""
+    if not folder or len(os.fsencode(folder)) > _LONGEST - len(f"/{name}"):
+        # Not by TMPDIR, whose path may be as long.
+        own = folder = tempfile.mkdtemp(prefix="modal-", dir="/tmp" if os.path.isdir("/tmp") else None)
+    return os.path.join(folder, name), own
+
+
+def _leave(listener: socket.socket, relay: "_Relay", path: str, own: str) -> None:
+    listener.listen(_BACKLOG)
     # The relay ends when nobody holds the writing end any more: with the container, whatever it has become.
     tie, held = os.pipe()
     os.set_inheritable(held, True)
     middle = os.fork()
     if middle == 0:
         os.close(held)
-        _begin(listener, tie, target, path, own)
+        _begin(listener, tie, relay, path, own)
     os.waitpid(middle, 0)
     os.close(tie)
     listener.close()
-    return f"unix://{path}?authority={target.authority}"
 
 
-def _begin(listener: socket.socket, tie: int, target: Address, path: str, own: str) -> NoReturn:
+def _begin(listener: socket.socket, tie: int, relay: "_Relay", path: str, own: str) -> NoReturn:
     try:
         # A grandchild, so that user code which waits for its children meets no stranger.
         if os.fork() == 0:
@@ -73,7 +103,7 @@ def _begin(listener: socket.socket, tie: int, target: Address, path: str, own: s
             # Nobody but root looks into it, the same user's code in the container neither.
             ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
             try:
-                asyncio.run(_Relay(target).serve(listener, tie))
+                asyncio.run(relay.serve(listener, tie))
             finally:
                 with suppress(OSError):
                     os.unlink(path)
@@ -86,15 +116,17 @@ def _begin(listener: socket.socket, tie: int, target: Address, path: str, own: s
 
 
 class _Relay:
-    def __init__(self, target: Address) -> None:
-        self._target = target
+    def __init__(self, connect: Callable[[], Awaitable[_Streams]]) -> None:
+        self._connect = connect
 
     async def serve(self, listener: socket.socket, tie: int) -> None:
         """Take connections until the other end of ``tie`` is closed."""
         loop = asyncio.get_running_loop()
         over = asyncio.Event()
         loop.add_reader(tie, over.set)
-        server = await asyncio.start_unix_server(self._taken, sock=listener)
+        unix = listener.family == socket.AF_UNIX
+        serve = asyncio.start_unix_server if unix else asyncio.start_server
+        server = await serve(self._taken, sock=listener, backlog=_BACKLOG)
         await over.wait()
         server.close()
 
@@ -102,21 +134,22 @@ class _Relay:
         try:
             there, back = await self._connect()
         except (OSError, ValueError) as error:
-            sys.stderr.write(f"modal-nomad worker: the dispatcher cannot be reached: {error}\n")
+            sys.stderr.write(f"modal-nomad worker: the relay reaches nobody: {error}\n")
             sys.stderr.flush()
             writer.close()
             return
         await asyncio.gather(_pump(reader, back), _pump(there, writer))
 
-    async def _connect(self) -> Tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        context: Any = None
-        if self._target.tls:
-            from ..wire.tls import client_context
 
-            context = client_context()
-        found = await asyncio.open_connection(self._target.host, self._target.port, ssl=context)
-        found[1].get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return found
+async def _dispatcher(target: Address) -> _Streams:
+    context: Any = None
+    if target.tls:
+        from ..wire.tls import client_context
+
+        context = client_context()
+    found = await asyncio.open_connection(target.host, target.port, ssl=context)
+    found[1].get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    return found
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -16,6 +16,7 @@ from ..wire.spec import WebSpec
 from ._loop_pool import LoopPool
 from ._web_apps import Served, make_app
 from ._web_front import Front
+from ._web_port import listening
 from ._web_server import ServerRouter
 
 LINGER_SECONDS = 2.0
@@ -111,8 +112,9 @@ class WebPool(LoopPool):
             await router.wait()
         for app in made:
             await app.start()
-        sock, address = _listening()
-        self._server = await self.loop.create_server(lambda: Front(self), sock=sock, backlog=_BACKLOG)
+        sock, address = listening(os.environ)
+        make = self.loop.create_unix_server if sock.family == socket.AF_UNIX else self.loop.create_server
+        self._server = await make(lambda: Front(self), sock=sock, backlog=_BACKLOG)
         return address
 
     @property
@@ -232,22 +234,3 @@ class WebPool(LoopPool):
             if not turn.done():
                 turn.set_result(None)
                 return
-
-
-def _listening() -> Tuple[socket.socket, Tuple[str, int]]:
-    """Return a socket to listen at, and the address that others reach it by."""
-    port = _nomad("ALLOC_PORT") or _nomad("PORT")
-    sock = socket.socket()
-    # Connections have it from here: asyncio sets it only where a socket says its protocol, and without it the
-    # second part of an answer waits for the client's word on the first.
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    if not port:
-        sock.bind(("127.0.0.1", 0))
-        return sock, ("127.0.0.1", sock.getsockname()[1])
-    sock.bind(("0.0.0.0", int(port)))
-    return sock, (_nomad("HOST_IP") or _nomad("IP") or "127.0.0.1", int(_nomad("HOST_PORT") or port))
-
-
-def _nomad(what: str) -> str:
-    return os.environ.get(f"NOMAD_{what}_http", "")

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx
 import pytest
 from conftest import Live, until
 
@@ -199,15 +201,62 @@ def test_contradictions_are_refused(options: dict[str, Any], message: str) -> No
         modal.App("a").function(serialized=True, **options)(lambda: 1)
 
 
-def test_what_comes_over_the_network_is_refused(live: Live) -> None:
-    app = modal.App("blocked-web")
+def test_requests_come_in_and_nothing_goes_out(live: Live, host: int) -> None:
+    app, look = modal.App("blocked-web"), looker()
 
-    @app.function(serialized=True, block_network=True)
+    @app.function(serialized=True, name="asgi", block_network=True)
+    @modal.asgi_app()
+    def asgi() -> Any:
+        async def served(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] != "http":
+                return
+            import json
+
+            size = 0
+            while True:
+                part = await receive()
+                size += len(part.get("body", b""))
+                if not part.get("more_body"):
+                    break
+            data = json.dumps([size, look(int(scope["path"].rpartition("/")[2]))]).encode()
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": data + b" " * (3 << 20)})
+
+        return served
+
+    @app.function(serialized=True, name="server", block_network=True)
     @modal.web_server(8000)
-    def web() -> None: ...
+    def server() -> None:
+        import subprocess
+        import sys
 
-    with pytest.raises(exception.InvalidError, match=r"serves a web endpoint.*over the network"), app.run():
+        subprocess.Popen([sys.executable, "-m", "http.server", "8000", "--bind", "127.0.0.1"])
+
+    with app.run():
+        url = at(asgi.get_web_url())
+        for size in (0, 3 * MIB):
+            answer = httpx.post(f"{url}/{host}", content=b"x" * size, timeout=90)
+            assert answer.status_code == 200, answer.text
+            got, found = answer.json()
+            assert got == size
+            check(found)
+        page = httpx.get(at(server.get_web_url()), timeout=90)
+        assert page.status_code == 200 and "Directory listing" in page.text
+
+
+def test_a_bucket_is_refused(live: Live) -> None:
+    app = modal.App("blocked-bucket")
+    bucket = modal.CloudBucketMount("bucket")
+    app.function(serialized=True, block_network=True, name="read", volumes={"/bucket": bucket})(lambda: 1)
+    with pytest.raises(exception.InvalidError, match=r"mounts a bucket.*over the network"), app.run():
         pass
+
+
+def at(url: str | None) -> str:
+    """The same endpoint at an address that everything can resolve."""
+    assert url is not None
+    parts = urlsplit(url)
+    return f"http://127.0.0.1:{parts.port}/{parts.netloc.partition('.')[0]}"
 
 
 def test_where_the_kernel_gives_no_network_namespace_no_code_runs(own: Live) -> None:
