@@ -110,24 +110,17 @@ class io(Generic[T]):
         reader: a connection's ``direct``: a thread that only waits reads the socket by itself.
     """
 
-    __slots__ = ("_reader", "_work")
-
-    def __init__(self, work: Coroutine[Any, Any, T] | Future[T] | Waitable[Any], reader: Any = None) -> None:
-        self._work = work
-        self._reader = reader
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        work = self._work
-        future = submit(work) if isinstance(work, types.CoroutineType) else cast("Waitable[T]", work)
-        return cast(T, (yield _Wait(future, self._reader)))
-
-
-class _Wait:
     __slots__ = ("future", "reader")
 
-    def __init__(self, future: Waitable[Any], reader: Any) -> None:
-        self.future = future
+    def __init__(self, work: Coroutine[Any, Any, T] | Future[T] | Waitable[Any], reader: Any = None) -> None:
+        self.future: Any = work
         self.reader = reader
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        if type(self.future) is types.CoroutineType:
+            self.future = submit(self.future)
+        value: T = yield self
+        return value
 
 
 def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
@@ -141,7 +134,7 @@ def submit(coroutine: Coroutine[Any, Any, T]) -> Future[T]:
     return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
 
-def _wait(step: _Wait) -> Any:
+def _wait(step: io[Any]) -> Any:
     future = step.future
     try:
         if step.reader is not None:
@@ -174,20 +167,26 @@ def _step(advance: Callable[[Any], Any], argument: Any) -> Any:
 
 def run_blocking(coroutine: Any) -> Any:
     """Step a body in this thread, waiting for each I/O it asks for."""
-    send, throw = coroutine.send, coroutine.throw
+    driving, advance = _driving, coroutine.send
+    outer = driving.active
+    value: Any = None
     try:
-        step = _step(send, None)
         while True:
-            if type(step) is not _Wait:
+            driving.active = True
+            step = advance(value)
+            driving.active = outer
+            if type(step) is not io:
                 raise RuntimeError("a blocking call cannot await an asyncio object; use the .aio form")
             try:
-                value = _wait(step)
+                value, advance = _wait(step), coroutine.send
             except BaseException as error:
-                step = _step(throw, error)
-            else:
-                step = _step(send, value)
+                value, advance = error, coroutine.throw
     except StopIteration as stop:
         return stop.value
+    finally:
+        driving.active = outer
+        # An exception in it would hold this frame, and so the caller's, for as long as it lives.
+        value = None
 
 
 @types.coroutine
@@ -204,7 +203,7 @@ def run_async(coroutine: Any) -> Generator[Any, Any, Any]:
             return stop.value
         value = error = None
         try:
-            if type(step) is _Wait and not _driving.active:
+            if type(step) is io and not _driving.active:
                 if step.reader is not None:
                     step.reader.look_soon()
                 made = getattr(step.future, "future", None)
@@ -219,11 +218,10 @@ def run_async(coroutine: Any) -> Generator[Any, Any, Any]:
 class _Face:
     """A descriptor with ``__call__`` (blocking) and ``aio``; bound like any function."""
 
-    __slots__ = ("__dict__", "_function", "_instance")
+    __slots__ = ("__dict__", "_function")
 
-    def __init__(self, function: Callable[..., Any], instance: Any = None) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
-        self._instance = instance
         functools.update_wrapper(cast(Any, self), function)
 
     def __get__(self, instance: Any, owner: Any = None) -> Any:
@@ -231,7 +229,6 @@ class _Face:
             return self
         bound = object.__new__(type(self))
         bound._function = types.MethodType(self._function, instance)
-        bound._instance = instance
         return bound
 
     def __repr__(self) -> str:

@@ -8,6 +8,7 @@ from . import _execution_context as context
 from . import exception
 from ._bridge import io
 from .wire import frames
+from .wire._call import Call
 from .wire._requests import Outcome
 from .wire.ids import new_id
 from .wire.serialization import dumps, loads, unpack_exception
@@ -68,9 +69,7 @@ def output_error(status: int, payload: bytes) -> BaseException:
 class Unary(Outcome):
     """A call of one input that this process waits for; ``io`` awaits its output."""
 
-    def __init__(self, client: Client, function_id: str, method: str = "") -> None:
-        from .wire.connection import Call
-
+    def __init__(self, function_id: str, method: str = "") -> None:
         super().__init__()
         self.call = Call(
             new_id("fc"),
@@ -98,20 +97,26 @@ async def call_remote(
     method: str = "",
 ) -> Any:
     """Run one input remotely and return its value; a cancelled wait cancels the input."""
-    payload, flags = await encode_input(client, args, kwargs, home)
-    unary = Unary(client, function_id, method)
-    client._submit(unary.call, [(0, payload, flags)])
+    # A coroutine less is some microseconds less, in a call that takes two hundred.
+    payload, flags = dumps((args, kwargs), home), 0
+    if len(payload) > frames.INLINE_LIMIT:
+        payload, flags = await encode_input(client, args, kwargs, home)
+    connection = client._live()
+    unary = Unary(function_id, method)
+    call = unary.call
+    connection.submit(call, [(0, payload, flags)])
     try:
-        output: Output = await io(unary, client._live().direct)
+        output: Output = await io(unary, connection.direct)
     finally:
-        client._end(unary.call)
-    return await decode_output(client, *output[1:])
+        connection.end(call)
+    _, status, payload, flags = output
+    if status == frames.SUCCESS and not flags & frames.FLAG_BLOB:
+        return loads(payload)
+    return await decode_output(client, status, payload, flags)
 
 
 async def spawn_call(client: Client, function_id: str, inputs: list[Input], method: str = "") -> str:
     """Hand inputs over for good and return the call's id: the store has them then."""
-    from .wire.connection import Call
-
     parent = context.current_input_id() or ""
     call = Call(new_id("fc"), function_id, _ignore, _ignore, parent=parent, method=method)
     await io(client._submit_durable(call, inputs, len(inputs)))

@@ -301,8 +301,9 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
     async def _plain_target(self, verb: str) -> tuple[Client, str]:
         self._check_plain(verb)
         target = await self._target()
-        # A looked-up Function says what it is only now.
-        self._check_plain(verb)
+        if self._info is None:
+            # A looked-up Function says what it is only now.
+            self._check_plain(verb)
         return target
 
     @blocking
@@ -320,14 +321,16 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
             9
         """
         client, function_id = await self._plain_target("remote")
-        progress = _output.begin(self.tag, 1, one=True)
         home, method = self._home(), self._method
-        if progress is None:
-            return cast(R, await call_remote(client, function_id, args, kwargs, home, method))
+        progress = None
+        if _output.current() is not None:
+            progress = _output.begin(self.tag, 1, one=True)
         try:
-            return cast(R, await call_remote(client, function_id, args, kwargs, home, method))
+            result: R = await call_remote(client, function_id, args, kwargs, home, method)
+            return result
         finally:
-            progress.end()
+            if progress is not None:
+                progress.end()
 
     @blocking_gen
     async def remote_gen(self, /, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:

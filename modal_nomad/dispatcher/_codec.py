@@ -20,6 +20,13 @@ def encode(header: frames.Header, payloads: Sequence[bytes] = ()) -> bytes:
     return b"".join((len(head).to_bytes(4, "big"), head, *payloads))
 
 
+def encode_one(header: frames.Header, payload: bytes) -> bytes:
+    """Return the bytes of a frame with one payload."""
+    header["z"] = [len(payload)]
+    head = _encode_json(header)
+    return len(head).to_bytes(4, "big") + head + payload
+
+
 def decode(data: bytes) -> tuple[frames.Header, list[bytes]]:
     """Return the header and the payloads of a frame. Raises FrameError."""
     end = 4 + int.from_bytes(data[:4], "big")

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from modal_nomad.wire.frames import FAILURE as FAILURE
 from modal_nomad.wire.frames import INIT_FAILURE as INIT_FAILURE
@@ -122,8 +122,8 @@ class FunctionRemoved:
 # ---- events: calls
 
 
-@dataclass(frozen=True, slots=True)
-class InputsSubmitted:
+# Those of every call are named tuples, made in a third of the time.
+class InputsSubmitted(NamedTuple):
     """Inputs of one call, idempotent by index.
 
     Attributes:
@@ -151,8 +151,7 @@ class CallCancelled:
     terminate_containers: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class CallClosed:
+class CallClosed(NamedTuple):
     """Nobody will ask again: outputs are forgotten.
 
     Pending inputs of a call that is not durable are dropped without output. A durable call runs on to
@@ -252,8 +251,7 @@ class WorkerInitFailed:
     payload: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class OutputsReturned:
+class OutputsReturned(NamedTuple):
     """A batch of outputs of one worker.
 
     Attributes:
@@ -394,16 +392,14 @@ Event: TypeAlias = (
 # ---- commands
 
 
-@dataclass(frozen=True, slots=True)
-class Lease:
+class Lease(NamedTuple):
     """Send these inputs to a worker, in one frame."""
 
     container_id: str
     inputs: list[LeasedInput]
 
 
-@dataclass(frozen=True, slots=True)
-class Deliver:
+class Deliver(NamedTuple):
     """Pass outputs to the call's owner, and to the store when the call is durable."""
 
     call_id: str

@@ -119,14 +119,16 @@ class Peer(asyncio.Protocol):
             logger.info("a peer broke the WebSocket protocol: %s", error)
             self.close(MALFORMED, str(error))
             return
+        take = self._take
         for opcode, payload in messages:
             if self._closing:
                 return
             if opcode == websocket.BINARY:
-                if self._take is None:
+                if take is None:
                     self._early.append(payload)
                 else:
-                    self._guarded(self._take, payload)
+                    self._guarded(take, payload)
+                    take = self._take
             elif opcode == websocket.PING:
                 self._transport.write(websocket.encode(payload, websocket.PONG, masked=False))
             elif opcode == websocket.CLOSE:

@@ -36,6 +36,8 @@ class Upkeep:
         self._next_lease = first_lease
         self._sequence = 0
         self._timers: list[tuple[float, int, Pool]] = []
+        # A timer was set since who carries the commands out last asked for the next one.
+        self.rearmed = False
         self._now = 0.0
         self._out: list[Command] = []
         self._sink: dict[Call, list[Output]] = {}
@@ -53,6 +55,7 @@ class Upkeep:
     def _arm(self, pool: Pool, when: float) -> None:
         if when < pool.wake_at:
             pool.wake_at = when
+            self.rearmed = True
             self._sequence += 1
             heappush(self._timers, (when, self._sequence, pool))
 

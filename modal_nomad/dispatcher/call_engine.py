@@ -261,11 +261,12 @@ class CallEngine(WebLoad):
         call = self._calls.get(event.call_id)
         if call is None:
             return
-        if call.durable and call.pending:
-            call.closed = True
-            call.forget([x[0] for x in call.outputs()])
-            return
-        self._cancel([call], deliver=False)
+        if call.pending:
+            if call.durable:
+                call.closed = True
+                call.forget([x[0] for x in call.outputs()])
+                return
+            self._cancel([call], deliver=False)
         self._forget_call(call)
 
     def _owner_lost(self, event: ev.OwnerLost) -> None:

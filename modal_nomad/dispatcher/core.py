@@ -14,7 +14,7 @@ from typing import Any
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher._call_graph import CallGraph
 from modal_nomad.dispatcher._call_reader import CallReader
-from modal_nomad.dispatcher._codec import encode
+from modal_nomad.dispatcher._codec import encode, encode_one
 from modal_nomad.dispatcher._containers import Containers, FunctionState
 from modal_nomad.dispatcher._durable_calls import GENERATOR, DurableCalls
 from modal_nomad.dispatcher._durable_items import DurableItems
@@ -299,6 +299,9 @@ class Dispatcher:
                 self._deliver(command, container_id)  # type: ignore[arg-type]
             else:
                 self._carry_out(command)
+        if self._tick is not None and not self.calls.rearmed:
+            return
+        self.calls.rearmed = False
         wakeup = self.calls.next_wakeup()
         if wakeup is not None and (self._tick is None or wakeup < self._tick_at):
             if self._tick is not None:
@@ -344,6 +347,13 @@ class Dispatcher:
         if session is None:
             return
         inputs = command.inputs
+        if len(inputs) == 1 and not self.durable.ids and not session.of_class:
+            lease, call_id, index, payload, flags = inputs[0]
+            one: frames.Header = {"t": "run", "x": [lease], "c": [call_id], "n": [index]}
+            if flags:
+                one["f"] = [flags]
+            session.send(encode_one(one, payload))
+            return
         for start, end in _cut([item[3] for item in inputs]):
             part = inputs[start:end]
             header: frames.Header = {
@@ -372,6 +382,15 @@ class Dispatcher:
         if session is None:
             return
         outputs = command.outputs
+        if len(outputs) == 1:
+            index, status, payload, flags = outputs[0]
+            one: frames.Header = {"t": "out", "c": call_id, "x": [index]}
+            if status:
+                one["s"] = [status]
+            if flags:
+                one["f"] = [flags]
+            session.send(encode_one(one, payload))
+            return
         for start, end in _cut([o[2] for o in outputs]):
             part = outputs[start:end]
             header: frames.Header = {"t": "out", "c": call_id, "x": [o[0] for o in part]}

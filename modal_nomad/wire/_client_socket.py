@@ -1,6 +1,7 @@
 """The SDK's socket on asyncio: a handshake, then messages for the connection that owns it."""
 
 import asyncio
+from time import monotonic
 from typing import TYPE_CHECKING, Any, List, Optional
 
 from . import frames, websocket
@@ -14,7 +15,7 @@ class Socket(asyncio.Protocol):
 
     Attributes:
         upgraded: done when the handshake is.
-        heard: when the last bytes came, on the loop's clock.
+        heard: when the last bytes came, on the monotonic clock.
         descriptor: the socket's.
         plain: not encrypted, so that any thread may read and write the descriptor.
         full: the transport still has something to write.
@@ -62,7 +63,7 @@ class Socket(asyncio.Protocol):
 
     def take(self, data: bytes) -> None:
         """Handle what came from the socket, on the loop or in the thread of the caller that read it."""
-        self.heard = self.owner.loop.time()
+        self.heard = monotonic()
         for opcode, payload in self.decoder.feed(data):
             if opcode == websocket.BINARY:
                 self.owner._received(payload)

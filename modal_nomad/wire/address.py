@@ -1,7 +1,10 @@
 """Where a dispatcher listens: ``http://host:port``, ``https://…`` or ``unix:///path.sock``."""
 
 from dataclasses import dataclass
+from typing import Optional
 from urllib.parse import parse_qs, urlsplit
+
+from .websocket import NO_KEY
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,12 @@ class Address:
     tls: bool = False
     path: str = ""
     name: str = ""
+
+    @property
+    def mask_key(self) -> Optional[bytes]:
+        """With what WebSocket frames there are masked; None says a key by chance for each."""
+        # A relay's socket goes on over a network.
+        return NO_KEY if self.tls or (self.path and not self.name) else None
 
     @property
     def authority(self) -> str:

@@ -16,7 +16,7 @@ from ._client_socket import Socket
 from ._direct import Direct
 from ._requests import Asked, LoopAsked, Requests
 from .address import Address, parse_address
-from .input_frames import Input, batches, inputs_frame
+from .input_frames import Input, batches, inputs_frame, waited_frame
 
 __all__ = ["Call", "Connection", "Output", "Refused"]
 
@@ -59,6 +59,7 @@ class Connection:
         self._on_event = on_event
         self._protocol: Optional[Socket] = None
         self._ready = False
+        self._key: Optional[bytes] = None
         self._task: Optional["asyncio.Task[None]"] = None
         self._welcomed: Optional["asyncio.Future[None]"] = None
         self._requests = Requests(self.loop)
@@ -112,7 +113,7 @@ class Connection:
         if patience is not None:
             asked.until = monotonic() + patience
         peer = self._requests.begin(asked, _asking(method, args, payloads))
-        self._write_raw(peer, websocket.encode(asked.frame))
+        self._write_raw(peer, websocket.encode(asked.frame, key=self._key))
         if not asked.alone:
             self.direct.look_soon()
 
@@ -196,12 +197,12 @@ class Connection:
         asked = LoopAsked(self.loop, self._thread)
         peer = self._requests.begin(asked, frame)
         asked.future.add_done_callback(lambda _: self._requests.forget(asked))
-        self._write_raw(peer, websocket.encode(asked.frame))
+        self._write_raw(peer, websocket.encode(asked.frame, key=self._key))
         self.direct.look()
         return asked.future
 
     def _write(self, frame: bytes) -> None:
-        self._write_raw(self._protocol, websocket.encode(frame))
+        self._write_raw(self._protocol, websocket.encode(frame, key=self._key))
 
     def _write_raw(self, peer: Optional[Socket], data: bytes) -> None:
         if peer is None:
@@ -244,10 +245,7 @@ class Connection:
 
     def _send_inputs(self, call: Call, inputs: List[Input]) -> None:
         for batch in batches(inputs):
-            header: frames.Header = {"t": "in", "c": call.call_id, "f": call.function_id}
-            if call.acks:
-                header["k"], call.acks = call.acks, []
-            self._write(inputs_frame(header, call, batch))
+            self._write(waited_frame(call, batch))
 
     def _flush_ended(self) -> None:
         if self._flush_at is not None:
@@ -260,6 +258,7 @@ class Connection:
     async def _connect(self) -> None:
         url, token = await self._address()
         where = parse_address(url)
+        self._key = where.mask_key
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         request, accept = websocket.handshake(where.authority, "/v1/connect", headers)
 
@@ -298,7 +297,7 @@ class Connection:
             raise
         self._ready = True
         unanswered = self._requests.ready(peer)
-        peer.heard = self.loop.time()
+        peer.heard = monotonic()
         self.loop.call_later(_SILENCE / 3, self._watch, peer)
         for app_id, args in self._subscriptions.items():
             self._write(
@@ -330,7 +329,7 @@ class Connection:
     def _watch(self, peer: Socket) -> None:
         if peer is not self._protocol or not self._ready:
             return
-        if self.loop.time() - peer.heard > _SILENCE:
+        if monotonic() - peer.heard > _SILENCE:
             peer.transport.abort()
         else:
             self.loop.call_later(_SILENCE / 3, self._watch, peer)

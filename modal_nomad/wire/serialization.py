@@ -8,6 +8,7 @@ notes and its chain of causes; one that cannot be loaded arrives as ExecutionErr
 
 import contextlib
 import pickle
+import sys
 from typing import Any, Dict, List, Optional
 
 _plain_dumps = pickle.dumps
@@ -90,8 +91,6 @@ def loads(data: bytes) -> Any:
 
 
 def _by_value_modules() -> bool:
-    import sys
-
     module = sys.modules.get("cloudpickle")
     if module is None:
         return False

@@ -47,6 +47,7 @@ class SyncWebSocket:
         # One TLS session must not read and write at once; a plain socket may.
         self._tls = hasattr(sock, "pending")
         self._alarm = -1
+        self._key: Optional[bytes] = None
         self.alarms = b""
 
     @classmethod
@@ -69,6 +70,7 @@ class SyncWebSocket:
         try:
             request, accept = websocket.handshake(where.authority, path, headers)
             ws = cls(sock, websocket.Decoder(accept))
+            ws._key = where.mask_key
             sock.sendall(request)
             while not ws._decoder.open:
                 ws._read()
@@ -85,7 +87,7 @@ class SyncWebSocket:
 
     def send(self, data: bytes) -> None:
         """Send one binary message. Raises ConnectionError when the connection is gone."""
-        frame = websocket.encode(data)
+        frame = websocket.encode(data, key=self._key)
         with self._send_lock:
             try:
                 self._sock.sendall(frame)

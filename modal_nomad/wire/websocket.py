@@ -12,6 +12,11 @@ from typing import List, Mapping, Optional, Tuple, Union
 _GUID = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11"
 TEXT, BINARY, CLOSE, PING, PONG = 1, 2, 8, 9, 10
 MAX_MESSAGE_BYTES = 64 << 20
+NO_KEY = b"\0\0\0\0"
+"""Masks nothing. A key by chance keeps a program from writing what a proxy on the way takes for HTTP;
+behind a Unix socket or TLS there is none that reads along.
+"""
+_FINAL_BINARY = 0x80 | BINARY
 
 
 class WebSocketError(ConnectionError):
@@ -35,8 +40,15 @@ def mask(data: bytes, key: bytes) -> bytes:
     return (int.from_bytes(data, "little") ^ int.from_bytes(pad, "little")).to_bytes(size, "little")
 
 
-def encode(data: bytes, opcode: int = BINARY, masked: bool = True) -> bytes:
-    """Return one final frame: masked as a client must, or plain as a server must."""
+def encode(data: bytes, opcode: int = BINARY, masked: bool = True, key: Optional[bytes] = None) -> bytes:
+    """Return one final frame: masked as a client must, or plain as a server must.
+
+    Args:
+        data: the message.
+        opcode: what it is.
+        masked: a client sends it.
+        key: the masking key, by chance where none is given; ``NO_KEY`` leaves the bytes as they are.
+    """
     size = len(data)
     first = 0x80 | opcode
     bit = 0x80 if masked else 0
@@ -48,7 +60,10 @@ def encode(data: bytes, opcode: int = BINARY, masked: bool = True) -> bytes:
         head = struct.pack(">BBQ", first, bit | 127, size)
     if not masked:
         return head + data
-    key = os.urandom(4)
+    if key == NO_KEY:
+        return head + NO_KEY + data
+    if key is None:
+        key = os.urandom(4)
     return head + key + mask(data, key)
 
 
@@ -95,7 +110,16 @@ class Messages:
             WebSocketError: a broken stream.
         """
         buffer = self._buffer
-        # A short message mostly comes alone and whole: then nothing is copied into the buffer.
+        if not buffer and not self._fragments and len(data) > 1 and data[0] == _FINAL_BINARY:
+            # A short message mostly comes alone and whole.
+            size = data[1] ^ self._mask_bit
+            if size < 126:
+                start = 6 if self._mask_bit else 2
+                if len(data) == start + size:
+                    if start == 2:
+                        return [(BINARY, data[2:])]
+                    key = data[2:6]
+                    return [(BINARY, data[6:] if key == NO_KEY else mask(data[6:], key))]
         source: Union[bytes, bytearray] = data
         if buffer:
             buffer += data
@@ -122,7 +146,9 @@ class Messages:
                 break
             payload = bytes(memoryview(source)[start : start + size])
             if self._mask_bit:
-                payload = mask(payload, bytes(source[start - 4 : start]))
+                key = bytes(source[start - 4 : start])
+                if key != NO_KEY:
+                    payload = mask(payload, key)
             position = start + size
             opcode = first & 0x0F
             if opcode >= 8 or (first & 0x80 and not self._fragments):

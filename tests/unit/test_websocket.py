@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modal_nomad.wire import websocket
+from modal_nomad.wire.address import parse_address
 from modal_nomad.wire.websocket import BINARY, CLOSE, PING, Messages, WebSocketError, encode, mask
 
 messages = st.lists(
@@ -21,11 +22,16 @@ def cut(data: bytes, at: list[int]) -> list[bytes]:
     return [data[a:b] for a, b in itertools.pairwise(points)]
 
 
-@given(messages, st.lists(st.integers(0, 71000), max_size=8), st.booleans())
+@given(
+    messages,
+    st.lists(st.integers(0, 71000), max_size=8),
+    st.booleans(),
+    st.sampled_from([None, websocket.NO_KEY, b"abcd"]),
+)
 def test_messages_come_out_however_the_stream_is_cut(
-    sent: list[tuple[int, bytes]], at: list[int], masked: bool
+    sent: list[tuple[int, bytes]], at: list[int], masked: bool, key: bytes | None
 ) -> None:
-    stream = b"".join(encode(payload, opcode, masked) for opcode, payload in sent)
+    stream = b"".join(encode(payload, opcode, masked, key) for opcode, payload in sent)
     reader = Messages(masked)
     got = [message for part in cut(stream, at) for message in reader.feed(part)]
     assert got == sent
@@ -58,6 +64,15 @@ def test_a_frame_masked_the_wrong_way_is_refused() -> None:
         Messages(masked=True).feed(encode(b"x", masked=False))
     with pytest.raises(WebSocketError, match="masked"):
         Messages(masked=False).feed(encode(b"x", masked=True))
+
+
+def test_frames_are_masked_by_chance_where_somebody_may_stand_between() -> None:
+    for url in ("unix:///run/modal.sock", "https://dispatcher:8520"):
+        assert parse_address(url).mask_key == websocket.NO_KEY
+    for url in ("http://dispatcher:8520", "unix:///run/relay.sock?authority=dispatcher:8520"):
+        assert parse_address(url).mask_key is None
+    assert encode(b"open", key=websocket.NO_KEY)[6:] == b"open"
+    assert len({encode(b"hidden") for _ in range(8)}) > 1
 
 
 def test_a_message_over_the_limit_is_refused_before_it_has_come() -> None:
