@@ -13,7 +13,34 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from . import config
+    from . import app as app
+    from . import call_graph as call_graph
+    from . import client as client
+    from . import cloud_bucket_mount as cloud_bucket_mount
+    from . import cls as cls
+    from . import config as config
+    from . import dict as dict
+    from . import environment as environment
+    from . import exception as exception
+    from . import file_pattern_matcher as file_pattern_matcher
+    from . import function_call as function_call
+    from . import functions as functions
+    from . import gpu as gpu
+    from . import image as image
+    from . import mount as mount
+    from . import network_file_system as network_file_system
+    from . import nomad as nomad
+    from . import object as object
+    from . import proxy as proxy
+    from . import queue as queue
+    from . import retries as retries
+    from . import runner as runner
+    from . import schedule as schedule
+    from . import scheduler_placement as scheduler_placement
+    from . import secret as secret
+    from . import tunnel as tunnel
+    from . import types as types
+    from . import volume as volume
     from ._execution_context import current_function_call_id, current_input_id, is_local
     from ._output import enable_output
     from ._parameters import parameter

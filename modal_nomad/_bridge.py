@@ -12,7 +12,7 @@ import functools
 import os
 import threading
 import types
-from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Generator, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast, overload
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
         def aio(self, *args: P.args, **kwargs: P.kwargs) -> Coroutine[Any, Any, T_co]: ...
 
     class _BlockingGen(Protocol[P, T_co]):
-        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Iterator[T_co]: ...
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> AsyncOrSyncIterable[T_co]: ...
         def aio(self, *args: P.args, **kwargs: P.kwargs) -> AsyncIterator[T_co]: ...
 
     class _BlockingContext(Protocol[P, T]):
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
         def __get__(self, instance: S_contra, owner: Any) -> _BlockingContext[P, T]: ...
 else:
     T = TypeVar("T")
+    T_co = TypeVar("T_co", covariant=True)
 
 
 class _Library:
@@ -263,11 +264,60 @@ def _clean(error: Exception) -> None:
     cut_own_frames(error)
 
 
+class AsyncOrSyncIterable(Generic[T_co]):
+    """What an iterating method gives: an iterator for ``for`` and for ``async for``.
+
+    Args:
+        body: the async generator that yields its items; it starts when the first one is asked for.
+    """
+
+    def __init__(self, body: Any) -> None:
+        self._body = body
+        self._plain: Iterator[T_co] | None = None
+        self._async: AsyncIterator[T_co] | None = None
+
+    def _sync_items(self) -> Iterator[T_co]:
+        if self._plain is None:
+            self._plain = _iterate(self._body)
+        return self._plain
+
+    def _async_items(self) -> AsyncIterator[T_co]:
+        if self._async is None:
+            self._async = _aiterate(self._body)
+        return self._async
+
+    def __iter__(self) -> Iterator[T_co]:
+        return self
+
+    def __next__(self) -> T_co:
+        try:
+            return next(self._sync_items())
+        except StopIteration:
+            raise
+        except Exception as error:
+            _clean(error)
+            raise error
+
+    def close(self) -> None:
+        """Take no more items; what still runs for them is cancelled."""
+        self._sync_items().close()  # type: ignore[attr-defined]
+
+    def __aiter__(self) -> AsyncIterator[T_co]:
+        return self
+
+    def __anext__(self) -> Awaitable[T_co]:
+        return self._async_items().__anext__()
+
+    async def aclose(self) -> None:
+        """Take no more items; what still runs for them is cancelled."""
+        await self._async_items().aclose()  # type: ignore[attr-defined]
+
+
 class _GenFace(_Face):
     __slots__ = ()
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return _iterate(self._function(*args, **kwargs))
+        return AsyncOrSyncIterable(self._function(*args, **kwargs))
 
     def aio(self, *args: Any, **kwargs: Any) -> Any:
         return _aiterate(self._function(*args, **kwargs))

@@ -12,9 +12,13 @@ from ._options import ALIASES, FunctionOptions, apply_aliases, check_object_name
 from .exception import InvalidError
 
 if TYPE_CHECKING:
-    from typing import ParamSpec, Protocol
+    from collections.abc import Coroutine
+    from typing import ParamSpec, Protocol, overload
+
+    from typing_extensions import dataclass_transform
 
     from ._options import CpuRequest, MemoryRequest
+    from ._parameters import parameter
     from .app import App
     from .cloud_bucket_mount import CloudBucketMount
     from .cls import Cls
@@ -33,12 +37,30 @@ if TYPE_CHECKING:
 
     P = ParamSpec("P")
 
+    class FunctionDecorator(Protocol):
+        @overload
+        def __call__(self, raw_f: Function[P, R, O]) -> Function[P, R, O]: ...
+        @overload
+        def __call__(
+            self, raw_f: Callable[P, Coroutine[Any, Any, R]]
+        ) -> Function[P, R, Coroutine[Any, Any, R]]: ...
+        @overload
+        def __call__(self, raw_f: Callable[P, R]) -> Function[P, R, R]: ...
+
     class ClassDecorator(Protocol):
         def __call__(self, user_cls: CLS_T) -> CLS_T: ...
 
 else:
     P = TypeVar("P")
+    parameter = None
+
+    def dataclass_transform(**settings):
+        # For type checkers alone: containers have no typing_extensions.
+        return lambda decorator: decorator
+
+
 R = TypeVar("R")
+O = TypeVar("O")  # noqa: E741
 CLS_T = TypeVar("CLS_T")
 
 
@@ -90,7 +112,7 @@ class Decorators:
         nomad: Placement | None = None,
         _experimental_scheduler_placement: SchedulerPlacement | None = None,
         **older_names: Any,
-    ) -> Callable[[Callable[P, R]], Function[P, R]]:
+    ) -> FunctionDecorator:
         """Make a function one that runs in containers.
 
         Args:
@@ -185,8 +207,9 @@ class Decorators:
             nomad=nomad,
             _experimental_scheduler_placement=_experimental_scheduler_placement,
         )
-        return lambda raw_f: self._add_function(raw_f, options)
+        return cast("FunctionDecorator", lambda raw_f: self._add_function(raw_f, options))
 
+    @dataclass_transform(field_specifiers=(parameter,), kw_only_default=True)
     def cls(
         self,
         *args: Any,
@@ -296,7 +319,7 @@ class Decorators:
             check_apart({**self._volumes, **options.volumes}, options.network_file_systems)
         return options
 
-    def _add_function(self, raw_f: Callable[P, R], options: FunctionOptions) -> Function[P, R]:
+    def _add_function(self, raw_f: Callable[..., Any], options: FunctionOptions) -> Function[..., Any]:
         from ._partial_function import function_of
         from .functions import Function
 
@@ -314,7 +337,7 @@ class Decorators:
         if options.schedule is not None:
             check_scheduled(info)
         check_object_name("Function", info.name)
-        function: Function[P, R] = Function._local(cast("App", self), raw_f, options, info)
+        function = Function._local(cast("App", self), raw_f, options, info)
         old = self._functions.get(info.name)
         if old is not None and not same_place(old.info, info):
             warnings.warn(

@@ -11,16 +11,27 @@ from ._options import warn_deprecated
 from .exception import InvalidError
 
 if TYPE_CHECKING:
-    from typing import Concatenate, ParamSpec
+    from collections.abc import Coroutine
+    from typing import Concatenate, ParamSpec, Protocol, overload
 
     from ._options import FunctionOptions
     from .functions import Function
     from .wire.spec import WebSpec
 
     P = ParamSpec("P")
+
+    class MethodDecorator(Protocol):
+        @overload
+        def __call__(
+            self, raw_f: Callable[Concatenate[Any, P], Coroutine[Any, Any, R]]
+        ) -> Function[P, R, Coroutine[Any, Any, R]]: ...
+        @overload
+        def __call__(self, raw_f: Callable[Concatenate[Any, P], R]) -> Function[P, R, R]: ...
+
 else:
     P = TypeVar("P")
 R = TypeVar("R")
+F = TypeVar("F")
 
 METHOD, ENTER, SNAP, EXIT, BUILD = "method", "enter", "enter(snap=True)", "exit", "build"
 WEB = "web"
@@ -139,9 +150,7 @@ OBJECT_KEY = "_modal_nomad_object"
 """Where an instance of a user's class keeps the object that stands for it in its App."""
 
 
-def method(
-    *args: Any, is_generator: bool | None = None, keep_warm: int | None = None
-) -> Callable[[Callable[Concatenate[Any, P], R]], Function[P, R]]:
+def method(*args: Any, is_generator: bool | None = None, keep_warm: int | None = None) -> MethodDecorator:
     """Make a method of a class one that runs in containers.
 
     Args:
@@ -165,10 +174,10 @@ def method(
         warn_deprecated("'keep_warm' of @modal.method is now 'min_containers' of @app.cls")
         _whole("keep_warm", keep_warm, 0)
     changes = {"is_generator": is_generator, "keep_warm": keep_warm}
-    return cast("Callable[[Any], Function[P, R]]", _decorator("method", METHOD, changes))
+    return cast("MethodDecorator", _decorator("method", METHOD, changes))
 
 
-def enter(*args: Any, snap: bool = False) -> Callable[[Any], Any]:
+def enter(*args: Any, snap: bool = False) -> Callable[[F], F]:
     """Run a method once when a container starts, before its first input.
 
     Args:
@@ -190,7 +199,7 @@ def enter(*args: Any, snap: bool = False) -> Callable[[Any], Any]:
     return _decorator("enter", SNAP if snap else ENTER, {})
 
 
-def exit(*args: Any) -> Callable[[Any], Any]:
+def exit(*args: Any) -> Callable[[F], F]:
     """Run a method when a container ends, after its last input.
 
     Raises:
@@ -206,7 +215,7 @@ def exit(*args: Any) -> Callable[[Any], Any]:
     return _decorator("exit", EXIT, {})
 
 
-def build(*args: Any, force: bool = False, timeout: int = DEFAULT_BUILD_TIMEOUT) -> Callable[[Any], Any]:
+def build(*args: Any, force: bool = False, timeout: int = DEFAULT_BUILD_TIMEOUT) -> Callable[[F], F]:
     """Run a method before the first container starts on a node. Deprecated.
 
     Use ``Image.run_function``, or a ``modal.Volume`` for large files.
@@ -258,7 +267,7 @@ def batched(*args: Any, max_batch_size: int, wait_ms: int) -> Callable[[Any], An
     return _decorator("batched", None, changes)
 
 
-def concurrent(*args: Any, max_inputs: int, target_inputs: int | None = None) -> Callable[[Any], Any]:
+def concurrent(*args: Any, max_inputs: int, target_inputs: int | None = None) -> Callable[[F], F]:
     """Let one container run several inputs at a time: async functions on one loop, others in threads.
 
     Args:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import AsyncIterator, Callable, Iterator
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from ._bridge import _aiterate, _GenFace, _iterate
+from ._bridge import AsyncOrSyncIterable, _GenFace
 from .exception import InvalidError
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
-class Results(Generic[T]):
+class Results(AsyncOrSyncIterable[T]):
     """The results of one ``map``; nothing is run before the first one is asked for.
 
     Args:
@@ -31,39 +31,26 @@ class Results(Generic[T]):
     """
 
     def __init__(self, body: Any, name: str) -> None:
-        self._body = body
+        super().__init__(body)
         self._name = name
         self._started = False
-        self._plain: Iterator[T] | None = None
-        self._async: AsyncIterator[T] | None = None
 
-    def __iter__(self) -> Iterator[T]:
+    def _sync_items(self) -> Iterator[T]:
         if self._plain is None:
             self._started = True
             _refuse_in_async(self._name)
-            self._plain = _iterate(self._body)
+        return super()._sync_items()
+
+    def _async_items(self) -> AsyncIterator[T]:
+        self._started = True
+        return super()._async_items()
+
+    def __iter__(self) -> Iterator[T]:
         # The generator itself: another Python frame per result would be felt at 100,000 a second.
-        return self._plain
-
-    def __next__(self) -> T:
-        return next(iter(self))
-
-    def close(self) -> None:
-        """Take no more results; what still runs is cancelled."""
-        iter(self).close()  # type: ignore[attr-defined]
+        return self._sync_items()
 
     def __aiter__(self) -> AsyncIterator[T]:
-        if self._async is None:
-            self._started = True
-            self._async = _aiterate(self._body)
-        return self._async
-
-    async def __anext__(self) -> T:
-        return await self.__aiter__().__anext__()
-
-    async def aclose(self) -> None:
-        """Take no more results; what still runs is cancelled."""
-        await self.__aiter__().aclose()  # type: ignore[attr-defined]
+        return self._async_items()
 
     def __del__(self) -> None:
         if not self._started:

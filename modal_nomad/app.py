@@ -424,7 +424,12 @@ class App(Decorators):
             >>> with whole.run():
             ...     square.remote(3)
             9
+
+        Raises:
+            InvalidError: the other is no App.
         """
+        if not isinstance(other_app, App):
+            raise InvalidError(f"App.include() takes another App, not {other_app!r}")
         for name, function in other_app._functions.items():
             old = self._functions.get(name)
             if old is not None and old is not function:

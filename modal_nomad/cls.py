@@ -63,8 +63,7 @@ class Cls(WithOptions, Resolvable):
         return cls._new(Function._local(app, info.user_cls, options, place), info.user_cls.__name__, info)
 
     def __repr__(self) -> str:
-        hydrated = self._service._function_id or "not hydrated"
-        return f"Cls({self._name!r}, {hydrated})"
+        return f"Cls({self._name!r}, {self.object_id if self.is_hydrated else 'not hydrated'})"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Obj:
         """Make an instance; its own ``__init__`` and its hooks run in the container, or with ``.local()``.
@@ -182,8 +181,9 @@ class Cls(WithOptions, Resolvable):
 
     @property
     def object_id(self) -> str:
-        """The id of the class's Function, ``fu-…``. Raises ExecutionError before it is hydrated."""
-        return self._service.object_id
+        """The id ``cs-…``. Raises ExecutionError before the class is hydrated."""
+        # A class is one Function on the server: its id is that one's, under the prefix of classes.
+        return "cs-" + self._service.object_id.partition("-")[2]
 
     @property
     def is_hydrated(self) -> bool:

@@ -36,7 +36,7 @@ class Environment:
     objects: ClassVar[EnvironmentManager]
     _name: str
 
-    def __init__(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise exception.InvalidError("Environment has no constructor; use Environment.from_name()")
 
     @classmethod

@@ -10,19 +10,25 @@ The bases matter to ``except`` clauses, so here is the whole tree::
           │    ├── AuthError
           │    ├── ClientClosed
           │    ├── ConnectionError
+          │    ├── DataLossError
           │    ├── DeserializationError
           │    ├── ExecutionError
           │    │    ├── OutOfDiskError
           │    │    └── OutOfMemoryError
           │    ├── FilesystemExecutionError
+          │    ├── InternalError
           │    ├── InternalFailure
           │    ├── InvalidError
+          │    │    └── ConflictError
           │    ├── NotFoundError
+          │    ├── PermissionDeniedError
           │    ├── RemoteError
           │    │    └── ImageBuildError
           │    ├── RequestSizeError
+          │    ├── ResourceExhaustedError
           │    ├── SandboxTerminatedError
           │    ├── SerializationError
+          │    ├── ServiceError
           │    ├── TimeoutError
           │    │    ├── FunctionTimeoutError
           │    │    ├── InteractiveTimeoutError
@@ -30,13 +36,18 @@ The bases matter to ``except`` clauses, so here is the whole tree::
           │    │    ├── OutputExpiredError
           │    │    ├── SandboxTimeoutError
           │    │    └── VolumeUploadTimeoutError
+          │    ├── UnimplementedError
           │    └── VersionError
           ├── ModuleNotMountable
           └── Warning
                └── UserWarning
+                    ├── AsyncUsageWarning
                     ├── DeprecationError
                     ├── PendingDeprecationError
                     └── ServerWarning
+
+Programs for newer versions of Modal name some that nothing here raises, so that their ``except`` clauses
+hold; each says what is raised in its place.
 
 `TimeoutError` and `ConnectionError` here are not the builtins of the same name. Waiting for a result
 too long (``FunctionCall.get(timeout=)``) raises the *builtin* ``TimeoutError``.
@@ -73,6 +84,10 @@ class ConnectionError(Error):
     """The server cannot be reached, or the connection was lost for good."""
 
 
+class DataLossError(Error):
+    """Stored data is lost. Not raised here: what is missing is ``NotFoundError``."""
+
+
 class DeserializationError(Error):
     """A value that arrived cannot be loaded, mostly because a module is missing here."""
 
@@ -93,6 +108,10 @@ class FilesystemExecutionError(Error):
     """A file operation inside a container failed."""
 
 
+class InternalError(Error):
+    """The server failed. Not raised here: it is ``InternalFailure`` or ``ExecutionError``."""
+
+
 class InternalFailure(Error):
     """The platform failed, not the user's code; such inputs are tried again by themselves."""
 
@@ -101,8 +120,16 @@ class InvalidError(Error):
     """Something was used in a way that cannot work: a bad argument, a bad name, a bad place."""
 
 
+class ConflictError(InvalidError):
+    """Two changes contradict each other. Not raised here: it is ``InvalidError``, this one's base."""
+
+
 class NotFoundError(Error):
     """A named object does not exist."""
+
+
+class PermissionDeniedError(Error):
+    """The credentials do not allow this action. Not raised here: it is ``AuthError``."""
 
 
 class RemoteError(Error):
@@ -125,12 +152,20 @@ class RequestSizeError(Error):
     """A request is larger than the server takes."""
 
 
+class ResourceExhaustedError(Error):
+    """A limit of the server is reached. Not raised here: it is ``InvalidError`` or ``RequestSizeError``."""
+
+
 class SandboxTerminatedError(Error):
     """A Sandbox was terminated from outside."""
 
 
 class SerializationError(Error):
     """A value cannot be pickled."""
+
+
+class ServiceError(Error):
+    """The server is not at work. Not raised here: it is ``ConnectionError``, after tries of its own."""
 
 
 class TimeoutError(Error):
@@ -161,12 +196,20 @@ class VolumeUploadTimeoutError(TimeoutError):
     """Files could not be uploaded to a Volume in time."""
 
 
+class UnimplementedError(Error):
+    """The server does not know the request. Not raised here: it is ``VersionError``."""
+
+
 class VersionError(Error):
     """Client and server are of versions that cannot work together."""
 
 
 class ModuleNotMountable(Exception):
     """A Python module cannot be added to an Image: it is not found here, or is no source module."""
+
+
+class AsyncUsageWarning(UserWarning):
+    """A blocking call stops an event loop. Not given here: such calls work."""
 
 
 class DeprecationError(UserWarning):

@@ -37,7 +37,7 @@ class FunctionCall(Resolvable, Generic[T]):
     _client: Client | None
     _is_generator: bool | None
 
-    def __init__(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise exception.InvalidError(
             "FunctionCall has no constructor; Function.spawn() and FunctionCall.from_id() make them"
         )

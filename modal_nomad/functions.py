@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncIterator, Callable, Mapping
+from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import _output, exception
@@ -22,6 +23,8 @@ from .function_call import FunctionCall, gather
 if TYPE_CHECKING:
     from typing import ParamSpec
 
+    from typing_extensions import TypeVar as TypeVarWithDefault
+
     from ._function_info import FunctionInfo
     from ._options import FunctionOptions
     from .app import App
@@ -29,10 +32,14 @@ if TYPE_CHECKING:
     from .wire.spec import FunctionSpec, WebSpec
 
     P = ParamSpec("P")
+    R = TypeVar("R")
+    # What the function itself returns, and .local() with it: of an async one, a coroutine.
+    O = TypeVarWithDefault("O", default=R)  # noqa: E741
 else:
     # Generic parameters of Python 3.9, which containers may run, are plain type variables.
     P = TypeVar("P")
-R = TypeVar("R")
+    R = TypeVar("R")
+    O = TypeVar("O")  # noqa: E741
 
 
 __all__ = [
@@ -45,7 +52,7 @@ __all__ = [
 ]
 
 
-class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[P, R]):
+class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[P, R, O]):
     """A function that runs in containers; ``@app.function()`` and ``Function.from_name`` make them.
 
     Example:
@@ -54,7 +61,13 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
         (9, 16, [0, 1, 4, 9])
     """
 
-    def __init__(self) -> None:
+    if not TYPE_CHECKING:
+
+        def __class_getitem__(cls, parameters):
+            # As type checkers take it: the third parameter may be left out, on any Python.
+            return GenericAlias(cls, parameters)
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise exception.InvalidError(
             "Function has no constructor; decorate with @app.function() or use Function.from_name()"
         )
@@ -69,6 +82,7 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
     _remote_generator: bool
     # Which method of a class its calls name; empty for a plain function.
     _method: str
+    __wrapped__: Callable[..., Any]
     # What the server said of it, by its id.
     _remote_spec: tuple[str, FunctionSpec] | None
 
@@ -92,6 +106,8 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
         for name in ("__module__", "__name__", "__qualname__", "__doc__"):
             with contextlib.suppress(AttributeError, TypeError):
                 setattr(function, name, getattr(raw_f, name))
+        # And so is what ``inspect.signature`` says.
+        function.__wrapped__ = raw_f
         return function
 
     def __repr__(self) -> str:
@@ -150,14 +166,14 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
         """Whether it yields."""
         return self._info.is_generator if self._info else self._remote_generator
 
-    def get_raw_f(self) -> Callable[P, R]:
+    def get_raw_f(self) -> Callable[P, O]:
         """Return the user's own function.
 
         Example:
             >>> square.get_raw_f()(3)
             9
         """
-        return cast("Callable[P, R]", self.info.raw_f)
+        return cast("Callable[P, O]", self.info.raw_f)
 
     @staticmethod
     def from_name(
@@ -210,7 +226,7 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
         return function
 
     @blocking
-    async def hydrate(self, client: Client | None = None) -> Function[P, R]:
+    async def hydrate(self, client: Client | None = None) -> Function[P, R, O]:
         """Find the Function on the server now and return it.
 
         Raises:
@@ -363,7 +379,7 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
         finally:
             await body.aclose()  # type: ignore[attr-defined]
 
-    def local(self, *args: P.args, **kwargs: P.kwargs) -> R:
+    def local(self, *args: P.args, **kwargs: P.kwargs) -> O:
         """Run the function here, in this process.
 
         Example:
@@ -374,7 +390,7 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
             raise exception.ExecutionError(
                 f"{self!r} was looked up by name: its code is not here, use .remote(...)"
             )
-        return cast(R, self._info.raw_f(*args, **kwargs))
+        return cast(O, self._info.raw_f(*args, **kwargs))
 
     @blocking
     async def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionCall[R]:
@@ -402,7 +418,7 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
 
     # --- other options ----------------------------------------------------------------------------
 
-    def _variant(self, overrides: Mapping[str, Any]) -> Function[P, R]:
+    def _variant(self, overrides: Mapping[str, Any]) -> Function[P, R, O]:
         from ._variants import VariantFunction
 
         return VariantFunction._of(self, overrides=overrides)

@@ -37,7 +37,7 @@ class Object(Resolvable):
     _create: bool
     _info: Mapping[str, Any] | None
 
-    def __init__(self) -> None:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
         raise exception.InvalidError(f"{self.label} has no constructor; use {self.label}.from_name()")
 
     @classmethod

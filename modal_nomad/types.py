@@ -8,6 +8,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ._autoscaling import FunctionAutoscalerSettings as FunctionAutoscalerSettings
+from ._autoscaling import FunctionStats as FunctionStats
+from .call_graph import InputInfo as InputInfo
+from .call_graph import InputStatus as InputStatus
+
 
 @dataclass(frozen=True)
 class ObjectInfo:

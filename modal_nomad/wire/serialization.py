@@ -3,7 +3,8 @@
 Plain values take the C pickler; what it cannot do, or would do by a reference that only this process
 can resolve, takes cloudpickle. Classes of the started script (``__main__``) go by the name that imports
 it elsewhere. An exception travels as itself, with its remote traceback as data, its
-notes and its chain of causes; one that cannot be loaded arrives as ExecutionError with its text.
+notes and its chain of causes; one whose constructor does not take its ``args`` is put together without
+it; one that cannot be loaded arrives as ExecutionError with its text.
 """
 
 import contextlib
@@ -120,13 +121,7 @@ def pack_exception(error: BaseException) -> bytes:
             "notes": [str(n) for n in getattr(item, "__notes__", ())],
         }
         links.append(link)
-        try:
-            data = dumps(item)
-            loads_value(data)
-            link["pickle"] = data
-        except Exception as failure:
-            link["pickle"] = None
-            link["why"] = f"{type(failure).__name__}: {failure}"
+        _pack_itself(item, link)
         for name in ("cause", "context"):
             other = getattr(item, f"__{name}__")
             link[name] = add(other) if other is not None else None
@@ -134,6 +129,29 @@ def pack_exception(error: BaseException) -> bytes:
 
     add(error)
     return pickle.dumps(links, 5)
+
+
+def _pack_itself(item: BaseException, link: Dict[str, Any]) -> None:
+    link["pickle"] = None
+    try:
+        data = dumps(item)
+        loads_value(data)
+    except Exception as failure:
+        link["why"] = f"{type(failure).__name__}: {failure}"
+        # Most often an ``__init__`` of other parameters than ``args``: the parts do without it.
+        with contextlib.suppress(Exception):
+            parts = dumps((type(item), item.args, dict(vars(item))))
+            _from_parts(*loads_value(parts))
+            link["parts"] = parts
+    else:
+        link["pickle"] = data
+
+
+def _from_parts(kind: Any, args: Any, state: Dict[str, Any]) -> BaseException:
+    error: BaseException = kind.__new__(kind, *args)
+    error.args = args
+    vars(error).update(state)
+    return error
 
 
 def unpack_exception(data: bytes) -> BaseException:
@@ -162,11 +180,13 @@ def _rebuild(link: Dict[str, Any]) -> BaseException:
 
     error: Optional[BaseException] = None
     why = link.get("why", "")
-    if link["pickle"] is not None:
-        try:
+    try:
+        if link["pickle"] is not None:
             error = loads_value(link["pickle"])
-        except Exception as failure:
-            why = f"{type(failure).__name__}: {failure}"
+        elif "parts" in link:
+            error = _from_parts(*loads_value(link["parts"]))
+    except Exception as failure:
+        why = f"{type(failure).__name__}: {failure}"
     if not isinstance(error, BaseException):
         error = ExecutionError(
             f"{link['type']}: {link['text']}\n(the exception cannot be loaded here: {why})\n{link['trace']}"

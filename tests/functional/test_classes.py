@@ -212,7 +212,7 @@ def test_a_class_of_another_program(live: Live) -> None:
         found = modal.Cls.from_name("class-library", "Model")
         assert not found.is_hydrated
         assert found(size=7).double.remote(2) == (4, 7)
-        assert found.is_hydrated and found.object_id.startswith("fu-")
+        assert found.is_hydrated and found.object_id.startswith("cs-")
         model = found(size=7)
         with pytest.raises(exception.NotFoundError, match="can't be accessed for remote classes"):
             model.other  # noqa: B018

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
+import modal
+from modal.call_graph import InputInfo, InputStatus
 from typing_extensions import assert_type
 
-import modal_nomad as modal
-from modal_nomad.call_graph import InputInfo, InputStatus
+from modal_nomad._bridge import AsyncOrSyncIterable
 
 app = modal.App("types", image=modal.Image.debian_slim().pip_install("numpy").env({"A": "b"}))
 
@@ -16,6 +17,17 @@ app = modal.App("types", image=modal.Image.debian_slim().pip_install("numpy").en
 @app.function(cpu=1.5, memory=(128, 256), retries=modal.Retries(max_retries=2), timeout=10)
 def length(text: str, extra: int = 0) -> int:
     return len(text) + extra
+
+
+@app.function()
+async def later(x: int) -> str:
+    return str(x)
+
+
+@app.function()
+@modal.concurrent(max_inputs=2)
+def several(x: int) -> int:
+    return x
 
 
 @app.cls(enable_memory_snapshot=True)
@@ -29,6 +41,10 @@ class Model:
     def predict(self, x: int) -> str:
         return str(x)
 
+    @modal.method()
+    async def tell(self, x: int) -> str:
+        return await self.tell.local(x)
+
     @modal.batched(max_batch_size=2, wait_ms=1)
     def many(self, xs: list[int]) -> list[int]:
         return xs
@@ -36,12 +52,33 @@ class Model:
 
 def classes() -> None:
     assert_type(Model().predict.remote(1), str)
-    assert_type(Model().predict.map([1]), Iterator[str])
+    assert_type(Model().predict.map([1]), AsyncOrSyncIterable[str])
     assert_type(Model().predict.spawn(1).get(), str)
     assert_type(Model().size, int)
     assert_type(modal.Cls.from_name("app", "Model").with_options(cpu=2), modal.Cls)
     assert_type(length.with_options(cpu=2).remote("x"), int)
     Model().predict.remote("x")  # type: ignore[arg-type]
+
+
+def awaited() -> None:
+    assert_type(later.remote(1), str)
+    assert_type([later.local(1), later.get_raw_f()(1)], list[Coroutine[Any, Any, str]])
+    assert_type(Model().tell.remote(1), str)
+    assert_type(several.remote(1), int)
+    plain: modal.Function[[int], str, Coroutine[Any, Any, str]] = later
+    short: modal.Function[[int], int] = several
+    full: modal.Function[[int], int, int] = short
+    items: Iterator[str] = plain.map([1])
+    later.remote("x")  # type: ignore[arg-type]
+    _ = full, items
+
+
+def modules() -> None:
+    assert_type(modal.functions.gather(several.spawn(1)), list[Any])
+    assert_type(modal.runner.deploy_app(app).app_id, str)
+    assert_type(modal.gpu.A100(count=2), modal.gpu.A100)
+    assert_type(modal.exception.NotFoundError("x"), modal.exception.NotFoundError)
+    assert_type(modal.config.config_profiles(), list[str])
 
 
 @app.local_entrypoint()
@@ -52,18 +89,18 @@ def main(count: int = 1) -> None:
     assert_type(length.spawn("x"), modal.FunctionCall[int])
     assert_type(length.spawn("x").get(timeout=1), int)
     assert_type(length.spawn("x").object_id, str)
-    assert_type(length.map(["x"]), Iterator[int])
-    assert_type(length.starmap([("x", 1)]), Iterator[int])
+    assert_type(length.map(["x"]), AsyncOrSyncIterable[int])
+    assert_type(length.starmap([("x", 1)]), AsyncOrSyncIterable[int])
     assert_type(length.for_each(["x"]), None)
     assert_type(length.spawn_map(["x"]), None)
     many = length.experimental_spawn_map(["x"])
     assert_type(many, modal.FunctionCall[int])
     assert_type(many.get(index=1), int)
-    assert_type(many.iter(1, 2), Iterator[int])
+    assert_type(many.iter(1, 2), AsyncOrSyncIterable[int])
     assert_type(many.num_inputs(), int)
     assert_type(many.get_call_graph(), list[InputInfo])
     assert_type(many.get_call_graph()[0].status, InputStatus)
-    assert_type(length.remote_gen("x"), Iterator[Any])
+    assert_type(length.remote_gen("x"), AsyncOrSyncIterable[Any])
     assert_type(length.remote_gen.aio("x"), AsyncIterator[Any])
     assert_type(length.object_id, str)
     assert_type(modal.Function.from_name("types", "length").remote(1, 2), Any)

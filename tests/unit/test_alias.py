@@ -2,21 +2,61 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import modal_nomad
 
-def run(code: str) -> str:
+ALIAS = Path(__file__).resolve().parents[2] / "alias"
+
+
+def python(*arguments: str, path: Path | None = None) -> str:
     done = subprocess.run(
-        [sys.executable, "-c", "from modal_nomad import _alias; _alias.install()\n" + code],
+        [sys.executable, *arguments],
         capture_output=True,
         text=True,
         check=False,
+        env={**os.environ, "PYTHONPATH": str(path or "")},
     )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
+
+
+def run(code: str) -> str:
+    return python("-c", "from modal_nomad import _alias; _alias.install()\n" + code)
+
+
+def test_plain_python_imports_it() -> None:
+    code = """
+import modal
+import modal.exception, modal_nomad
+from modal.gpu import A100
+print(modal is modal_nomad, modal.exception is modal_nomad.exception, A100 is modal.gpu.A100)
+"""
+    assert python("-c", code) == "True True True"
+
+
+def test_python_m_modal_is_the_command() -> None:
+    assert python("-m", "modal", "--version") == f"modal-nomad {modal_nomad.__version__}"
+
+
+def test_an_installed_client_is_what_plain_python_imports(tmp_path: Path) -> None:
+    (tmp_path / "modal").mkdir()
+    (tmp_path / "modal/__init__.py").write_text("client = 'its own'\n")
+    shutil.copy(ALIAS / "modal.py", tmp_path)
+    assert python("-c", "import modal; print(modal.client)", path=tmp_path) == "its own"
+
+
+def test_type_checkers_find_every_module() -> None:
+    stubs = {path.stem for path in ALIAS.glob("modal-stubs/*.pyi")} - {"__init__"}
+    assert stubs == set(modal_nomad._SUBMODULES)
+    told = (ALIAS / "modal-stubs/__init__.pyi").read_text()
+    assert all(f"from . import {name} as {name}\n" in told for name in stubs)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from modal_nomad import exception
+from modal_nomad.wire.serialization import pack_exception, unpack_exception
 
 UNDER_TIMEOUT = [
     "FunctionTimeoutError",
@@ -22,23 +23,32 @@ UNDER_ERROR = [
     "AuthError",
     "ClientClosed",
     "ConnectionError",
+    "DataLossError",
     "DeserializationError",
     "ExecutionError",
     "FilesystemExecutionError",
+    "InternalError",
     "InternalFailure",
     "InvalidError",
     "NotFoundError",
+    "PermissionDeniedError",
     "RemoteError",
     "RequestSizeError",
+    "ResourceExhaustedError",
     "SandboxTerminatedError",
     "SerializationError",
+    "ServiceError",
     "TimeoutError",
+    "UnimplementedError",
     "VersionError",
 ]
 BASES = {
     **dict.fromkeys(UNDER_ERROR, "Error"),
     **dict.fromkeys(UNDER_TIMEOUT, "TimeoutError"),
-    **dict.fromkeys(["DeprecationError", "PendingDeprecationError", "ServerWarning"], "UserWarning"),
+    **dict.fromkeys(
+        ["AsyncUsageWarning", "DeprecationError", "PendingDeprecationError", "ServerWarning"], "UserWarning"
+    ),
+    "ConflictError": "InvalidError",
     "Error": "Exception",
     "ImageBuildError": "RemoteError",
     "InputCancellation": "BaseException",
@@ -85,3 +95,23 @@ def test_simulate_preemption_signals_twice(monkeypatch: pytest.MonkeyPatch) -> N
     exception.simulate_preemption(5, 2)
     assert signals == [signal.SIGINT, signal.SIGINT]
     assert 5 <= delays[0] <= 7 and delays[1] == 30
+
+
+class Odd(Exception):
+    def __init__(self, *, code: int, where: str) -> None:
+        super().__init__(f"{code} at {where}")
+        self.code, self.where = code, where
+
+
+def test_a_constructor_of_other_parameters_does_not_matter() -> None:
+    """Pickle calls ``Odd("3 at here")``, which it does not take; it arrives as itself all the same."""
+    error = unpack_exception(pack_exception(Odd(code=3, where="here")))
+    assert type(error) is Odd
+    assert (str(error), error.code, error.where) == ("3 at here", 3, "here")
+
+
+def test_one_that_cannot_be_put_together_is_told_in_words() -> None:
+    error = Odd(code=3, where="here")
+    error.lock = threading.Lock()  # type: ignore[attr-defined]
+    told = unpack_exception(pack_exception(error))
+    assert type(told) is exception.ExecutionError and "Odd: 3 at here" in str(told)

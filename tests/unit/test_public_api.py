@@ -180,11 +180,29 @@ def test_whatever_asks_the_server_has_an_async_twin(name: str) -> None:
     assert bare - {"from_id", "from_name"} == expected - {"from_id", "from_name"}
 
 
-@pytest.mark.parametrize("name", ["Cls", "Function", "FunctionCall", "Image", "Mount", "Secret"])
+OBJECTS = [
+    "Cls",
+    "Dict",
+    "Environment",
+    "Function",
+    "FunctionCall",
+    "Image",
+    "Mount",
+    "NetworkFileSystem",
+    "Proxy",
+    "Queue",
+    "Secret",
+    "Volume",
+]
+
+
+@pytest.mark.parametrize("name", OBJECTS)
 def test_objects_have_no_constructor(name: str) -> None:
     kind = getattr(modal_nomad, name)
     with pytest.raises(modal_nomad.exception.InvalidError, match=f"{name} has no constructor"):
         kind()
+    with pytest.raises(modal_nomad.exception.InvalidError, match=f"{name} has no constructor"):
+        kind("my-name", {"a": "b"}, create_if_missing=True)
 
 
 def test_gpu_is_an_alias_of_the_module() -> None:

@@ -1,0 +1,1 @@
+from modal_nomad.cloud_bucket_mount import *

@@ -1,0 +1,1 @@
+from modal_nomad.file_pattern_matcher import *

@@ -1,0 +1,1 @@
+from modal_nomad.network_file_system import *
