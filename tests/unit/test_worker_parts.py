@@ -132,9 +132,9 @@ def test_ids_of_the_running_input() -> None:
 
 
 def test_answers_of_several_parts_wait_for_nobody() -> None:
-    from modal_nomad.worker._web import _listening
+    from modal_nomad.worker._web_port import listening
 
-    sock, (host, port) = _listening()
+    sock, (host, port) = listening({})
     with sock:
         sock.listen()
         with socket.create_connection((host, port)):
