@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from .client import Client
     from .functions import Function
     from .secret import Secret
-    from .wire.spec import ImageSpec, SecretRef
+    from .wire.mounts import SecretRef
+    from .wire.spec import ImageSpec
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from .volume import Volume
 
 if TYPE_CHECKING:
     from .client import Client
-    from .wire.spec import VolumeMount
+    from .wire.mounts import VolumeMount
 
 BACKENDS = ("csi", "host")
 ACCESS_MODES = (
@@ -74,7 +74,7 @@ class NomadVolume(Volume):
         return NomadVolume._of(str(self._name), self._backend, self._access_mode or None, True)
 
     def _mount(self, path: str) -> VolumeMount:
-        from .wire.spec import VolumeMount
+        from .wire.mounts import VolumeMount
 
         mode = self._access_mode
         if not mode:

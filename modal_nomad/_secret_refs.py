@@ -9,7 +9,7 @@ from .exception import InvalidError
 
 if TYPE_CHECKING:
     from .secret import Secret
-    from .wire.spec import SecretRef
+    from .wire.mounts import SecretRef
 
 
 def reference_of(secret: Secret, known: Mapping[Secret, SecretRef] | None) -> SecretRef:

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from .cloud_bucket_mount import CloudBucketMount
     from .secret import Secret
     from .volume import Volume
-    from .wire.spec import FunctionSpec, SecretRef
+    from .wire.mounts import SecretRef
+    from .wire.spec import FunctionSpec
 
     Parameters = Callable[[Client, str], Awaitable["bytes | None"]]
     # For a client and the parent's id, serialized parameters, or None where there is nothing to bind.

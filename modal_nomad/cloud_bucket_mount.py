@@ -10,7 +10,7 @@ from .exception import InvalidError
 
 if TYPE_CHECKING:
     from .secret import Secret
-    from .wire.spec import BucketMount, SecretRef
+    from .wire.mounts import BucketMount, SecretRef
 
 _KEYS = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
 
@@ -76,7 +76,7 @@ class CloudBucketMount:
         return (urlsplit(self.bucket_endpoint_url or "").hostname or "").endswith("googleapis.com")
 
     def _mount(self, path: str, secret: SecretRef | None) -> BucketMount:
-        from .wire.spec import BucketMount
+        from .wire.mounts import BucketMount
 
         if secret is not None and not self._is_google:
             # Looked at when it is published: without them no container would start.

@@ -32,7 +32,8 @@ from .config import in_container
 from .exception import ExecutionError, InvalidError, NotFoundError
 from .file_pattern_matcher import FilePatternMatcher, as_matcher
 from .wire.ids import new_id
-from .wire.spec import ENVIRONMENT_KINDS, ImageSpec, SecretRef, content_key
+from .wire.mounts import SecretRef
+from .wire.spec import ENVIRONMENT_KINDS, ImageSpec, content_key
 
 if TYPE_CHECKING:
     from .client import Client

@@ -22,7 +22,8 @@ from ._volume_mounts import buckets_in, check_once, volumes_in
 from .config import config
 from .exception import InvalidError
 from .image import DEFINITION_VARIABLE, Image
-from .wire.spec import FunctionSpec, ImageSpec, NfsMount, SecretRef
+from .wire.mounts import NfsMount, SecretRef
+from .wire.spec import FunctionSpec, ImageSpec
 
 if TYPE_CHECKING:
     from .app import App

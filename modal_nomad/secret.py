@@ -17,8 +17,8 @@ from ._secret_values import check_values, read_dotenv
 from .config import in_container
 from .object import Object, _default_client, check_environment_name, environment
 from .types import SecretInfo
+from .wire.mounts import SecretRef
 from .wire.secret_values import is_variable
-from .wire.spec import SecretRef
 
 if TYPE_CHECKING:
     from .client import Client

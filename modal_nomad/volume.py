@@ -20,7 +20,7 @@ from .wire.volumes.entries import CHUNK_BYTES, DIRECTORY, FILE, HOLE, Entry
 if TYPE_CHECKING:
     from ._volume_upload import VolumeUpload
     from .client import Client
-    from .wire.spec import VolumeMount
+    from .wire.mounts import VolumeMount
     from .wire.volumes.client import VolumeClient
 
     _Page = tuple[list[Entry], str | None]
@@ -234,7 +234,7 @@ class Volume(Object):
         return made
 
     def _mount(self, path: str) -> VolumeMount:
-        from .wire.spec import VolumeMount
+        from .wire.mounts import VolumeMount
 
         return VolumeMount(path, self._object_id or "", self._read_only)
 

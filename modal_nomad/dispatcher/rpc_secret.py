@@ -64,7 +64,8 @@ async def _create(server: Dispatcher, session: ClientSession, args: Mapping[str,
 
 @method("secret.get")
 async def _get(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
-    from modal_nomad.wire.spec import FunctionSpec, SecretRef
+    from modal_nomad.wire.mounts import SecretRef
+    from modal_nomad.wire.spec import FunctionSpec
 
     key, required = _key(args), args.get("required") or []
     if not isinstance(required, list) or not all(isinstance(x, str) for x in required):

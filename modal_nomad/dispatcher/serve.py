@@ -24,7 +24,8 @@ from modal_nomad.dispatcher.blobs import BlobStore, BlobStoreError, DirectoryBlo
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.secrets import SecretStoreError
 from modal_nomad.dispatcher.server import Server
-from modal_nomad.dispatcher.settings import EXAMPLE, Settings
+from modal_nomad.dispatcher.settings import Settings
+from modal_nomad.dispatcher.settings_example import EXAMPLE
 from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.dispatcher.standby import wait_for_turn
 from modal_nomad.dispatcher.store.base import Store, StoreError

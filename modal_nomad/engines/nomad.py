@@ -12,11 +12,12 @@ import contextlib
 import copy
 import logging
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from modal_nomad.engines._nomad_capacity import NomadCapacity
+from modal_nomad.engines._nomad_container import NomadContainer, engine_errors
 from modal_nomad.engines._nomad_identity import NomadIdentities
 from modal_nomad.engines._nomad_logs import next_frame, rest_of_log
 from modal_nomad.engines._nomad_namespaces import Namespaces
@@ -37,20 +38,16 @@ from modal_nomad.engines.base import (
     ContainerState,
     ContainerStats,
     Engine,
-    EngineDenied,
     EngineError,
-    EngineUnavailable,
     ExecResult,
     Job,
     PlanResult,
 )
 from modal_nomad.hashicorp.nomad import (
     NomadClient,
-    NomadDenied,
     NomadError,
     NomadNotFound,
     NomadSettings,
-    NomadUnavailable,
 )
 
 _log = logging.getLogger(__name__)
@@ -58,33 +55,6 @@ _TOPICS = ("Allocation:*", "Evaluation:*", "Job:*")
 _ENDED_KEPT = 10_000
 _CONTAINER_META = "modal_container"
 _SNAPSHOT_META = "modal_snapshot"
-
-
-@dataclass
-class _Container:
-    """What is known of one container."""
-
-    event: ContainerEvent
-    namespace: str
-    child: str = ""
-    task: str = ""
-    gpu: str = ""
-    index: int = 0
-    dispatched: asyncio.Event = field(default_factory=asyncio.Event)
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-
-
-@contextlib.contextmanager
-def _engine_errors(needs: str = "", namespace: str = "") -> Iterator[None]:
-    try:
-        yield
-    except NomadDenied as error:
-        text = f"Permission denied: the Nomad token needs {needs} in namespace {namespace!r}"
-        raise EngineDenied(text if needs else str(error)) from error
-    except NomadUnavailable as error:
-        raise EngineUnavailable(str(error)) from error
-    except NomadError as error:
-        raise EngineError(str(error)) from error
 
 
 class NomadEngine(Engine):
@@ -119,14 +89,14 @@ class NomadEngine(Engine):
         self._namespace = namespace
         self._core_mhz = core_mhz
         self._capacity = NomadCapacity(self.client, node_pool, datacenters)
-        self._containers: OrderedDict[str, _Container] = OrderedDict()
+        self._containers: OrderedDict[str, NomadContainer] = OrderedDict()
         self._queues: set[asyncio.Queue[ContainerEvent | None]] = set()
         self._watcher: asyncio.Task[None] | None = None
         self._lost: set[asyncio.Task[None]] = set()
         self._index = 1
 
     async def start(self) -> None:
-        with _engine_errors():
+        with engine_errors():
             await self.client.leader()
             await self._capacity.read()
             await self._relist()
@@ -152,13 +122,13 @@ class NomadEngine(Engine):
         except NomadError as error:
             if error.status == 400:
                 return [str(error)]
-            with _engine_errors():
+            with engine_errors():
                 raise
         faults = [str(fault) for fault in answer.get("ValidationErrors") or []]
         return faults or ([str(answer["Error"])] if answer.get("Error") else [])
 
     async def plan(self, job: Job, *, token: str | None = None) -> PlanResult:
-        with _engine_errors("submit-job", str(job.get("Namespace") or "default")):
+        with engine_errors("submit-job", str(job.get("Namespace") or "default")):
             answer = await self.client.plan(job, token=token)
             failures = answer.get("FailedTGAllocs") or {}
             if job.get("ParameterizedJob"):
@@ -179,19 +149,19 @@ class NomadEngine(Engine):
         )
 
     async def submit(self, job: Job, *, token: str | None = None) -> None:
-        with _engine_errors("submit-job", str(job.get("Namespace") or "default")):
+        with engine_errors("submit-job", str(job.get("Namespace") or "default")):
             await check_volumes(self.client, job, token)
             await self.client.register(job, token=token)
 
     async def make_namespace(self, name: str, environment: str, *, token: str | None = None) -> None:
-        with _engine_errors():
+        with engine_errors():
             await self._namespaces.make(name, environment, token)
 
     async def drop_namespace(self, name: str, environment: str, *, token: str | None = None) -> None:
         await self._namespaces.drop(name, environment, token)
 
     async def stop(self, job_id: str, *, namespace: str = "default", token: str | None = None) -> None:
-        with _engine_errors("submit-job", namespace):
+        with engine_errors("submit-job", namespace):
             # The parent first: from then on Nomad refuses to dispatch, so the list below is complete.
             await self._deregister(job_id, namespace, token)
             children = await self.client.jobs(namespace=namespace, prefix=f"{job_id}/dispatch-")
@@ -209,13 +179,13 @@ class NomadEngine(Engine):
         if known is not None:
             return
         pending = ContainerEvent(request.container_id, ContainerState.PENDING)
-        container = _Container(pending, request.namespace)
+        container = NomadContainer(pending, request.namespace)
         self._containers[request.container_id] = container
         meta = {_CONTAINER_META: request.container_id}
         if request.snapshot:
             meta[_SNAPSHOT_META] = request.snapshot
         try:
-            with _engine_errors():
+            with engine_errors():
                 container.child = await self.client.dispatch(
                     request.job_id,
                     namespace=request.namespace,
@@ -239,13 +209,13 @@ class NomadEngine(Engine):
             await container.dispatched.wait()
         if not container.child:
             return
-        with _engine_errors():
+        with engine_errors():
             if force and container.event.state is ContainerState.RUNNING:
                 with contextlib.suppress(NomadNotFound):
                     await self._kill(container)
             await self._deregister(container.child, container.namespace)
 
-    async def _kill(self, container: _Container) -> None:
+    async def _kill(self, container: NomadContainer) -> None:
         try:
             await self.client.signal(
                 container.event.allocation_id, "SIGKILL", task=await self._task(container)
@@ -284,7 +254,7 @@ class NomadEngine(Engine):
             await self._until(container, lambda e: e.state.ended or e.state is ContainerState.RUNNING)
         if not container.event.allocation_id:
             return
-        with _engine_errors():
+        with engine_errors():
             task = await self._task(container)
             allocation = container.event.allocation_id
             position: dict[str, int] = {}
@@ -302,7 +272,7 @@ class NomadEngine(Engine):
                 yield rest
 
     async def _while_alive(
-        self, container: _Container, frames: AsyncIterator[tuple[str, bytes]]
+        self, container: NomadContainer, frames: AsyncIterator[tuple[str, bytes]]
     ) -> AsyncIterator[tuple[str, bytes]]:
         ended = asyncio.create_task(self._until(container, lambda e: e.state.ended))
         already = container.event.state.ended
@@ -329,7 +299,7 @@ class NomadEngine(Engine):
 
     async def exec(self, container_id: str, command: Sequence[str], *, stdin: bytes = b"") -> ExecResult:
         container = self._running(container_id)
-        with _engine_errors():
+        with engine_errors():
             code, out, err = await self.client.exec(
                 container.event.allocation_id, await self._task(container), command, stdin=stdin
             )
@@ -337,7 +307,7 @@ class NomadEngine(Engine):
 
     async def stats(self, container_id: str) -> ContainerStats:
         container = self._running(container_id)
-        with _engine_errors():
+        with engine_errors():
             usage = (await self.client.stats(container.event.allocation_id)).get("ResourceUsage") or {}
         cpu, memory = usage.get("CpuStats") or {}, usage.get("MemoryStats") or {}
         return ContainerStats(
@@ -345,25 +315,25 @@ class NomadEngine(Engine):
             memory=max(int(memory.get("RSS") or 0), int(memory.get("Usage") or 0)),
         )
 
-    def _known(self, container_id: str) -> _Container:
+    def _known(self, container_id: str) -> NomadContainer:
         container = self._containers.get(container_id)
         if container is None:
             raise KeyError(container_id)
         return container
 
-    def _running(self, container_id: str) -> _Container:
+    def _running(self, container_id: str) -> NomadContainer:
         container = self._known(container_id)
         if container.event.state is not ContainerState.RUNNING:
             state = container.event.state.value
             raise EngineError(f"container {container_id} is {state}, not running: wait until it runs")
         return container
 
-    async def _task(self, container: _Container) -> str:
+    async def _task(self, container: NomadContainer) -> str:
         if not container.task:
             container.task = task_of(await self.client.allocation(container.event.allocation_id))
         return container.task
 
-    async def _until(self, container: _Container, true_of: Any) -> None:
+    async def _until(self, container: NomadContainer, true_of: Any) -> None:
         while not true_of(container.event) and self._watcher is not None and not self._watcher.done():
             container.changed.clear()
             await container.changed.wait()
@@ -438,25 +408,25 @@ class NomadEngine(Engine):
             self._lost.add(task)
             task.add_done_callback(self._lost.discard)
 
-    async def _forget_child(self, container: _Container) -> None:
+    async def _forget_child(self, container: NomadContainer) -> None:
         try:
             await self._deregister(container.child, container.namespace)
         except NomadError as error:
             _log.warning("lost container %s: %s", container.event.container_id, error)
 
-    def _of(self, job_id: str, namespace: str) -> _Container | None:
+    def _of(self, job_id: str, namespace: str) -> NomadContainer | None:
         container_id = container_of(job_id)
         if container_id is None:
             return None
         container = self._containers.get(container_id)
         if container is None:
             event = ContainerEvent(container_id, ContainerState.PENDING)
-            container = self._containers[container_id] = _Container(event, namespace)
+            container = self._containers[container_id] = NomadContainer(event, namespace)
             container.dispatched.set()
         container.child = job_id
         return container
 
-    def _change(self, container: _Container, event: ContainerEvent) -> None:
+    def _change(self, container: NomadContainer, event: ContainerEvent) -> None:
         if event == container.event:
             return
         container.event = event
@@ -500,7 +470,7 @@ class NomadEngine(Engine):
             lost = replace(container.event, state=ContainerState.LOST, reason="Nomad knows it no more")
             self._change(container, lost)
 
-    async def _take_pending(self, container: _Container) -> None:
+    async def _take_pending(self, container: NomadContainer) -> None:
         evaluations = await self.client.evaluations(container.child, namespace=container.namespace)
         newest = max(evaluations, key=lambda e: int(e["ModifyIndex"]), default={})
         reason = evaluation_words(newest, self._core_mhz, container.gpu) or container.event.reason

@@ -27,7 +27,7 @@ class BuildLayer:
         manifest: the SHA-256 of the list of its other files; empty for none.
         sources: directories that the context has even when nothing is in them.
         build_args: values of ``ARG``.
-        secrets: whose variables its ``RUN`` instructions see, as ``wire.spec.SecretRef`` objects.
+        secrets: whose variables its ``RUN`` instructions see, as ``wire.mounts.SecretRef`` objects.
         gpu: whether they see the machine's GPUs.
         pull: an image that needs credentials: ``tag``, ``cloud`` and ``secrets``; empty for none.
         function: what a Function has to do in place of instructions; empty for none.

@@ -10,7 +10,8 @@ import json
 from typing import Any
 
 from modal_nomad.render.settings import RenderSettings
-from modal_nomad.wire.spec import FunctionSpec, SecretRef
+from modal_nomad.wire.mounts import SecretRef
+from modal_nomad.wire.spec import FunctionSpec
 
 SECRETS_FILE = "modal_secrets.json"
 

@@ -18,7 +18,7 @@ from typing import Dict, List, MutableMapping, NamedTuple, Sequence
 from urllib.parse import urlsplit
 
 from ..exception import ExecutionError
-from ..wire.spec import BucketMount, bucket_variables
+from ..wire.mounts import BucketMount, bucket_variables
 from . import _mounts
 from ._bucket_look import Credentials, Unusable, assume, look
 from .files import Bind

@@ -5,7 +5,7 @@ import os
 from typing import List, Sequence
 
 from ..exception import ExecutionError
-from ..wire.spec import VolumeMount
+from ..wire.mounts import VolumeMount
 from .files import Bind
 
 

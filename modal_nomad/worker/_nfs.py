@@ -7,8 +7,8 @@ import tempfile
 from typing import List, Sequence
 
 from ..exception import ExecutionError
+from ..wire.mounts import NfsMount
 from ..wire.nfs import MOUNTED_AT
-from ..wire.spec import NfsMount
 from .files import Bind
 
 _ID = re.compile(r"sv-[0-9A-Za-z]+")

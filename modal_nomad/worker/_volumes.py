@@ -12,7 +12,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 
 from ..exception import ExecutionError
 from ..wire.asking import Refused
-from ..wire.spec import VolumeMount
+from ..wire.mounts import VolumeMount
 from ..wire.volumes.client import VolumeClient
 from ..wire.volumes.mounted import mounts
 from ._session import Settings

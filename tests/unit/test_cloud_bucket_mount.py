@@ -11,8 +11,9 @@ import modal_nomad as modal
 from modal_nomad._volume_mounts import check_volumes
 from modal_nomad.exception import ExecutionError, InvalidError
 from modal_nomad.render import RenderSettings, render_function
+from modal_nomad.wire.mounts import BucketMount, SecretRef
 from modal_nomad.wire.secret_values import merge
-from modal_nomad.wire.spec import BucketMount, FunctionSpec, SecretRef
+from modal_nomad.wire.spec import FunctionSpec
 from modal_nomad.worker._buckets import Buckets, _provider, _rclone, _region, _s3fs
 
 R2 = "https://account.r2.cloudflarestorage.com"

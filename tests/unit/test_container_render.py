@@ -23,16 +23,8 @@ from modal_nomad.engines._local_runtimes import find_runtime, registry_credentia
 from modal_nomad.engines.base import ContainerState, EngineError
 from modal_nomad.render import RenderSettings, render_function, schedule_job
 from modal_nomad.render.container import START, UNLIMITED
-from modal_nomad.wire.spec import (
-    BucketMount,
-    FunctionSpec,
-    ImageLayer,
-    ImageSpec,
-    NfsMount,
-    ScheduleSpec,
-    VolumeMount,
-    WebSpec,
-)
+from modal_nomad.wire.mounts import BucketMount, NfsMount, VolumeMount
+from modal_nomad.wire.spec import FunctionSpec, ImageLayer, ImageSpec, ScheduleSpec, WebSpec
 
 SETTINGS = RenderSettings(server_url="http://10.0.0.1:8520", runtime_sha="a" * 64)
 IMAGE = "registry.example/mine@sha256:" + "b" * 64

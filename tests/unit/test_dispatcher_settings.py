@@ -9,7 +9,8 @@ import pytest
 
 from modal_nomad.dispatcher.gateway import process_settings
 from modal_nomad.dispatcher.gateway.process_settings import GatewayProcessSettings
-from modal_nomad.dispatcher.settings import EXAMPLE, Settings
+from modal_nomad.dispatcher.settings import Settings
+from modal_nomad.dispatcher.settings_example import EXAMPLE
 from modal_nomad.dispatcher.settings_files import SettingsError
 
 

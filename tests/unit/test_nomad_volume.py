@@ -12,7 +12,8 @@ from modal_nomad._volume_mounts import check_volumes
 from modal_nomad.engines._local_job import faults_of, parse
 from modal_nomad.exception import ExecutionError, InvalidError
 from modal_nomad.render import RenderSettings, render_function
-from modal_nomad.wire.spec import FunctionSpec, VolumeMount
+from modal_nomad.wire.mounts import VolumeMount
+from modal_nomad.wire.spec import FunctionSpec
 from modal_nomad.worker._host_volumes import HostVolumes
 
 

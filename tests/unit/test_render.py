@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from modal_nomad.render import RenderSettings, render_function
 from modal_nomad.render.names import job_id
+from modal_nomad.wire.mounts import NfsMount
 from modal_nomad.wire.placement import PlacementSpec, SchedulerSpec
 from modal_nomad.wire.spec import (
     FunctionSpec,
@@ -24,7 +25,6 @@ from modal_nomad.wire.spec import (
     ImageLayer,
     ImageSpec,
     MethodSpec,
-    NfsMount,
     ParameterSpec,
     WebSpec,
 )

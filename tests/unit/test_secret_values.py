@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from modal_nomad.render import RenderSettings, render_function
+from modal_nomad.wire.mounts import SecretRef
 from modal_nomad.wire.secret_values import RESERVED, merge
-from modal_nomad.wire.spec import FunctionSpec, SecretRef
+from modal_nomad.wire.spec import FunctionSpec
 from modal_nomad.worker import _secrets
 
 VAULT = RenderSettings("http://d:1", "a" * 64, environment="prod", vault_mount="secret", vault_role="r")

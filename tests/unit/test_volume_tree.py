@@ -12,7 +12,7 @@ import pytest
 
 from modal_nomad.exception import ExecutionError
 from modal_nomad.wire.asking import Refused
-from modal_nomad.wire.spec import VolumeMount
+from modal_nomad.wire.mounts import VolumeMount
 from modal_nomad.wire.volumes.chunks import ChunkUploader, take_file
 from modal_nomad.wire.volumes.client import Changes
 from modal_nomad.wire.volumes.entries import CHUNK_BYTES, HOLE, REMOVED, Entry

@@ -9,7 +9,7 @@ import pytest
 
 from modal_nomad.exception import ExecutionError
 from modal_nomad.wire import nfs as wire
-from modal_nomad.wire.spec import NfsMount
+from modal_nomad.wire.mounts import NfsMount
 from modal_nomad.worker import _nfs
 from modal_nomad.worker._nfs import NetworkFileSystems
 

@@ -13,7 +13,8 @@ from modal_nomad.dispatcher.store.images import ImageStore
 from modal_nomad.exception import ImageBuildError, InvalidError
 from modal_nomad.render.image import BuildLayer, render_image
 from modal_nomad.wire.ids import new_id
-from modal_nomad.wire.spec import ImageSpec, SecretRef
+from modal_nomad.wire.mounts import SecretRef
+from modal_nomad.wire.spec import ImageSpec
 
 Follow = Callable[[int, str], None]
 

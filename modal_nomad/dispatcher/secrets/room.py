@@ -21,8 +21,9 @@ from modal_nomad.dispatcher.secrets.base import (
 from modal_nomad.dispatcher.secrets.key import derive, load_key
 from modal_nomad.exception import InvalidError, NotFoundError
 from modal_nomad.wire.ids import id_from
+from modal_nomad.wire.mounts import SecretRef
 from modal_nomad.wire.secret_values import merge
-from modal_nomad.wire.spec import FunctionSpec, SecretRef, canonical_json
+from modal_nomad.wire.spec import FunctionSpec, canonical_json
 
 if TYPE_CHECKING:
     from modal_nomad.dispatcher.secrets.leases import Leases
