@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from modal_nomad.engines.base import EngineError, Job
@@ -14,6 +14,8 @@ SOCKET = "/run/modal-nomad/dispatcher.sock"
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}
 _CPU_LIMIT = "modal_cpu_limit"
 _NANO = 1_000_000_000
+_OF_NETWORK = ("NET_ADMIN", "SYS_ADMIN")
+_MOUNT = ("SYS_ADMIN",)
 # What the rendered job says where there is no limit; no machine has as much.
 _UNLIMITED = 1 << 42
 
@@ -90,6 +92,14 @@ def container_task(job: Job, meta: Mapping[str, str]) -> ContainerTask | None:
         mounts=(*map(_bind, config.get("volumes") or ()), *_host_volumes(group, task)),
         init=bool(config.get("init")),
     )
+
+
+def without_network(task: ContainerTask) -> ContainerTask:
+    """Return a task whose containers have a loopback of their own alone, and no right to change that."""
+    # Who mounts file systems asks for their device, too.
+    needed = _MOUNT if task.devices else ()
+    kept = tuple(x for x in task.capabilities if x not in _OF_NETWORK or x in needed)
+    return replace(task, network="none", capabilities=kept)
 
 
 def _size(value: Any) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from modal_nomad.engines._local_container import LocalContainer
 from modal_nomad.engines._local_docker import DockerContainers
 from modal_nomad.engines._local_gpus import gpu_environment
-from modal_nomad.engines._local_image import SOCKET, ContainerTask, Mount, container_body
+from modal_nomad.engines._local_image import SOCKET, ContainerTask, Mount, container_body, without_network
 from modal_nomad.engines._local_job import interpolate, variables_of
 from modal_nomad.engines._local_runtimes import Runtime, find_runtime
 from modal_nomad.engines.base import EngineError
@@ -19,6 +19,7 @@ from modal_nomad.engines.base import EngineError
 _UNIX = "unix://"
 _SECRETS = "modal_secrets.json"
 _TOKEN = "nomad_modal.jwt"
+_BLOCK, _ASKED, _BLOCKED = "MODAL_BLOCK_NETWORK", "1", "done"
 
 
 class ContainerRuntimes:
@@ -87,8 +88,13 @@ class ContainerRuntimes:
         command = [interpolate(plan.command, variables), *(interpolate(x, variables) for x in plan.args)]
         gpus = [grant.gpu.uuid for grant in container.gpus]
         env.update(given)
+        task = plan.container
+        if _needs_no_network(env):
+            # The runtime gives it none, and so it needs no rights by which to leave one.
+            env[_BLOCK] = _BLOCKED
+            task = without_network(task)
         labels = {"modal-nomad.container": request.container_id, "modal-nomad.job": plan.job_id}
-        body = container_body(plan.container, command, env, mounts, labels, gpus)
+        body = container_body(task, command, env, mounts, labels, gpus)
         container.warm = containers
         containers.spawn(request.container_id, body, logs)
 
@@ -106,6 +112,13 @@ class ContainerRuntimes:
         # As Nomad's driver has it, and unlike a file that is missing, a directory that is missing is made.
         os.makedirs(mount.source, exist_ok=True)
         return mount
+
+
+def _needs_no_network(env: Mapping[str, str]) -> bool:
+    """Say whether a container is to have no network, and nothing that it needs first comes over one."""
+    if env.get(_BLOCK) != _ASKED or "MODAL_IMAGE" in env:
+        return False
+    return env.get("MODAL_SERVER_URL", "").startswith(_UNIX)
 
 
 def _missing(devices: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests._docker import Docker
+from tests._s3 import KEY_ID, SECRET_KEY, s3_server
+from tests.conftest import NO_BUCKET_MOUNTS
 from tests.functional._container_app import APP, seen
 from tests.functional.conftest import Live, _close_clients, _folder, until
 
@@ -194,7 +197,9 @@ def look(port):
     with modal.Dict.ephemeral() as kept, socket.socket() as sock:
         kept["port"] = port
         reached = sock.connect_ex(("127.0.0.1", kept["port"])) == 0
-    return reached, [name for _, name in socket.if_nameindex()]
+    with open("/proc/self/status") as status:
+        (rights,) = [int(line.split()[1], 16) for line in status if line.startswith("CapEff:")]
+    return reached, [name for _, name in socket.if_nameindex()], rights >> 21 & 1, rights >> 12 & 1
 
 @app.function(image=image, i6pn=True)
 def own():
@@ -209,4 +214,100 @@ if __name__ == "__main__":
     print(look.remote(host.getsockname()[1]), own.remote() in ("::1", "::ffff:127.0.0.1"))
 """,
     )
-    assert "(False, ['lo']) True" in boxed.python(script)
+    # Neither sys_admin nor net_admin, by which it could find one.
+    assert "(False, ['lo'], 0, 0) True" in boxed.python(script)
+
+
+SHARED = """
+nfs = modal.NetworkFileSystem.from_name("boxed-shared", create_if_missing=True)
+disk = modal.Volume.from_name("boxed-disk", backend="host")
+
+@app.function(image=image, network_file_systems={"/mn/shared": nfs}, volumes={"/mn/disk": disk})
+def write(text):
+    with open("/mn/shared/file", "w") as shared, open("/mn/disk/file", "w") as own:
+        shared.write(text)
+        own.write(text)
+    disk.commit()
+
+@app.function(image=image, network_file_systems={"/mn/shared": nfs}, volumes={"/mn/disk": disk.read_only()})
+def read():
+    disk.reload()
+    try:
+        open("/mn/disk/other", "w")
+    except OSError as error:
+        return open("/mn/shared/file").read(), open("/mn/disk/file").read(), error.strerror
+
+@app.function(image=image, gpu="T4")
+def train():
+    pass
+
+if __name__ == "__main__":
+    with app.run():
+        write.remote("of a container")
+        print(*read.remote(), b"".join(nfs.read_file("file")), sep=", ")
+        try:
+            train.remote()
+        except modal.exception.Error as error:
+            print(error)
+"""
+
+
+def test_shared_files_and_cards(docker: Docker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is no card here is one to the dispatcher: Docker says that it can give it to nobody."""
+    program = tmp_path / "nvidia-smi"
+    program.write_text("#!/bin/sh\necho 'GPU-a, Tesla T4, 15360'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("DOCKER_HOST", docker.host)
+    with _folder() as home:
+        monkeypatch.setenv("MODAL_NOMAD_HOME", str(home))
+        monkeypatch.setenv("MODAL_CONFIG_PATH", str(home / "modal.toml"))
+        _close_clients()
+        live = Live(home, tmp_path)
+        (home / "host-volumes").mkdir()
+        files, card = live.python(
+            live.write("shared.py", HEAD.format(image=docker.image) + SHARED)
+        ).splitlines()
+        assert files == "of a container, of a container, Read-only file system, b'of a container'"
+        assert "install the NVIDIA Container Toolkit on this machine" in card
+        assert (home / "host-volumes/boxed-disk/file").read_text() == "of a container"
+        _close_clients()
+
+
+BUCKET = """
+keys = modal.Secret.from_dict({{"AWS_ACCESS_KEY_ID": {key!r}, "AWS_SECRET_ACCESS_KEY": {secret!r}}})
+bucket = modal.CloudBucketMount("boxed", {address!r}, secret=keys)
+
+@app.function(image=image, volumes={{"/mn/bucket": bucket}})
+def use():
+    with open("/mn/bucket/new", "w") as file:
+        file.write("of a container")
+    return open("/mn/bucket/old").read(), sorted(name for name in os.environ if "AWS" in name)
+
+if __name__ == "__main__":
+    with app.run():
+        print(use.remote())
+"""
+
+
+def test_a_bucket_in_an_image(boxed: Live, docker: Docker, tmp_path: Path) -> None:
+    programs = [shutil.which(name) for name in ("rclone", "fusermount3")]
+    if not all(programs) or not os.path.exists("/dev/fuse"):
+        pytest.skip(NO_BUCKET_MOUNTS)
+    context = tmp_path / "context"
+    context.mkdir()
+    for path in filter(None, programs):
+        shutil.copy(path, context)
+    names = " ".join(os.path.basename(path) for path in filter(None, programs))
+    # As Debian's package has it.
+    link = "RUN ln -s fusermount3 /usr/bin/fusermount"
+    (context / "Dockerfile").write_text(f"FROM {docker.image}\nCOPY {names} /usr/bin/\n{link}\n")
+    docker("build", "--quiet", "--network=none", "--tag=mn/bucket:1", str(context))
+    with s3_server(tmp_path) as server:
+        server.bucket("boxed")
+        server.put("boxed", "old", b"of before")
+        text = HEAD.format(image="mn/bucket:1") + BUCKET.format(
+            key=KEY_ID, secret=SECRET_KEY, address=server.address
+        )
+        assert boxed.python(boxed.write("bucket.py", text)) == "('of before', [])\n"
+        assert server.get("boxed", "new") == b"of a container"
