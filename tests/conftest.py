@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -22,6 +23,10 @@ from tests._postgresql import (
 )
 from tests._registry import NO_REGISTRY
 from tests.engine_contract._nomad_agent import docker_client, nomad_agent, nomad_binary
+
+# Tests start hundreds of interpreters: most of their time went into compiling the same modules again.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # What Hypothesis takes for slow tests is mostly a machine that has other work.
 settings.register_profile(

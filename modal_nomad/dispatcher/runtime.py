@@ -134,15 +134,21 @@ def _module(source: Path, package: Path) -> Iterator[tuple[str, bytes]]:
 
 def _bytecode(source: Path, cached: Path) -> bytes:
     """Return a module's code as the import system writes it, from its own cache where that is current."""
-    loader = SourceFileLoader(source.stem, str(source))
-    for _ in range(2):
-        with contextlib.suppress(OSError):
-            data = cached.read_bytes()
-            if data[:_PYC_HEADER] == _timestamps(source):
-                return data[_PYC_HEADER:]
-        # Compiles, and leaves the bytecode in the cache where it may write there.
-        code = loader.get_code(source.stem)
-    return marshal.dumps(code)
+    found = _cached(source, cached)
+    if found is not None:
+        return found
+    # Compiles, and leaves the bytecode in the cache where it may write there.
+    code = SourceFileLoader(source.stem, str(source)).get_code(source.stem)
+    found = _cached(source, cached)
+    return marshal.dumps(code) if found is None else found
+
+
+def _cached(source: Path, cached: Path) -> bytes | None:
+    with contextlib.suppress(OSError):
+        data = cached.read_bytes()
+        if data[:_PYC_HEADER] == _timestamps(source):
+            return data[_PYC_HEADER:]
+    return None
 
 
 def _timestamps(source: Path) -> bytes:

@@ -265,10 +265,10 @@ def serve(own: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., 
                 stderr=log,
             )
         os.close(writer)
+        started.append(process)
         with os.fdopen(reader, "rb") as pipe:
             assert pipe.read(1) == b"1", (own.home / "dispatcher.log").read_text()
         monkeypatch.setenv("MODAL_SERVER_URL", str({**defaults, **settings}["listen"]))
-        started.append(process)
         return process
 
     yield start

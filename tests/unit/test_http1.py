@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from modal_nomad.wire.http1.body import ChunkedBody, LengthBody, chunk, last_chunk
+from modal_nomad.wire.http1.exchange import Exchange
 from modal_nomad.wire.http1.head import (
     CHUNKED,
     UNTIL_CLOSE,
@@ -17,6 +20,7 @@ from modal_nomad.wire.http1.head import (
     parse_request,
     parse_response,
 )
+from modal_nomad.wire.http1.upstream import Upstream
 
 
 def lines(*given: str) -> bytes:
@@ -189,3 +193,17 @@ def test_extensions_and_reserved_trailers_are_dropped() -> None:
         == b"abc"
     )
     assert last_chunk(body.trailers) == b"0\r\nX-Ok: 1\r\n\r\n"
+
+
+async def test_a_request_meets_a_connection_that_broke_before_it_was_sent() -> None:
+    told: list[bool] = []
+    router = SimpleNamespace(failed=lambda exchange, again: told.append(again))
+    client = SimpleNamespace(router=router, resume=lambda: None)
+    exchange = Exchange(SimpleNamespace(length=0, method=b"POST"), client)  # type: ignore[arg-type]
+    upstream = Upstream(lambda one: None, lambda one: None)
+    upstream.connection_lost(None)
+    exchange.send(upstream, b"")
+    assert told == []
+    await asyncio.sleep(0)
+    # Nothing was sent, so that even this may be tried again.
+    assert told == [True] and exchange.upstream is None

@@ -5,6 +5,7 @@ the callbacks of these: there is no task per request, nothing is collected, and 
 than the other takes it.
 """
 
+import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, Any, FrozenSet, List, Optional, Set
 
@@ -125,6 +126,10 @@ class Exchange:
 
     def send(self, upstream: "Upstream", head: bytes) -> None:
         """Send the request on a connection that is free."""
+        if upstream.gone:
+            # Lost between its making and now, and so it told nobody.
+            asyncio.get_running_loop().call_soon(self._unsent)
+            return
         self.upstream = upstream
         upstream.exchange = self
         if self.client is not None:
@@ -133,6 +138,10 @@ class Exchange:
         upstream.transport.write(b"".join([head, *kept]) if kept else head)
         if self._kept_size > KEPT_BYTES:
             self._forget()
+
+    def _unsent(self) -> None:
+        if not self.over:
+            self.router.failed(self, self.replayable)
 
     def body(self, data: bytes) -> None:
         """Pass a part of the body on, as the container is to see it."""
