@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import logging
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, TypeVar
 
 from modal_nomad.dispatcher._gates import Gates
@@ -47,7 +47,7 @@ class LargeCommits:
         self._store = store
         self._gates = gates
         self._spare = spare
-        self._slice = slice_entries
+        self.slice_entries = slice_entries
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def resume(self) -> None:
@@ -77,11 +77,22 @@ class LargeCommits:
             entries: what is written, then what is removed, the deepest first; read in another thread.
             now: seconds since 1970.
         """
+        rest = iter(entries)
+
+        async def slices() -> AsyncIterator[list[Entry]]:
+            while some := await asyncio.to_thread(lambda: list(itertools.islice(rest, self.slice_entries))):
+                yield some
+
+        return await self.commit_slices(object_id, commit_id, rule, slices(), now)
+
+    async def commit_slices(
+        self, object_id: str, commit_id: str, rule: str, slices: AsyncIterator[list[Entry]], now: float
+    ) -> Committed:
+        """Carry out a commit whose entries come in slices, each for one transaction; see ``commit``."""
         stage_id = new_id("sg")
         number = 0
-        rest = iter(entries)
         try:
-            while some := await asyncio.to_thread(lambda: list(itertools.islice(rest, self._slice))):
+            async for some in slices:
                 await self._store.volume_stage(object_id, stage_id, number, some)
                 number += len(some)
         except BaseException:
@@ -99,8 +110,10 @@ class LargeCommits:
                 # One that comes again does not conflict with itself.
                 first, more = 0, done is None and rule != LAST
                 while more:
-                    more = await self._store.volume_check(object_id, stage_id, first, self._slice, rule, now)
-                    first += self._slice
+                    more = await self._store.volume_check(
+                        object_id, stage_id, first, self.slice_entries, rule, now
+                    )
+                    first += self.slice_entries
                 if done is None:
                     await self._store.volume_switch(object_id, stage_id, commit_id, now)
                     return await self._carry_out(switch)
@@ -122,7 +135,7 @@ class LargeCommits:
 
     async def _carry_out(self, switch: Switch) -> Committed:
         while True:
-            displaced = await self._insist(lambda: self._store.volume_carry_out(switch, self._slice))
+            displaced = await self._insist(lambda: self._store.volume_carry_out(switch, self.slice_entries))
             if displaced is None:
                 return await self._insist(lambda: self._store.volume_finish(switch))
             if displaced:
@@ -139,7 +152,7 @@ class LargeCommits:
 
     async def _drop(self, object_id: str, stage_id: str) -> None:
         try:
-            while await self._store.volume_drop_stage(object_id, stage_id, self._slice):
+            while await self._store.volume_drop_stage(object_id, stage_id, self.slice_entries):
                 pass
         except StoreError as error:
             # The next start finds it.

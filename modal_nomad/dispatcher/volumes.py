@@ -10,6 +10,7 @@ from typing import BinaryIO, NoReturn, cast
 
 from modal_nomad.dispatcher._gates import Gates
 from modal_nomad.dispatcher._large_commits import LargeCommits
+from modal_nomad.dispatcher._large_trees import LargeTrees
 from modal_nomad.dispatcher._volume_pins import Pins
 from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.objects.registry import ObjectRegistry
@@ -71,6 +72,7 @@ class Volumes:
         self._large = LargeCommits(store, self._gates, self._spare)
         self._large_entries = large_entries
         self.pins = Pins(store, self._gates, clock)
+        self._trees = LargeTrees(store, self.pins, self._large, large_entries)
         self._blobs = blobs
         self._objects = objects
         self._clock = clock
@@ -92,7 +94,7 @@ class Volumes:
             lines = cast("BinaryIO", file)
             async for part in body:
                 await asyncio.to_thread(lines.write, part)
-            chunks, count = await asyncio.to_thread(_survey, lines)
+            chunks, count = await asyncio.to_thread(_survey, lines, rule)
             # Asked for, they are safe from collection until the commit names them.
             missing = await self._blobs.missing(chunks)
             if missing:
@@ -189,10 +191,15 @@ class Volumes:
     async def remove(self, object_id: str, commit_id: str, path: str, *, recursive: bool) -> None:
         """Remove a file, or a directory with all below. Raises NotFoundError, InvalidError."""
         await self._objects.find(object_id, KIND)
+        clean, now = _path(path), self._clock()
         try:
+            async with self._trees.large(object_id, [clean] if recursive else []) as pin_id:
+                if pin_id:
+                    await self._trees.remove(object_id, commit_id, pin_id, clean, now)
+                    return
             async with self._gates.shared(object_id):
                 done = await self._store.volume_remove(
-                    object_id, commit_id, _path(path), recursive=recursive, now=self._clock()
+                    object_id, commit_id, clean, recursive=recursive, now=now
                 )
         except VolumeConflict as error:
             _raise(error)
@@ -203,15 +210,19 @@ class Volumes:
     ) -> None:
         """Copy within a Volume, as ``cp`` does. Raises NotFoundError, InvalidError."""
         await self._objects.find(object_id, KIND)
+        clean, place, now = [_path(source) for source in sources], _path(target), self._clock()
         try:
+            async with self._trees.large(object_id, clean if recursive else []) as pin_id:
+                if pin_id:
+                    async with self._gates.shared(object_id):
+                        copies = await self._store.volume_plan_copy(
+                            object_id, clean, place, recursive=recursive
+                        )
+                    await self._trees.copy(object_id, commit_id, pin_id, copies, now)
+                    return
             async with self._gates.shared(object_id):
                 done = await self._store.volume_copy(
-                    object_id,
-                    commit_id,
-                    [_path(source) for source in sources],
-                    _path(target),
-                    recursive=recursive,
-                    now=self._clock(),
+                    object_id, commit_id, clean, place, recursive=recursive, now=now
                 )
         except VolumeConflict as error:
             _raise(error)
@@ -254,21 +265,38 @@ def _in_order(file: BinaryIO) -> Iterable[Entry]:
     yield from sorted(removed, key=lambda x: x.path.count("/"), reverse=True)
 
 
-def _survey(file: BinaryIO) -> tuple[set[str], int]:
+def _survey(file: BinaryIO, rule: str) -> tuple[set[str], int]:
     """Return the chunks that entries name, and how many entries there are.
 
-    All are read: a bad line is found before anything is done.
+    All are read: a bad line is found before anything is done, and so are entries of an upload that contradict
+    each other, which slices of it would not see.
     """
     names: set[str] = set()
+    files: set[str] = set()
+    folders: set[str] = set()
     count = 0
     try:
         for entry in _entries(file):
             count += 1
             names.update(entry.chunks)
+            if rule == LAST:
+                continue
+            if entry.kind == DIRECTORY:
+                folders.add(entry.path)
+            elif rule == NEW and entry.path in files:
+                raise PathExists(f"{entry.path} is there twice in what is to be committed")
+            else:
+                files.add(entry.path)
+            parent = entry.parent
+            while parent and parent not in folders:
+                folders.add(parent)
+                parent = parent.rpartition("/")[0]
     except ValueError as error:
         raise InvalidError(f"the commit cannot be read: {error}") from None
     except OSError as error:
         raise ExecutionError(
             f"the dispatcher could not keep the commit ({error.strerror}): free some space there"
         ) from None
+    for path in sorted(files & folders)[:1]:
+        raise PathExists(f"{path} is a file and a directory in what is to be committed")
     return names - {HOLE}, count

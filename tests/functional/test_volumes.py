@@ -179,3 +179,28 @@ async def test_async(volume: modal.Volume) -> None:
     assert b"".join([part async for part in volume.read_file.aio("large")]) == LARGE
     await volume.remove_file.aio("large")
     assert [x async for x in volume.iterdir.aio("/")] == []
+
+
+@pytest.mark.parametrize("others", [0, 2100])
+def test_an_upload_does_not_contradict_itself(volume: modal.Volume, others: int) -> None:
+    """Large uploads, which go to the store in slices, are as strict as small ones."""
+    names = [f"d/{number}" for number in range(others)]
+    for first, last in (("same", "same"), ("file", "file/below"), ("below/file", "below")):
+        with pytest.raises(FileExistsError, match=r"same|file|below"), volume.batch_upload() as batch:
+            for name in (first, *names, last):
+                batch.put_file(io.BytesIO(b"x"), name)
+    assert volume.listdir("/") == []
+    with volume.batch_upload(force=True) as batch:
+        for data, name in ((b"1", "same"), *((b"x", name) for name in names), (b"2", "same")):
+            batch.put_file(io.BytesIO(data), name)
+    assert b"".join(volume.read_file("same")) == b"2"
+
+
+def test_directories_with_very_much_in_them_are_copied_and_removed(volume: modal.Volume) -> None:
+    upload(volume, {f"d/{number}": b"x" for number in range(2100)})
+    volume.copy_files(["d"], "e", recursive=True)
+    assert len(volume.listdir("/e")) == len(volume.listdir("/d")) == 2100
+    volume.remove_file("d", recursive=True)
+    assert [x.path for x in volume.listdir("/")] == ["e"]
+    with pytest.raises(FileNotFoundError):
+        volume.remove_file("d", recursive=True)

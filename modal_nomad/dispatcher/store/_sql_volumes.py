@@ -124,3 +124,8 @@ class SqlVolumes(SqlPart):
         return await self._write(
             lambda db: rows.copy(db, object_id, commit_id, sources, target, recursive, now)
         )
+
+    async def volume_plan_copy(
+        self, object_id: str, sources: Sequence[str], target: str, *, recursive: bool
+    ) -> list[tuple[Entry, str]]:
+        return await self._look(lambda db: rows.plan_copy(db, object_id, sources, target, recursive))

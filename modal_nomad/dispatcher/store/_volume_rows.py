@@ -345,6 +345,26 @@ def copy(
     if before is not None:
         return before
     change = Change(db, object_id, now)
+    for found, place in copies(change, sources, target, recursive):
+        # Read before anything is written below the target.
+        inside = change.below(found.path) if found.kind == DIRECTORY else []
+        change.put(found._replace(path=place), "over")
+        for entry in inside:
+            change.put(entry._replace(path=place + entry.path[len(found.path) :]), "over")
+    return change.finish(commit_id)
+
+
+def plan_copy(
+    db: Connection, object_id: str, sources: Sequence[str], target: str, recursive: bool
+) -> list[tuple[Entry, str]]:
+    """Return what a copy would take, and where to; it only looks. Raises VolumeConflict."""
+    return list(copies(Change(db, object_id, 0.0), sources, target, recursive))
+
+
+def copies(
+    change: Change, sources: Sequence[str], target: str, recursive: bool
+) -> Iterator[tuple[Entry, str]]:
+    """Yield sources of a copy, each with its place. Raises VolumeConflict."""
     there = change.find(target)
     into = there is not None and there.kind == DIRECTORY
     if len(sources) > 1 and not into:
@@ -359,18 +379,11 @@ def copy(
             if place == source:
                 raise VolumeConflict("invalid", f"{source} and the place it is to be copied to are the same")
             _check_place(change, place)
-            change.put(found._replace(path=place), "over")
-            continue
-        if not recursive:
+        elif not recursive:
             raise VolumeConflict("directory", f"{source} is a directory: copy it with recursive=True")
-        if f"{place}/".startswith(f"{source}/") or not source:
+        elif f"{place}/".startswith(f"{source}/") or not source:
             raise VolumeConflict("invalid", f"{source or '/'} cannot be copied into itself")
-        # Read before anything is written below the target.
-        inside = change.below(source)
-        change.put(found._replace(path=place), "over")
-        for entry in inside:
-            change.put(entry._replace(path=place + entry.path[len(source) :]), "over")
-    return change.finish(commit_id)
+        yield found, place
 
 
 def _check_place(change: Change, place: str) -> None:

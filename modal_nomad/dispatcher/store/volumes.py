@@ -226,3 +226,9 @@ class VolumeStore(abc.ABC):
         now: float,
     ) -> Committed:
         """Copy within a Volume, as ``cp`` does. Raises VolumeConflict."""
+
+    @abc.abstractmethod
+    async def volume_plan_copy(
+        self, object_id: str, sources: Sequence[str], target: str, *, recursive: bool
+    ) -> list[tuple[Entry, str]]:
+        """Return what ``volume_copy`` would copy, each with its place. Raises VolumeConflict."""
