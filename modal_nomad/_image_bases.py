@@ -166,6 +166,22 @@ class Bases:
         return _start([*steps, *_python(name, add_python)], force_build)
 
     @staticmethod
+    def from_scratch(force_build: bool = False) -> Image:
+        """Start from an image with nothing in it.
+
+        ``add_local_...(copy=True)`` and ``dockerfile_commands`` say what it is to have.
+
+        Args:
+            force_build: build this and the later steps anew.
+
+        Example:
+            >>> Image.from_scratch()
+            Image.from_scratch()
+        """
+        step = LayerStep("from_scratch", "base", (), {"scratch": True})
+        return _start([step], force_build)
+
+    @staticmethod
     def micromamba(python_version: str | None = None, force_build: bool = False) -> Image:
         """Start from a small system with micromamba and a Python that it installed.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 from ._image_bases import command_lines
 from ._image_context import AUTO_DOCKERIGNORE, context
 from ._image_pip import packages_of, pip_options
-from ._image_steps import LOCK_FILE, FilesStep, LayerStep, Step, step_options
+from ._image_steps import FilesStep, LayerStep, Step, step_options
 from .exception import InvalidError
 from .wire.spec import ImageSpec
 
@@ -209,62 +209,6 @@ class Builds:
             return cast("Image", self)
         files = () if spec_file is None else ((os.path.basename(str(spec_file)), str(spec_file)),)
         return self._build_step(FilesStep(name, "conda", files, found, options, used), name, force_build)
-
-    def poetry_install_from_file(
-        self,
-        poetry_pyproject_toml: str,
-        poetry_lockfile: str | None = None,
-        ignore_lockfile: bool = False,
-        old_installer: bool = False,
-        force_build: bool = False,
-        with_: Sequence[str] = (),
-        without: Sequence[str] = (),
-        only: Sequence[str] = (),
-        *,
-        poetry_version: str | None = None,
-        env: Mapping[str, str | None] | None = None,
-        secrets: Sequence[Secret] = (),
-        gpu: GPU | Sequence[GPU] = None,
-    ) -> Image:
-        """Install the dependencies of a local Poetry project, but not the project itself.
-
-        Args:
-            poetry_pyproject_toml: its ``pyproject.toml``, read when the App is run or deployed.
-            poetry_lockfile: its lock file; by default the ``poetry.lock`` beside it.
-            ignore_lockfile: use no lock file.
-            old_installer: use Poetry's old installer.
-            force_build: build this and the later steps anew.
-            with_: optional groups to install too.
-            without: groups to leave out.
-            only: the only groups to install.
-            poetry_version: of Poetry; by default that of the image builder's version.
-            env: environment variables of this step.
-            secrets: whose variables the step sees.
-            gpu: what the step sees.
-
-        Raises:
-            NotFoundError: when the App is run or deployed and a file is not there.
-            InvalidError: naming the parameter that cannot be used.
-
-        Example:
-            >>> image = Image.debian_slim().poetry_install_from_file("pyproject.toml", without=["dev"])
-        """
-        name = "poetry_install_from_file"
-        if not isinstance(poetry_pyproject_toml, (str, Path)) or not str(poetry_pyproject_toml):
-            raise InvalidError(f"poetry_pyproject_toml of {name} is {poetry_pyproject_toml!r}; give a path")
-        files = [("pyproject.toml", str(poetry_pyproject_toml))]
-        if not ignore_lockfile:
-            beside = os.path.join(os.path.dirname(str(poetry_pyproject_toml)), LOCK_FILE)
-            files.append((LOCK_FILE, str(poetry_lockfile or beside)))
-        groups = {
-            "with": list(command_lines(name, with_)),
-            "without": list(command_lines(name, without)),
-            "only": list(command_lines(name, only)),
-        }
-        more = {**groups, "old_installer": old_installer, "poetry_version": poetry_version}
-        options, used = step_options(name, env, secrets, gpu, **more)
-        step = FilesStep(name, "poetry", tuple(files), (), options, used)
-        return self._build_step(step, name, force_build)
 
     def pip_install_private_repos(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from . import _output
@@ -15,6 +15,7 @@ from .config import config
 from .exception import ImageBuildError, InvalidError
 from .image import Image
 from .wire.ids import new_id
+from .wire.spec import CONTAINER_DRIVERS
 
 if TYPE_CHECKING:
     from ._image_steps import Contents
@@ -76,7 +77,7 @@ async def built(
     app: App,
     client: Client,
     environment: str | None,
-    secrets: Mapping[Secret, SecretRef],
+    secrets: Mapping[Secret, SecretRef] | None,
     *,
     dry: bool = False,
 ) -> dict[Image, PublishedImage]:
@@ -86,15 +87,15 @@ async def built(
         app: the App.
         client: the client to use.
         environment: the environment, or None for the server's.
-        secrets: where each Secret is.
-        dry: build nothing: what was never built is named by its id.
+        secrets: where each Secret is; None knows those alone that the server has anyway.
+        dry: build nothing: what was never built is named as it is going to be.
 
     Raises:
         ImageBuildError: a step failed, or nothing can build it; the text names the step.
         FileNotFoundError: when a file that an Image adds is not there.
     """
     found = resolved(app, secrets)
-    wanted = [image for image, x in found.items() if x.spec.needs_container and not x.reference]
+    wanted = [image for image, x in found.items() if _is_built(x, client.server.render)]
     if not wanted:
         return found
 
@@ -105,6 +106,55 @@ async def built(
     for image, reference in zip(wanted, references, strict=True):
         found[image] = PublishedImage(found[image].spec, found[image].contents, reference)
     return found
+
+
+def named(app: App, render: Mapping[str, Any], repository: str = "") -> dict[Image, PublishedImage]:
+    """Finish every Image of an App, those that need a build by the names that they are going to have.
+
+    Talks to no server: the names are those that the default settings of images give.
+
+    Args:
+        app: the App.
+        render: the settings for rendering jobs.
+        repository: where built images lie, as the dispatcher's settings have it.
+
+    Raises:
+        InvalidError: for a repository that cannot be.
+    """
+    from .render.image import render_image
+    from .render.image_settings import ImageSettings
+
+    given = {"version": config["image_builder_version"], "repository": repository}
+    try:
+        settings = ImageSettings.from_dict(given)
+    except ValueError as error:
+        raise InvalidError(str(error)) from None
+    found = resolved(app, None)
+    for image, x in found.items():
+        if _is_built(x, render):
+            found[image] = replace(x, reference=settings.tag(render_image(x.spec, settings)[-1].key))
+    return found
+
+
+def _is_built(image: PublishedImage, render: Mapping[str, Any]) -> bool:
+    """Tell whether a container image has to be built for an Image."""
+    if image.reference:
+        return False
+    plain = render.get("build_plain_images") and render.get("driver") in CONTAINER_DRIVERS
+    return image.spec.needs_container or bool(plain and image.spec.layers)
+
+
+async def make_known(client: Client, environment: str | None, image: PublishedImage) -> None:
+    """Have an Image built where it needs a container runtime, and the server have all that it refers to.
+
+    Raises:
+        ImageBuildError: a step failed, or nothing can build it.
+    """
+    from .runner import upload_missing
+
+    if _is_built(image, client.server.render):
+        await _ensure(client, environment, image, False)
+    await upload_missing(client, image.contents)
 
 
 async def _ensure(client: Client, environment: str | None, image: PublishedImage, dry: bool) -> str:
@@ -118,7 +168,7 @@ async def _ensure(client: Client, environment: str | None, image: PublishedImage
     }
     if dry:
         reply = await client._request("image.ensure", {**args, "dry": True})
-        return str(reply["reference"] or image_id)
+        return str(reply["reference"])
     await upload_missing(client, image.contents)
     output, begun, seen = _output.current(), time.monotonic(), 0
     follow = new_id("ib")

@@ -154,6 +154,7 @@ class FilesStep:
         args: its words.
         options: its other parameters.
         secrets: whose variables it sees.
+        optional: names of files that need not be there.
     """
 
     step: str = field(compare=False)
@@ -162,6 +163,7 @@ class FilesStep:
     args: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict, hash=False)
     secrets: tuple[Secret, ...] = ()
+    optional: tuple[str, ...] = ()
 
     def definition(self) -> Any:
         """Return what makes two steps the same one, wherever the files lie."""
@@ -176,8 +178,10 @@ class FilesStep:
         entries, contents = [], {}
         for name, local in self.files:
             path = Path(local).expanduser()
+            if not path.is_file() and name in self.optional:
+                continue
             if not path.is_file():
-                hint = ", or say ignore_lockfile=True" if name == LOCK_FILE else ""
+                hint = _WITHOUT.get(name, "")
                 raise NotFoundError(f"{self.step}: there is no file {path}: give its path{hint}")
             data = path.read_bytes()
             sha = hashlib.sha256(data).hexdigest()
@@ -187,6 +191,8 @@ class FilesStep:
 
 
 LOCK_FILE = "poetry.lock"
+UV_LOCK_FILE = "uv.lock"
+_WITHOUT = {LOCK_FILE: ", or say ignore_lockfile=True", UV_LOCK_FILE: ", or say frozen=False"}
 
 
 def step_options(

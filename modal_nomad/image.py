@@ -23,7 +23,9 @@ from ._image_files import (
     remote_file_path,
 )
 from ._image_function import FunctionStep
+from ._image_names import Named
 from ._image_pip import PipInstalls
+from ._image_projects import Projects
 from ._image_steps import Contents, CopyStep, LayerStep, Step
 from ._older_names import Resolvable
 from ._options import check_env
@@ -47,10 +49,17 @@ NON_PYTHON_FILES = ~FilePatternMatcher("**/*.py")
 DEFINITION_VARIABLE = "MODAL_IMAGE_DEFINITION"
 """Tells a container which Image of the user's module it is of; ids are known on the caller's side only."""
 _FACTORY = object()
-_FACTORIES = ("from_registry", "from_gcp_artifact_registry", "from_aws_ecr", "from_dockerfile", "micromamba")
+_FACTORIES = (
+    "from_scratch",
+    "from_registry",
+    "from_gcp_artifact_registry",
+    "from_aws_ecr",
+    "from_dockerfile",
+    "micromamba",
+)
 
 
-class Image(Bases, Builds, PipInstalls, CopySteps, Resolvable):
+class Image(Bases, Builds, Projects, PipInstalls, CopySteps, Named, Resolvable):
     """What a Function's containers have: a Python, its packages, environment variables and files.
 
     An Image never changes: each step returns a new one. Equal definitions are built once.
@@ -84,7 +93,8 @@ class Image(Bases, Builds, PipInstalls, CopySteps, Resolvable):
         steps = tuple(
             s for s in self._steps if not isinstance(s, LayerStep) or s.kind not in ("env", "workdir")
         )
-        base = f"from_id({self._base_id!r})" if self._base_id else f"debian_slim({self._spec.python or ''})"
+        found = "from_id" if _IMAGE_ID.fullmatch(self._base_id) else "from_name"
+        base = f"{found}({self._base_id!r})" if self._base_id else f"debian_slim({self._spec.python or ''})"
         if steps and isinstance(steps[0], LayerStep) and steps[0].step in _FACTORIES:
             base, steps = f"{steps[0].step}({', '.join(map(repr, steps[0].args))})", steps[1:]
         names = ("add_local" if isinstance(s, CopyStep) else s.step for s in steps)

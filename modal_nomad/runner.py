@@ -369,6 +369,14 @@ plan_app = blocking_function(plan)
 
 
 @blocking_function
+async def image_names(
+    app: App, client: Client, environment_name: str | None = None
+) -> dict[Image, PublishedImage]:
+    """Finish every Image of an App by the names that the server has for them; nothing is built."""
+    return await built(app, client, environment_of(environment_name), None, dry=True)
+
+
+@blocking_function
 async def deploy_app(
     app: App,
     name: str | None = None,

@@ -28,6 +28,11 @@ def render(
         "--server-url",
         help="Address that containers dial; asks no server for its settings.",
     ),
+    image_repository: str = typer.Option(
+        "",
+        "--image-repository",
+        help="With --server-url: where built images lie, repository under [images] of its settings.",
+    ),
     driver: str = typer.Option("", "--driver", help="Nomad task driver, instead of the server's."),
     datacenters: str = typer.Option("", "--datacenters", help="Datacenters, separated by commas."),
     namespace: str = typer.Option("", "--namespace", help="Nomad namespace."),
@@ -35,6 +40,8 @@ def render(
 ) -> None:
     """Print the Nomad jobs of an App as JSON or HCL, as a deploy would send them."""
     from modal_nomad import runner
+    from modal_nomad._image_publish import named
+    from modal_nomad.cli._client import connect
     from modal_nomad.cli._errors import UsageError
     from modal_nomad.cli.deploy import load_app
     from modal_nomad.render import RenderSettings, schedule_job
@@ -57,12 +64,17 @@ def render(
             settings = replace(settings, namespaces={})
     except ValueError as exc:
         raise UsageError(f"{exc}.") from None
+    if server_url:
+        images = named(chosen, settings.to_dict(), image_repository)
+    else:
+        images = runner.image_names(chosen, connect(), environment or None)
     publication = runner.prepare(
         chosen,
         settings.to_dict(),
         state="deployed",
         name=name or chosen.name,
         environment=runner.environment_of(environment or None),
+        images=images,
     )
     jobs = []
     for function in publication.args["functions"]:

@@ -11,15 +11,24 @@ from pathlib import Path
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher._gone_images import GoneImages
 from modal_nomad.dispatcher._parked import Parked
 from modal_nomad.dispatcher.auth import WorkerTokens
+from modal_nomad.dispatcher.images import Images
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError, SecretStoreUnavailable
 from modal_nomad.dispatcher.sessions import WorkerSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store.base import FunctionRecord
 from modal_nomad.dispatcher.web import Web
-from modal_nomad.engines.base import ContainerEvent, ContainerRequest, ContainerState, Engine, EngineError
+from modal_nomad.engines.base import (
+    ContainerEvent,
+    ContainerRequest,
+    ContainerState,
+    Engine,
+    EngineError,
+    ImageGone,
+)
 from modal_nomad.exception import Error, ExecutionError, ImageBuildError, NotFoundError
 from modal_nomad.render.container import NO_PYTHON
 from modal_nomad.render.function import SNAPSHOT_META
@@ -136,6 +145,7 @@ class Containers:
         workers: mints the tokens of local containers.
         secrets: what containers get from their Secrets.
         web: sends them requests.
+        images: builds what their images are.
         handle: gives the call engine an event.
         background: runs a coroutine that nobody waits for.
     """
@@ -149,6 +159,7 @@ class Containers:
         workers: WorkerTokens,
         secrets: Secrets,
         web: Web,
+        images: Images,
         handle: Callable[[ev.Event], None],
         background: Callable[[Coroutine[Any, Any, Any]], None],
     ) -> None:
@@ -159,6 +170,7 @@ class Containers:
         self.workers = workers
         self.secrets = secrets
         self.web = web
+        self.gone_images = GoneImages(images)
         self.infos: dict[str, ContainerInfo] = {}
         self.handle = handle
         self.background = background
@@ -277,11 +289,16 @@ class Containers:
             info.reason = event.reason or f"ended with exit code {event.exit_code}"
             info.error = event.error
             info.ended.set()
-            if info.session is None:
+            if info.session is None and self.gone_images.takes(event, function):
+                self.background(self._build_anew(info, event))
+            elif info.session is None:
                 error = event.error or _no_python(event, function.spec)
                 if error is not None:
                     if isinstance(error, ImageBuildError):
                         error.image_id = function.spec.image.image_id
+                    if isinstance(error, ImageGone):
+                        # Of a type that callers have, too.
+                        error = ExecutionError(str(error))
                     payload = pack_exception(error)
                     self.handle(ev.WorkerInitFailed(event.container_id, payload))
                 self._ended(event.container_id, info.reason)
@@ -290,6 +307,22 @@ class Containers:
             self.hub.event(function.app_id, function.label, event.container_id, "pending", event.reason)
         elif event.state is ContainerState.RUNNING and info.state == "starting":
             self.handle(ev.ContainerPending(event.container_id, ""))
+
+    async def _build_anew(self, info: ContainerInfo, event: ContainerEvent) -> None:
+        """Build the image that a container could not be started from, and let another one be started."""
+        function, container_id = info.function, info.container_id
+        text = f"the image {function.spec.container_image} is gone, and is built anew"
+        logger.warning("%s of app %s: %s", function.spec.name, function.spec.app, text)
+        self.handle(ev.ContainerPending(container_id, text))
+        self.hub.event(function.app_id, function.label, container_id, "pending", text)
+        try:
+            await self.gone_images.build(function)
+        except Exception as error:
+            told = ExecutionError(f"{info.reason}; building it anew failed: {error}")
+            self.handle(ev.WorkerInitFailed(container_id, pack_exception(told)))
+            self._ended(container_id, info.reason)
+        else:
+            self._ended(container_id, "its image was gone, and has been built anew")
 
     def _ended(self, container_id: str, reason: str) -> None:
         info = self.infos.pop(container_id, None)

@@ -151,6 +151,7 @@ class Dispatcher:
             workers,
             self.secrets,
             self.web,
+            self.images,
             self.handle,
             self.background,
         )

@@ -15,7 +15,7 @@ from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.images.room import secret_refs
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.exception import InvalidError
-from modal_nomad.wire.spec import ImageSpec
+from modal_nomad.wire.spec import ImageSpec, canonical_json
 
 
 @method("image.ensure")
@@ -23,14 +23,11 @@ async def _ensure(server: Dispatcher, session: ClientSession, args: Mapping[str,
     """Build an image; its lines go out as log frames of the App ``follow``, numbered by ``n``."""
     environment = optional(args, "environment") or DEFAULT_ENVIRONMENT
     version = optional(args, "version") or ""
-    try:
-        spec = ImageSpec.from_dict(msgspec.to_builtins(msgspec.convert(args.get("spec"), ImageSpec)))
-    except (msgspec.ValidationError, TypeError) as error:
-        raise InvalidError(f"the image's specification is malformed: {error}") from None
+    spec = _spec_of(args)
     for ref in secret_refs(spec):
         scope.check(session.identity, ref.environment or environment)
     if args.get("dry"):
-        return {"reference": await server.images.known(spec, version)}, []
+        return {"reference": await server.images.name_of(spec, version)}, []
     await server.garbage.spare(msgspec.to_builtins(spec))
     name = text(args, "follow")
 
@@ -40,3 +37,29 @@ async def _ensure(server: Dispatcher, session: ClientSession, args: Mapping[str,
 
     scoped = session.identity.environments
     return {"reference": await server.images.ensure(spec, environment, version, follow, scoped)}, []
+
+
+@method("image.publish")
+async def _publish(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    """Give an image a name, in place of what had it before."""
+    environment = optional(args, "environment") or DEFAULT_ENVIRONMENT
+    scope.check(session.identity, environment)
+    spec = canonical_json(msgspec.to_builtins(_spec_of(args))).decode()
+    await server.store.put_image_name(environment, text(args, "name"), text(args, "tag"), spec)
+    return {}, []
+
+
+@method("image.find")
+async def _find(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    """Return the specification of the image that has a name; null where none has."""
+    environment = optional(args, "environment") or DEFAULT_ENVIRONMENT
+    scope.check(session.identity, environment)
+    found = await server.store.named_image(environment, text(args, "name"), text(args, "tag"))
+    return {"spec": None if found is None else msgspec.json.decode(found)}, []
+
+
+def _spec_of(args: Mapping[str, Any]) -> ImageSpec:
+    try:
+        return ImageSpec.from_dict(msgspec.to_builtins(msgspec.convert(args.get("spec"), ImageSpec)))
+    except (msgspec.ValidationError, TypeError) as error:
+        raise InvalidError(f"the image's specification is malformed: {error}") from None

@@ -247,7 +247,9 @@ class Settings:
         if self.engine == "nomad":
             main = self.render.get("namespace", RenderSettings.namespace)
             ours["namespaces"] = {DEFAULT_ENVIRONMENT: main, **self.namespaces}
-        given = {**vault, **self._nfs_render(), **self._web_render(), **self.render, **ours}
+        # Where nodes need a registry, and there is none, each container installs its packages.
+        builds = {"build_plain_images": self.engine == "local" or bool(self.build_settings().repository)}
+        given = {**vault, **self._nfs_render(), **self._web_render(), **builds, **self.render, **ours}
         return RenderSettings.from_dict(given).to_dict()
 
     def _web_render(self) -> dict[str, Any]:

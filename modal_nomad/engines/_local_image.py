@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from modal_nomad.engines.base import EngineError, Job
+from modal_nomad.wire.spec import CONTAINER_DRIVERS
 
-CONTAINER_DRIVERS = ("docker", "podman")
 SOCKET = "/run/modal-nomad/dispatcher.sock"
 """Where a container has the dispatcher's socket."""
 _UNITS = {"k": 1 << 10, "m": 1 << 20, "g": 1 << 30}

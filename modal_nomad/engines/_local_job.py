@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from modal_nomad.engines._local_gpus import GPURequest, gpu_request
-from modal_nomad.engines._local_image import CONTAINER_DRIVERS, ContainerTask, container_task
+from modal_nomad.engines._local_image import ContainerTask, container_task
 from modal_nomad.engines.base import EngineError, Job
-from modal_nomad.wire.spec import ImageSpec
+from modal_nomad.wire.spec import CONTAINER_DRIVERS, ImageSpec
 
 WORKER_SUFFIX = "_start_worker.py"
 CPU_LIMIT = "MODAL_CPU_LIMIT"

@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
+from modal_nomad.exception import ExecutionError
+
 Job = Mapping[str, Any]
 """A Nomad job in Nomad's JSON job format: the dict that stands under ``"Job"``."""
 
@@ -27,6 +29,10 @@ class EngineUnavailable(EngineError):
 
 class EngineDenied(EngineError):
     """The caller's token does not allow it."""
+
+
+class ImageGone(ExecutionError):
+    """What a container was to be started from is neither where it runs nor in its registry."""
 
 
 @dataclass(frozen=True)

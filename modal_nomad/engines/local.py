@@ -60,6 +60,7 @@ from modal_nomad.engines.base import (
     Engine,
     EngineError,
     ExecResult,
+    ImageGone,
     Job,
     PlanResult,
 )
@@ -394,7 +395,7 @@ class LocalEngine(Engine):
         elif kind == "pulling":
             self._publish(container, ContainerState.PENDING, f"pulling the image {message['image']}")
         elif kind == "failed":
-            error = ExecutionError(message["error"]) if message.get("final") else None
+            error = ImageGone(message["error"]) if message.get("final") else None
             self._end(container, ContainerState.FAILED, message["error"], None, error)
         else:
             oom = message.get("oom") or (container.group is not None and container.group.killed > 0)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from modal_nomad.render.settings import CONTAINER_DRIVERS, RenderSettings
-from modal_nomad.wire.spec import FunctionSpec
+from modal_nomad.render.settings import RenderSettings
+from modal_nomad.wire.spec import CONTAINER_DRIVERS, FunctionSpec
 
 CPU_LIMIT_META = "modal_cpu_limit"
 RUNTIME_VARIABLE = "MODAL_CONTAINER_RUNTIME"

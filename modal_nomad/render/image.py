@@ -101,6 +101,9 @@ class _Chain:
         return tuple(self._done)
 
     def _take_base(self, layer: ImageLayer) -> None:
+        if layer.options.get("scratch"):
+            self._base = "scratch"
+            return
         (self._base,) = layer.args
         if layer.options.get("secrets"):
             self._pull = {
@@ -201,12 +204,13 @@ def _words_of(layer: ImageLayer) -> str:
         "dockerfile": "Dockerfile" if layer.options.get("base") else "dockerfile commands",
         "conda": "micromamba install",
         "poetry": "poetry install",
+        "uv_sync": "uv sync",
         "function": "run function",
         "copy": "add local files at",
         "python": "add Python",
     }.get(layer.kind, layer.kind)
     rest = "; ".join(layer.args) if layer.kind == "run" else " ".join(layer.args)
-    if layer.kind in ("pip", "poetry", "conda") and not rest:
+    if layer.kind in ("pip", "poetry", "conda", "uv_sync") and not rest:
         rest = "of the listed requirements"
     if layer.kind == "dockerfile" and layer.options.get("base"):
         rest = ""
@@ -347,6 +351,24 @@ def _poetry(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
     ]
 
 
+def _uv_sync(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
+    options = layer.options
+    words = ["--frozen"] if options.get("frozen") else []
+    for flag in ("group", "extra"):
+        words += [word for name in options.get(f"{flag}s") or () for word in (f"--{flag}", name)]
+    words += shlex.split(str(options.get("extra_options") or ""))
+    uv = shlex.quote(f"uv=={options.get('uv_version') or settings.uv}")
+    names = [name for name, _, _ in options["files"]]
+    return [
+        f"COPY {_json([*names, '/.uv/'])}",
+        f"RUN {env}python -m pip install --no-cache-dir {uv}"
+        f" && {env}UV_PROJECT_ENVIRONMENT=/.uv/.venv UV_NO_CACHE=1 python -m uv sync --project /.uv"
+        ' --python "$(command -v python)" --no-install-workspace --compile-bytecode'
+        f" {shlex.join(words)}".rstrip(),
+        'ENV PATH="/.uv/.venv/bin:$PATH"',
+    ]
+
+
 _FUNCTION = (
     *("name", "key", "function", "arguments", "code", "timeout", "env"),
     *("volumes", "network_file_systems", "cpu", "memory"),
@@ -359,4 +381,5 @@ _STEPS: Mapping[str, Callable[[ImageLayer, ImageSettings, str], list[str]]] = {
     "dockerfile": _dockerfile,
     "conda": _conda,
     "poetry": _poetry,
+    "uv_sync": _uv_sync,
 }

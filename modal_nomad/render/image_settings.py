@@ -44,7 +44,7 @@ class ImageSettings:
     """
 
     version: str = DEFAULT_BUILDER
-    repository: str = "modal-nomad"
+    repository: str = "localhost/modal-nomad"
     debian_slim: str = ""
     micromamba: str = ""
     python: str = ""
@@ -61,6 +61,11 @@ class ImageSettings:
     def poetry(self) -> str:
         """The version of Poetry."""
         return BUILDERS[self.version].poetry
+
+    @property
+    def uv(self) -> str:
+        """The version of uv."""
+        return BUILDERS[self.version].uv
 
     def debian_slim_image(self, python: str) -> str:
         """Return the image of a small Debian with this Python."""

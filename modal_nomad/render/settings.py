@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-CONTAINER_DRIVERS = ("docker", "podman")
+from modal_nomad.wire.spec import CONTAINER_DRIVERS
+
 DRIVERS = ("raw_exec", "exec", *CONTAINER_DRIVERS)
 VOLUME_TYPES = ("host", "csi")
 CHECKS = ("http", "tcp")
@@ -25,6 +26,8 @@ class RenderSettings:
             or ``docker`` or ``podman``, which run ``default_image``.
         container_driver: what runs Functions whose Image is a container image, ``docker`` or ``podman``.
         default_image: the container image of Functions whose own Image needs none, where ``driver`` runs it.
+        build_plain_images: whether the packages of such Functions are built into container images, and not
+            installed in each container as it starts.
         container_network: the network of containers, as the driver takes it.
         container_shm: MiB that ``/dev/shm`` of a container may hold.
         container_fuse: whether containers that show Volumes or buckets get ``/dev/fuse`` and may mount.
@@ -71,6 +74,7 @@ class RenderSettings:
     driver: str = "raw_exec"
     container_driver: str = "docker"
     default_image: str = ""
+    build_plain_images: bool = False
     container_network: str = "host"
     container_shm: int = 2048
     container_fuse: bool = True

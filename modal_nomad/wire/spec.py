@@ -49,6 +49,8 @@ class RetrySpec:
             return self.max_delay
 
 
+CONTAINER_DRIVERS = ("docker", "podman")
+"""Nomad's task drivers that run container images."""
 ENVIRONMENT_KINDS = ("pip", "copy")
 """The build steps that a Python environment on the node can have."""
 # They hold in the steps after them, and of the container's process anyway.

@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,21 @@ _BASE = """
 FROM {image}
 RUN ln -sf python3 /usr/bin/python && rm -f /usr/lib/python3*/EXTERNALLY-MANAGED
 """
+
+
+_TINY = """
+FROM {image} AS debian
+RUN mkdir /tiny && cp -L --parents $(ldd /bin/sh /bin/cat | grep -o '/[^ :]*' | sort -u) /tiny
+FROM scratch
+COPY --from=debian /tiny /
+"""
+
+
+def tiny_image(docker: Docker) -> str:
+    """Make an image that is sent to a registry in no time: it has a shell and ``cat``."""
+    tag = "modal-nomad-tests/tiny:1"
+    docker("build", "--network=none", "--tag", tag, "-", data=_TINY.format(image=docker.image).encode())
+    return tag
 
 
 @dataclass
@@ -79,8 +94,8 @@ def build_all(*images: modal.Image) -> list[str]:
 
 
 @contextlib.contextmanager
-def building(docker: Docker, folder: Path, **images: Any) -> Iterator[Builds]:
-    """Give a dispatcher with settings of images."""
+def building(docker: Docker, folder: Path, render: Mapping[str, str] = {}, **images: Any) -> Iterator[Builds]:
+    """Give a dispatcher with settings of images, and of rendering."""
     docker("build", "--network=none", "--tag", PYTHON, "-", data=_BASE.format(image=docker.image).encode())
     record, programs = folder / "record", folder / "programs"
     programs.mkdir()
@@ -92,7 +107,8 @@ def building(docker: Docker, folder: Path, **images: Any) -> Iterator[Builds]:
         patch.setenv("DOCKER_HOST", docker.host)
         patch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
         lines = [f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in settings.items()]
-        (home / "local.toml").write_text("\n".join(["[images]", *lines, ""]))
+        more = [f"{k} = {v!r}" for k, v in render.items()]
+        (home / "local.toml").write_text("\n".join(["[images]", *lines, "[render]", *more, ""]))
         yield Builds(Live(home, folder), docker, record)
 
 

@@ -267,4 +267,11 @@ def test_render_takes_the_settings_of_the_configured_dispatcher(
     monkeypatch.setenv("MODAL_SERVER_URL", "http://127.0.0.1:1")
     refused = own.cli("render", "app.py")
     assert refused.returncode == 1 and "--server-url" in refused.stderr
-    assert own.cli("render", "app.py", "--server-url", "http://d:1").returncode == 0
+    own.write(
+        "built.py",
+        DEPLOYED.replace("modal.App(", "modal.App(image=modal.Image.debian_slim().apt_install('git'), name="),
+    )
+    rendered = own.cli(
+        "render", "built.py", "--server-url", "http://d:1", "--image-repository", "r.example/x"
+    )
+    assert '"image": "r.example/x:' in rendered.stdout

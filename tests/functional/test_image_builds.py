@@ -43,7 +43,7 @@ def test_commands_see_what_was_set_before_them(builds: Builds) -> None:
         .cmd(["python", "-V"])
     )
     reference = build(image)
-    assert reference.startswith("sha256:")
+    assert reference.startswith("localhost/modal-nomad:")
     assert builds.cat(reference, "/work/place/said") == 'a "b" $c\n/work/place\nmore'
     found = config(builds, reference)
     assert (found["Entrypoint"], found["Cmd"]) == (["/usr/bin/env", "A=1"], ["python", "-V"])
@@ -189,28 +189,33 @@ def test_private_repositories_are_reached_with_a_token_that_stays_out(builds: Bu
         )
 
 
-def test_micromamba_and_poetry_are_given_what_was_asked(builds: Builds, tmp_path: Path) -> None:
+def test_micromamba_poetry_and_uv_are_given_what_was_asked(builds: Builds, tmp_path: Path) -> None:
     tool = tmp_path / "tool"
     tool.write_text('#!/bin/sh\necho "$0 $*" >> /said\nls >> /said\n')
     tool.chmod(0o755)
     (tmp_path / "spec.yml").write_text("dependencies: [a]")
     (tmp_path / "pyproject.toml").write_text("[tool.poetry]\n")
     (tmp_path / "poetry.lock").write_text("")
+    (tmp_path / "uv.lock").write_text("version = 1")
     wheel(tmp_path, "poetry", "")
+    wheel(tmp_path, "uv", "import os, sys; print(sys.argv, os.listdir('/.uv'), file=open('/said', 'a'))")
     image = (
         base.add_local_file(str(tool), "/usr/local/bin/micromamba", copy=True)
         .add_local_file(str(tool), "/usr/local/bin/poetry", copy=True)
-        .add_local_file(str(tmp_path / "poetry-1.0-py3-none-any.whl"), "/wheels/", copy=True)
+        .add_local_dir(tmp_path, "/wheels", copy=True, ignore=["*", "!*.whl"])
         .env({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels"})
         .micromamba_install("numpy>=2", spec_file=str(tmp_path / "spec.yml"), channels=["conda-forge"])
         .poetry_install_from_file(
             str(tmp_path / "pyproject.toml"), poetry_version="1.0", with_=["test"], without=["docs", "dev"]
         )
+        .uv_sync(tmp_path, uv_version="1.0", groups=["serving"])
     )
     said = builds.cat(build(image), "/said")
     assert "micromamba install -n base -y -c conda-forge -f /.modal-nomad/spec.yml numpy>=2" in said
     assert "poetry install --no-root --no-interaction --with test --without docs,dev" in said
     assert "poetry.lock\npyproject.toml" in said
+    assert "'sync', '--project', '/.uv', '--python', '/usr/bin/python', '--no-install-workspace'" in said
+    assert "'--frozen', '--group', 'serving'] ['" in said and "'uv.lock'" in said
 
 
 def test_a_step_that_fails_shows_its_last_lines(builds: Builds) -> None:
@@ -292,6 +297,14 @@ def made(path, *, word):
     assert os.environ["MORE"] == "more" and not modal.is_local()
     Path(path).write_text(f"{word * SIZE} {len(os.environ['TOKEN'])}")
     print("the function was here")
+
+def answer():
+    import mn_one
+    # Not an environment that each container makes for itself.
+    return mn_one.ANSWER, "MODAL_IMAGE" in os.environ
+
+def read():
+    return Path("/kept").read_text()
 
 def fetched(kept, name):
     here = Path("/data/given").read_text()
@@ -381,3 +394,38 @@ def test_a_function_that_takes_too_long_is_ended(builds: Builds, made: Any) -> N
     wanted = r"^image step 1 \(run function sleeps\) failed:(.|\n)*ran longer than its timeout of 1 s"
     with pytest.raises(modal.exception.ImageBuildError, match=wanted):
         build(base.run_function(made.sleeps, timeout=1))
+
+
+def test_an_image_that_somebody_removed_is_built_anew(
+    builds: Builds, made: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image = base.run_commands("echo kept > /kept")
+    reference = build(image)
+    builds.docker("image", "rm", "--force", reference)
+    app = modal.App("removed", image=image)
+    read = app.function()(made.read)
+    with modal.enable_output(), app.run():
+        assert read.remote() == "kept\n"
+    assert f"the image {reference} is gone, and is built anew" in capsys.readouterr().out
+
+
+def test_packages_of_a_plain_image_are_built_where_everything_is_a_container(
+    docker: Docker, made: Any, tmp_path: Path
+) -> None:
+    wheels = tmp_path / "wheels"
+    wheels.mkdir()
+    wheel(wheels, "mn_one", "ANSWER = 1\n")
+    image = (
+        base.add_local_dir(wheels, "/wheels", copy=True)
+        .env({"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": "/wheels"})
+        .pip_install("mn-one")
+    )
+    with building(docker, tmp_path, render={"driver": "docker", "default_image": docker.image}) as builds:
+        app = modal.App("plain", image=image)
+        answer = app.function()(made.answer)
+        with app.run():
+            assert answer.remote() == (1, False)
+        assert any(line.startswith("build ") for line in builds.asked())
+        with app.run():
+            assert answer.remote() == (1, False)
+        assert builds.asked() == []

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Iterator
 
 import pytest
-from _image_builds import PYTHON, Builds, build, building
+from _image_builds import Builds, build, building, tiny_image
 
 import modal_nomad as modal
 from tests._docker import Docker
@@ -58,7 +58,11 @@ def host(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator[s
 def builds(docker: Docker, host: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builds]:
     folder = tmp_path_factory.mktemp("builds")
     (folder / "password").write_text(f"{PASSWORD}\n")
-    settings = {"username": USER, "password_file": str(folder / "password")}
+    settings = {
+        "username": USER,
+        "password_file": str(folder / "password"),
+        "debian_slim": tiny_image(docker),
+    }
     with building(docker, folder, repository=f"{host}/modal", **settings) as found:
         yield found
 
@@ -66,7 +70,7 @@ def builds(docker: Docker, host: str, tmp_path_factory: pytest.TempPathFactory) 
 def test_what_is_built_is_pushed(builds: Builds, host: str) -> None:
     image = base.run_commands("echo pushed > /place")
     reference = build(image)
-    assert reference.startswith(f"{host}/modal@sha256:")
+    assert reference.startswith(f"{host}/modal:")
     builds.asked()
     assert build(image) == reference and builds.asked() == []
 
@@ -75,8 +79,9 @@ def test_a_machine_that_lacks_a_layer_fetches_it(builds: Builds) -> None:
     image = base.run_commands("cat /proc/sys/kernel/random/uuid > /drawn")
     first = build(image)
     drawn = builds.cat(first, "/drawn")
-    tags = builds.docker("image", "inspect", "--format", '{{join .RepoTags " "}}', first).split()
-    builds.docker("image", "rm", "--force", *tags, first)
+    names = '{{join .RepoTags " "}} {{join .RepoDigests " "}}'
+    found = builds.docker("image", "inspect", "--format", names, first).split()
+    builds.docker("image", "rm", "--force", *found)
     more = build(image.run_commands("cat /drawn > /copied"))
     assert builds.cat(more, "/copied") == drawn
 
@@ -86,7 +91,7 @@ def private(builds: Builds, host: str, name: str) -> str:
     tag = f"{host}/{name}:1"
     builds.docker("login", "--username", USER, "--password", PASSWORD, host)
     try:
-        builds.docker("tag", PYTHON, tag)
+        builds.docker("tag", tiny_image(builds.docker), tag)
         builds.docker("push", tag)
     finally:
         builds.docker("logout", host)
@@ -115,11 +120,11 @@ def test_a_private_image_of_a_cloud(
 ) -> None:
     google = modal.Secret.from_dict({"SERVICE_ACCOUNT_JSON": GCP_KEY})
     tag = private(builds, host, "of-google")
-    assert build(modal.Image.from_gcp_artifact_registry(tag, google)).startswith(f"{host}/modal@")
+    assert build(modal.Image.from_gcp_artifact_registry(tag, google)).startswith(f"{host}/modal:")
     keys = {"AWS_SECRET_ACCESS_KEY": "secret", "AWS_REGION": "eu-west-1", "AWS_ENDPOINT_URL_ECR": ecr}
     amazon = modal.Secret.from_dict({**keys, "AWS_ACCESS_KEY_ID": "key-of-aws"})
     tag = private(builds, host, "of-amazon")
-    assert build(modal.Image.from_aws_ecr(tag, amazon)).startswith(f"{host}/modal@")
+    assert build(modal.Image.from_aws_ecr(tag, amazon)).startswith(f"{host}/modal:")
     stranger = modal.Secret.from_dict({**keys, "AWS_ACCESS_KEY_ID": "stranger"})
     with pytest.raises(
         modal.exception.ImageBuildError, match=r"of-amazon:1 .*\n.*AWS gives no .*unknown key"

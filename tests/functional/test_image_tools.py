@@ -67,7 +67,7 @@ def test_a_build_without_a_daemon(storage: None, tool: str, tmp_path: Path) -> N
         ):
             build(failing)
     found = json.loads(subprocess.check_output(["podman", "image", "inspect", reference]))[0]
-    assert found["Id"] == reference.removeprefix("sha256:") and found["Config"]["Cmd"] == ["kept"]
+    assert reference in found["RepoTags"] and found["Config"]["Cmd"] == ["kept"]
     assert "hunter2" not in json.dumps(found)
     place = subprocess.check_output(["podman", "image", "mount", reference], text=True).strip()
     try:

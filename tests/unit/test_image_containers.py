@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from modal_nomad._image_files import LocalFiles
+from modal_nomad._image_publish import named
 from modal_nomad.app import App
 from modal_nomad.cloud_bucket_mount import CloudBucketMount
 from modal_nomad.exception import DeprecationError, InvalidError, NotFoundError
@@ -66,8 +67,8 @@ def test_each_step_is_a_layer_over_the_one_before() -> None:
         Image.debian_slim("3.11").env({"A": "1"}).apt_install("git").run_commands("a", "b").cmd(["c"])
     )
     assert one.dockerfile.splitlines()[:2] == ["FROM python:3.11-slim-bookworm", 'ENV A="1"']
-    assert two.dockerfile == f"FROM modal-nomad:{one.key[:32]}\nRUN a\nRUN b\n"
-    assert three.dockerfile == f'FROM modal-nomad:{two.key[:32]}\nCMD ["c"]\n'
+    assert two.dockerfile == f"FROM localhost/modal-nomad:{one.key[:32]}\nRUN a\nRUN b\n"
+    assert three.dockerfile == f'FROM localhost/modal-nomad:{two.key[:32]}\nCMD ["c"]\n'
     assert (one.step, two.step) == ("image step 1 (apt install git)", "image step 2 (run a; b)")
     assert (one.parent, two.parent, three.parent) == ("", one.key, two.key)
 
@@ -111,6 +112,68 @@ def test_a_step_that_a_python_environment_cannot_have_makes_a_container() -> Non
     assert plain.run_commands()._resolve()[0] == plain._resolve()[0]
     uv = layers(plain.uv_pip_install("b", uv_version="0.5.1"))[-1].dockerfile
     assert "pip install --no-cache-dir uv==0.5.1 && python -m uv pip install --system" in uv
+
+
+def test_an_image_with_nothing_in_it(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("x")
+    empty = Image.from_scratch()
+    (layer,) = layers(empty.add_local_file(tmp_path / "f", "/f", copy=True))
+    assert layer.dockerfile.splitlines() == ["FROM scratch", 'COPY ["f","/f"]']
+    assert repr(empty) == "Image.from_scratch()" and empty._resolve()[0].registry_tag == ""
+
+
+def test_dependencies_that_uv_locked(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text("[project]")
+    image = Image.debian_slim("3.12").uv_sync(
+        tmp_path, groups=["serving"], extras=["gpu"], extra_options="--offline", env={"A": "b c"}
+    )
+    with pytest.raises(NotFoundError, match=r"uv_sync: there is no file .*uv.lock: .*say frozen=False"):
+        image._resolve()
+    (loose,) = layers(Image.debian_slim("3.12").uv_sync(tmp_path, frozen=False))
+    assert 'COPY ["pyproject.toml","/.uv/"]' in loose.dockerfile and "--frozen" not in loose.dockerfile
+    (tmp_path / "uv.lock").write_text("version = 1")
+    (layer,) = layers(image)
+    assert "uv sync" in layer.step and [name for name, _, _ in layer.files] == ["pyproject.toml", "uv.lock"]
+    assert "--frozen --group serving --extra gpu --offline" in layer.dockerfile
+    assert "A='b c' UV_PROJECT_ENVIRONMENT=/.uv/.venv" in layer.dockerfile
+    assert layer.dockerfile.endswith('ENV PATH="/.uv/.venv/bin:$PATH"\n')
+    (tmp_path / "uv.lock").write_text("version = 2")
+    assert layers(image)[0].key != layer.key
+    for wrong in ({"uv_project_dir": 3}, {"frozen": "yes"}, {"extra_options": "'"}, {"groups": [3]}):
+        with pytest.raises(InvalidError, match=r"uv_sync"):
+            Image.debian_slim().uv_sync(**wrong)  # type: ignore[arg-type]
+
+
+def test_steps_that_several_images_share() -> None:
+    def with_tools(image: Image, *names: str, word: str) -> Image:
+        return image.apt_install(*names).env({"WORD": word})
+
+    assert ubuntu.pipe(with_tools, "git", word="a") == ubuntu.apt_install("git").env({"WORD": "a"})
+    with pytest.raises(InvalidError, match="it has to return the Image"):
+        ubuntu.pipe(lambda image: None)  # type: ignore[arg-type, return-value]
+    with pytest.raises(InvalidError, match="give a function"):
+        ubuntu.pipe(3)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["im-mine", "a b", "", "a:b:c", None])
+def test_what_is_no_name(name: Any) -> None:
+    with pytest.raises(InvalidError, match="the name of an Image is"):
+        Image.from_name(name)
+    with pytest.raises(InvalidError, match="the name of an Image is"):
+        ubuntu.publish(name)
+
+
+def test_an_image_is_named_without_a_build() -> None:
+    app = App("a")
+    app.function(serialized=True, name="f", image=ubuntu.run_commands("a"))(lambda: 1)
+    app.function(serialized=True, name="g", image=Image.debian_slim("3.12").pip_install("b"))(lambda: 1)
+    render = {"driver": "raw_exec"}
+    built, plain = named(app, render, "registry.example.org:5000/x").values()
+    assert built.reference.startswith("registry.example.org:5000/x:") and plain.reference == ""
+    everything = named(app, {"driver": "docker", "build_plain_images": True}).values()
+    assert all(x.reference.startswith("localhost/modal-nomad:") for x in everything)
+    with pytest.raises(InvalidError, match="repository is 'Big'"):
+        named(app, render, "Big")
 
 
 def test_files_of_a_container_image_are_in_it(tmp_path: Path) -> None:

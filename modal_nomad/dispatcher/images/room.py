@@ -12,6 +12,7 @@ from modal_nomad.dispatcher.secrets import Secrets
 from modal_nomad.dispatcher.store.images import ImageStore
 from modal_nomad.exception import ImageBuildError, InvalidError
 from modal_nomad.render.image import BuildLayer, render_image
+from modal_nomad.render.image_settings import BUILDERS
 from modal_nomad.wire.ids import new_id
 from modal_nomad.wire.mounts import SecretRef
 from modal_nomad.wire.spec import ImageSpec
@@ -87,12 +88,37 @@ class Images:
         self.scopes: dict[str, tuple[str, ...]] = {}
         self._building: dict[str, _Build] = {}
 
-    async def known(self, spec: ImageSpec, version: str) -> str:
-        """Return the reference of an image that was built before; empty when it was not."""
+    async def name_of(self, spec: ImageSpec, version: str) -> str:
+        """Return the reference of an image; of one that was never built, the tag that it is going to have."""
         if spec.registry_tag:
             return spec.registry_tag
-        layers = self._layers(spec, version)
-        return await self._store.built_image(self._place(layers[-1].key)) or ""
+        key = self._layers(spec, version)[-1].key
+        return await self._store.built_image(self._place(key)) or self._settings.rendering(version).tag(key)
+
+    async def rebuild(
+        self, spec: ImageSpec, environment: str, reference: str, scope: tuple[str, ...]
+    ) -> None:
+        """Build anew what was built once and is gone, under the same reference.
+
+        Args:
+            spec: the image.
+            environment: where its Secrets are that name none.
+            reference: what it was built as.
+            scope: the environments that it may touch; empty for all.
+
+        Raises:
+            ImageBuildError: a step failed, or other settings hold by now and it would be another image.
+        """
+        for version in ("", *BUILDERS):
+            layers = self._layers(spec, version)
+            known = await self._store.built_image(self._place(layers[-1].key))
+            if reference in (known, self._settings.rendering(version).tag(layers[-1].key)):
+                break
+        else:
+            raise ImageBuildError("it was built by other settings: run or deploy the App again")
+        built = await self._built_by(layers, environment, version, lambda number, line: None, scope)
+        if built != reference:
+            raise ImageBuildError(f"it is called {built} by now: run or deploy the App again")
 
     async def ensure(
         self, spec: ImageSpec, environment: str, version: str, follow: Follow, scope: tuple[str, ...] = ()
@@ -113,10 +139,21 @@ class Images:
         if spec.registry_tag:
             return spec.registry_tag
         layers = self._layers(spec, version)
-        key = layers[-1].key
-        found = await self._store.built_image(self._place(key))
+        found = await self._store.built_image(self._place(layers[-1].key))
         if found is not None:
             return found
+        return await self._built_by(layers, environment, version, follow, scope)
+
+    async def _built_by(
+        self,
+        layers: Sequence[BuildLayer],
+        environment: str,
+        version: str,
+        follow: Follow,
+        scope: tuple[str, ...],
+    ) -> str:
+        """Join the build of an image that is under way, or begin one."""
+        key = layers[-1].key
         build = self._building.get(key)
         if build is None:
             build = self._building[key] = _Build()

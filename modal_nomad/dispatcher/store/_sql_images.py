@@ -15,3 +15,12 @@ class SqlImages(SqlPart):
     async def put_built_image(self, key: str, reference: str) -> None:
         row = (key, reference, self._clock())
         await self._execute(upsert("images", "key_of_image, reference, built_at", 1), row)
+
+    async def named_image(self, environment: str, name: str, tag: str) -> str | None:
+        asked = "SELECT spec FROM image_names WHERE environment = ? AND name = ? AND tag = ?"
+        rows = await self._rows(asked, (environment, name, tag))
+        return str(rows[0][0]) if rows else None
+
+    async def put_image_name(self, environment: str, name: str, tag: str, spec: str) -> None:
+        row = (environment, name, tag, spec, self._clock())
+        await self._execute(upsert("image_names", "environment, name, tag, spec, published_at", 3), row)

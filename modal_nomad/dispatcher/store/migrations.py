@@ -319,6 +319,18 @@ CREATE UNIQUE INDEX volume_past_by_end ON volume_past (object_id, until, path);
 CREATE INDEX volume_past_by_parent ON volume_past (object_id, parent, path);
 """
 
+_IMAGE_NAMES = """
+-- Images that were published under names.
+CREATE TABLE image_names (
+    environment TEXT NOT NULL,
+    name TEXT NOT NULL,
+    tag TEXT NOT NULL,
+    spec TEXT NOT NULL,
+    published_at REAL NOT NULL,
+    PRIMARY KEY (environment, name, tag)
+);
+"""
+
 STEPS: tuple[str, ...] = (
     _INITIAL,
     _AUTOSCALER,
@@ -333,5 +345,6 @@ STEPS: tuple[str, ...] = (
     _IMAGES,
     _STAGES,
     _PINS,
+    _IMAGE_NAMES,
 )
 VERSION = len(STEPS)

@@ -57,14 +57,14 @@ class Build:
                 self._say({"step": layer["step"]})
                 try:
                     self._layer(tool, layer)
-                    reference = tool.built(layer["tag"])
-                    if not reference:
+                    if not tool.built(layer["tag"]):
                         raise ImageBuildError(f"{tool.name} built {layer['tag']} and does not have it")
                     if self._plan.get("push"):
-                        reference = f"{layer['tag'].rpartition(':')[0]}@{tool.push(layer['tag'])}"
+                        tool.push(layer["tag"])
                 except (ImageBuildError, OSError, KeyError, ValueError) as error:
                     raise ImageBuildError(f"{layer['step']} failed:\n{_text(error)}") from error
-                self._say({"layer": layer["key"], "reference": reference})
+                # Its tag says what it is made of: built again it has the same one.
+                self._say({"layer": layer["key"], "reference": layer["tag"]})
 
     def _login(self, tool: Tool) -> None:
         push = self._plan.get("push") or {}
