@@ -167,7 +167,8 @@ def _folder() -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _home() -> Iterator[Path]:
+def new_home() -> Iterator[Path]:
+    """A home that programs and this process's client use meanwhile."""
     with pytest.MonkeyPatch.context() as patch, _folder() as home:
         for name in _SETTINGS:
             patch.delenv(name, raising=False)
@@ -189,7 +190,7 @@ def _store(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="session")
 def _shared_home() -> Iterator[Path]:
-    with _home() as home:
+    with new_home() as home:
         yield home
 
 
@@ -229,16 +230,15 @@ def live(
 @pytest.fixture
 def own(tmp_path: Path, _store: str, request: pytest.FixtureRequest) -> Iterator[Live]:
     """A dispatcher for this test alone, which may kill it."""
-    with _home() as home:
+    with new_home() as home:
         if _store == "postgresql":
             _keep_in(home, request.getfixturevalue("postgresql"))
         yield Live(home, tmp_path)
 
 
-@pytest.fixture
-def serve(own: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+@contextlib.contextmanager
+def serving(own: Live, patch: pytest.MonkeyPatch) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start a dispatcher in the foreground with settings of one's own, and point the client at it."""
-
     started: list[subprocess.Popen[str]] = []
 
     def start(**settings: Any) -> subprocess.Popen[str]:
@@ -268,11 +268,20 @@ def serve(own: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., 
         started.append(process)
         with os.fdopen(reader, "rb") as pipe:
             assert pipe.read(1) == b"1", (own.home / "dispatcher.log").read_text()
-        monkeypatch.setenv("MODAL_SERVER_URL", str({**defaults, **settings}["listen"]))
+        patch.setenv("MODAL_SERVER_URL", str({**defaults, **settings}["listen"]))
         return process
 
-    yield start
-    _close_clients()
-    for process in started:
-        process.terminate()
-        process.wait(100)
+    try:
+        yield start
+    finally:
+        _close_clients()
+        for process in started:
+            process.terminate()
+            process.wait(100)
+
+
+@pytest.fixture
+def serve(own: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """The same for one test."""
+    with serving(own, monkeypatch) as start:
+        yield start

@@ -6,13 +6,16 @@ import os
 import signal
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from _gateways import TOKEN, Gateways, Running, Serve, gateways
-from conftest import Live, alive, until
+from conftest import Live, alive, new_home, serving, until
 from test_web import listening_ports
 from test_web_gateway import LIMIT, gate_app
 
@@ -20,11 +23,56 @@ import modal_nomad as modal
 from tests._certificates import write
 
 
+@dataclass
+class Site:
+    """A dispatcher of this file's tests, and two gateways, which they leave as they found them."""
+
+    live: Live
+    one: Running
+    other: Running
+
+    @contextmanager
+    def halted(self) -> Iterator[None]:
+        """Have the dispatcher do nothing meanwhile."""
+        pid = self.live.status()["pid"]
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
+    with new_home() as home, pytest.MonkeyPatch.context() as patch:
+        live = Live(home, tmp_path_factory.mktemp("gateways"))
+        with serving(live, patch) as serve:
+            serve(**{"web.gateway_token": TOKEN})
+            with gateways(live.folder, f"unix://{home}/d.sock") as made:
+                yield Site(live, made.start(), made.start())
+
+
 @pytest.fixture
-def pair(own: Live, serve: Serve) -> Iterator[Gateways]:
-    serve(**{"web.gateway_token": TOKEN})
-    with gateways(own.folder, f"unix://{own.home}/d.sock") as made:
+def more(site: Site, tmp_path: Path) -> Iterator[Gateways]:
+    """Further gateways of the dispatcher, for one test."""
+    with gateways(tmp_path, f"unix://{site.live.home}/d.sock") as made:
         yield made
+
+
+@pytest.fixture
+def deploy(site: Site) -> Iterator[Callable[[modal.App], None]]:
+    """Deploy an App for one test."""
+    apps: list[modal.App] = []
+
+    def start(app: modal.App) -> None:
+        apps.append(app.deploy())
+
+    yield start
+    for app in apps:
+        site.live.request("app.stop", app_id=app.app_id)
+
+
+Deploy = Callable[[modal.App], None]
 
 
 def pid_at(running: Running, label: str) -> int:
@@ -33,32 +81,35 @@ def pid_at(running: Running, label: str) -> int:
     return int(answer.text.split()[1])
 
 
-def test_several_serve_from_zero_and_without_the_dispatcher(own: Live, serve: Serve, pair: Gateways) -> None:
-    one, other = pair.start(), pair.start()
-    gate_app("several", max_containers=1).deploy()
+def test_several_serve_from_zero_and_without_the_dispatcher(
+    site: Site, more: Gateways, deploy: Deploy
+) -> None:
+    one, other = site.one, site.other
+    deploy(gate_app("several", max_containers=1))
     # The request that starts the container waits at one, and both then know it.
     pid = pid_at(one, "several-web")
     assert pid_at(other, "several-web") == pid
     assert httpx.get(one.url("nobody"), timeout=LIMIT).status_code == 404
     # While the dispatcher does nothing, all goes on.
-    dispatcher = own.status()["pid"]
-    os.kill(dispatcher, signal.SIGSTOP)
-    for _ in range(3):
-        assert pid_at(one, "several-web") == pid_at(other, "several-web") == pid
-    # One that starts now knows nothing, and says so.
-    third = pair.start(wait="served at")
-    answer = httpx.get(third.url("several-web"), timeout=LIMIT)
-    assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
-    os.kill(dispatcher, signal.SIGCONT)
+    with site.halted():
+        for _ in range(3):
+            assert pid_at(one, "several-web") == pid_at(other, "several-web") == pid
+        # One that starts now knows nothing, and says so.
+        third = more.start(wait="served at")
+        answer = httpx.get(third.url("several-web"), timeout=LIMIT)
+        assert answer.status_code == 503 and answer.headers["retry-after"] == "1"
     until(lambda: "connected with" in third.log.read_text(), what="the dispatcher")
     assert pid_at(third, "several-web") == pid
 
 
-def test_what_comes_while_there_is_no_dispatcher_waits_for_one(
-    own: Live, serve: Serve, pair: Gateways
-) -> None:
-    running = pair.start()
+def test_what_comes_while_there_is_no_dispatcher_waits_for_one(own: Live, serve: Serve) -> None:
+    serve(**{"web.gateway_token": TOKEN})
     app = gate_app("patient", max_containers=1).deploy()
+    with gateways(own.folder, f"unix://{own.home}/d.sock") as made:
+        _waits_for_one(own, serve, made.start(), app)
+
+
+def _waits_for_one(own: Live, serve: Serve, running: Running, app: modal.App) -> None:
     pid = pid_at(running, "patient-web")
     # Containers of this engine end with it.
     own.kill()
@@ -74,15 +125,17 @@ def test_what_comes_while_there_is_no_dispatcher_waits_for_one(
     until(lambda: httpx.get(running.url("patient-web"), timeout=LIMIT).status_code == 404)
 
 
-def test_a_killed_gateway_takes_its_own_requests_along_alone(own: Live, pair: Gateways) -> None:
-    one, other = pair.start(), pair.start()
-    gate_app("killed", max_containers=1).deploy()
+def test_a_killed_gateway_takes_its_own_requests_along_alone(
+    site: Site, more: Gateways, deploy: Deploy, tmp_path: Path
+) -> None:
+    one, other = more.start(), site.other
+    deploy(gate_app("killed", max_containers=1))
     pid = pid_at(one, "killed-web")
     ended: list[Any] = []
 
     def ask(running: Running, name: str) -> None:
         try:
-            url = f"{running.url('killed-web')}/wait?{own.folder / 'go-on'}&{own.folder / name}"
+            url = f"{running.url('killed-web')}/wait?{tmp_path / 'go-on'}&{tmp_path / name}"
             ended.append(httpx.post(url, timeout=LIMIT).status_code)
         except httpx.TransportError as error:
             ended.append(error)
@@ -90,21 +143,21 @@ def test_a_killed_gateway_takes_its_own_requests_along_alone(own: Live, pair: Ga
     threads = [threading.Thread(target=ask, args=x) for x in ((one, "a"), (other, "b"))]
     for thread in threads:
         thread.start()
-    until(lambda: (own.folder / "a").exists() and (own.folder / "b").exists(), LIMIT)
+    until(lambda: (tmp_path / "a").exists() and (tmp_path / "b").exists(), LIMIT)
     one.kill()
     until(lambda: len(ended) == 1, LIMIT)
     assert isinstance(ended[0], httpx.TransportError)
     assert pid_at(other, "killed-web") == pid
-    (own.folder / "go-on").touch()
+    (tmp_path / "go-on").touch()
     for thread in threads:
         thread.join(LIMIT)
     assert ended[1:] == [200]
 
 
-def test_a_result_is_had_through_any_of_them(own: Live, pair: Gateways) -> None:
-    one, other = pair.start(answer_seconds=1.0), pair.start(answer_seconds=1.0)
-    gate_app("anywhere", max_containers=1, timeout=600).deploy()
-    file = own.folder / "ready"
+def test_a_result_is_had_through_any_of_them(more: Gateways, deploy: Deploy, tmp_path: Path) -> None:
+    one, other = more.start(answer_seconds=1.0), more.start(answer_seconds=1.0)
+    deploy(gate_app("anywhere", max_containers=1, timeout=600))
+    file = tmp_path / "ready"
     with httpx.Client(timeout=LIMIT) as client:
         first = client.post(f"{one.url('anywhere-web')}/wait?{file}", content=b"body")
         assert first.status_code == 303
@@ -125,8 +178,8 @@ def test_a_result_is_had_through_any_of_them(own: Live, pair: Gateways) -> None:
         file.touch()
 
 
-def test_the_token_of_gateways_is_theirs_alone(own: Live, pair: Gateways) -> None:
-    stranger = pair.start(wait="refuses", gateway_token="some other token")
+def test_the_token_of_gateways_is_theirs_alone(site: Site, more: Gateways) -> None:
+    stranger = more.start(wait="refuses", gateway_token="some other token")
     assert "gateways, and they alone, come with the dispatcher's gateway_token" in stranger.log.read_text()
     # It is no caller's token.
     import http.client
@@ -134,15 +187,15 @@ def test_the_token_of_gateways_is_theirs_alone(own: Live, pair: Gateways) -> Non
 
     connection = http.client.HTTPConnection("localhost")
     connection.sock = socket.socket(socket.AF_UNIX)
-    connection.sock.connect(f"{own.home}/d.sock")
+    connection.sock.connect(f"{site.live.home}/d.sock")
     connection.request("GET", "/v1/blobs/" + "0" * 64, headers={"Authorization": f"Bearer {TOKEN}"})
     assert connection.getresponse().status == 401
     connection.close()
 
 
-def test_processes_share_a_port_and_are_started_again(own: Live, pair: Gateways) -> None:
-    running = pair.start(processes=2)
-    gate_app("shared", max_containers=1).deploy()
+def test_processes_share_a_port_and_are_started_again(more: Gateways, deploy: Deploy) -> None:
+    running = more.start(processes=2)
+    deploy(gate_app("shared", max_containers=1))
     assert pid_at(running, "shared-web")
     until(lambda: len(running.children()) == 2, LIMIT)
     for child in running.children():
@@ -157,7 +210,7 @@ def test_processes_share_a_port_and_are_started_again(own: Live, pair: Gateways)
     until(lambda: not any(map(alive, children)), LIMIT)
 
 
-def test_proxy_tokens_are_known_for_a_while(own: Live, serve: Serve, pair: Gateways) -> None:
+def test_proxy_tokens_are_known_for_a_while(site: Site, deploy: Deploy) -> None:
     app = modal.App("guarded")
 
     @app.function(serialized=True, name="web")
@@ -170,18 +223,15 @@ def test_proxy_tokens_are_known_for_a_while(own: Live, serve: Serve, pair: Gatew
 
         return served
 
-    app.deploy()
-    running = pair.start()
-    made = own.request("proxy_token.create", environment="main", label="")
+    deploy(app)
+    made = site.live.request("proxy_token.create", environment="main", label="")
     good = {"Modal-Key": made["token_id"], "Modal-Secret": made["token_secret"]}
-    url = running.url("guarded-web")
+    url = site.one.url("guarded-web")
     assert httpx.get(url, timeout=LIMIT).status_code == 401
     assert httpx.get(url, headers={**good, "Modal-Secret": "ws-no"}, timeout=LIMIT).status_code == 401
     assert httpx.get(url, headers=good, timeout=LIMIT).text == "in"
-    dispatcher = own.status()["pid"]
-    os.kill(dispatcher, signal.SIGSTOP)
-    assert httpx.get(url, headers=good, timeout=LIMIT).text == "in"
-    os.kill(dispatcher, signal.SIGCONT)
+    with site.halted():
+        assert httpx.get(url, headers=good, timeout=LIMIT).text == "in"
 
 
 def test_an_edge_of_ones_own_gets_in_where_it_may(own: Live, serve: Serve) -> None:
@@ -227,24 +277,24 @@ def test_an_edge_of_ones_own_gets_in_where_it_may(own: Live, serve: Serve) -> No
     assert httpx.get(f"http://127.0.0.1:{port}/", headers=good, timeout=LIMIT).status_code == 421
 
 
-def test_https_with_a_certificate_that_changes(own: Live, pair: Gateways) -> None:
-    cert, key = write(own.folder, "secure-web.localhost")
+def test_https_with_a_certificate_that_changes(more: Gateways, deploy: Deploy, tmp_path: Path) -> None:
+    cert, key = write(tmp_path, "secure-web.localhost")
     tables = f'[tls]\ninterval = 0.05\ncertificates = [{{ cert = "{cert}", key = "{key}" }}]\n'
-    running = pair.start(listen="https://127.0.0.1:0", tables=tables)
-    gate_app("secure", max_containers=1).deploy()
+    running = more.start(listen="https://127.0.0.1:0", tables=tables)
+    deploy(gate_app("secure", max_containers=1))
     url, host = f"https://127.0.0.1:{running.port}/", {"Host": f"secure-web.localhost:{running.port}"}
     named = {"sni_hostname": "secure-web.localhost"}
     first = ssl.create_default_context(cafile=cert)
     with httpx.Client(verify=first, timeout=LIMIT, headers=host) as client:
         assert client.get(url, extensions=named).status_code == 200
-        file, begun = own.folder / "go-on", own.folder / "begun"
+        file, begun = tmp_path / "go-on", tmp_path / "begun"
         found: list[httpx.Response] = []
         thread = threading.Thread(
             target=lambda: found.append(client.get(f"{url}wait?{file}&{begun}", extensions=named))
         )
         thread.start()
         until(begun.exists, LIMIT)
-        write(own.folder, "secure-web.localhost")
+        write(tmp_path, "secure-web.localhost")
         until(lambda: running.log.read_text().count("certificate for secure-web.localhost") == 2, LIMIT)
         second = ssl.create_default_context(cafile=cert)
         with httpx.Client(verify=second, timeout=LIMIT, headers=host) as other:
@@ -261,9 +311,9 @@ def test_https_with_a_certificate_that_changes(own: Live, pair: Gateways) -> Non
         assert client.get(url, extensions=named).status_code == 200
 
 
-def test_a_new_version_under_load_fails_no_request(own: Live, pair: Gateways) -> None:
-    both = [pair.start(), pair.start()]
-    gate_app("rolled", "old").deploy()
+def test_a_new_version_under_load_fails_no_request(site: Site, deploy: Deploy) -> None:
+    both = [site.one, site.other]
+    deploy(gate_app("rolled", "old"))
     for running in both:
         assert httpx.get(running.url("rolled-web"), timeout=LIMIT).text.startswith("old ")
     seen: list[str] = []
@@ -285,19 +335,19 @@ def test_a_new_version_under_load_fails_no_request(own: Live, pair: Gateways) ->
     threads = [threading.Thread(target=ask, args=(running,)) for running in both * 2]
     for thread in threads:
         thread.start()
-    gate_app("rolled", "new").deploy()
+    deploy(gate_app("rolled", "new"))
     for thread in threads:
         thread.join(LIMIT)
     assert not failed and seen.count("new") == len(threads)
 
 
-def test_a_container_killed_amid_a_request_costs_that_one(own: Live, pair: Gateways) -> None:
-    one, other = pair.start(), pair.start()
-    gate_app("mortal", max_containers=1).deploy()
+def test_a_container_killed_amid_a_request_costs_that_one(site: Site, deploy: Deploy, tmp_path: Path) -> None:
+    one, other = site.one, site.other
+    deploy(gate_app("mortal", max_containers=1))
     pid = pid_at(one, "mortal-web")
     found: list[int] = []
-    begun = own.folder / "begun"
-    url = f"{one.url('mortal-web')}/wait?{own.folder / 'never'}&{begun}"
+    begun = tmp_path / "begun"
+    url = f"{one.url('mortal-web')}/wait?{tmp_path / 'never'}&{begun}"
     thread = threading.Thread(target=lambda: found.append(httpx.post(url, timeout=LIMIT).status_code))
     thread.start()
     until(begun.exists, LIMIT)
