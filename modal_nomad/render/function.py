@@ -46,7 +46,6 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
     Raises:
         ValueError: the Function asks for a place that contradicts itself, or that the cluster lacks.
     """
-    _check_network(spec)
     disk, logs = disk_and_logs(spec, settings)
     shared, shared_mounts = nfs_volumes(spec, settings)
     volumes, volume_mounts = nomad_volumes(spec)
@@ -134,14 +133,6 @@ def _driver(spec: FunctionSpec, settings: RenderSettings) -> dict[str, Any]:
     }
 
 
-def _check_network(spec: FunctionSpec) -> None:
-    if spec.block_network and spec.buckets:
-        raise ValueError(
-            f"{spec.name} has block_network=True and mounts a bucket, which comes over the network: take one"
-            " of them away"
-        )
-
-
 def keeps_snapshots(spec: FunctionSpec, settings: RenderSettings) -> bool:
     """Say whether containers leave memory snapshots: only processes of the node itself can fork them."""
     # A Volume's tree, a mounted bucket or the way to the dispatcher is one container's own.
@@ -196,7 +187,8 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
         # Nomad's containers have the node's own network.
         ours["MODAL_I6PN"] = "${attr.unique.network.ip-address}"
     if spec.block_network:
-        ours["MODAL_BLOCK_NETWORK"] = "web" if spec.served else "1"
+        # What comes to it, or is mounted for it, is beside it on the network.
+        ours["MODAL_BLOCK_NETWORK"] = "web" if spec.served else "mounts" if spec.buckets else "1"
     if not spec.container_image and (spec.image.layers or spec.image.python):
         ours["MODAL_IMAGE"] = _image(spec)
     return {**spec.image.env, **spec.env, **ours}

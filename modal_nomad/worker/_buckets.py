@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 
 from ..exception import ExecutionError
 from ..wire.mounts import BucketMount, bucket_variables
-from . import _mounts
+from . import _mounts, _network
 from ._bucket_look import Credentials, Unusable, assume, look
 from .files import Bind
 
@@ -67,6 +67,11 @@ class Buckets:
         """Mount a plain user's buckets, and return where they are to be seen. Raises ExecutionError."""
         if os.geteuid() == 0:
             return []
+        if self._buckets and _network.has_left(self._environ):
+            raise ExecutionError(
+                f"{self._buckets[0].words}: with block_network=True only containers that run as root can"
+                " mount one: run them as root, or take one of the two away"
+            )
         folder = _own_folder()
         found = []
         for bucket in self._buckets:
@@ -80,7 +85,8 @@ class Buckets:
         """Mount root's buckets, in the view that is this container's own. Raises ExecutionError."""
         if os.geteuid() == 0:
             for bucket in self._buckets:
-                self._mount(bucket, bucket.mount.path)
+                with _network.outside(self._environ):
+                    self._mount(bucket, bucket.mount.path)
 
     def close(self) -> None:
         """Take them away. What user code has closed is in the buckets by now."""

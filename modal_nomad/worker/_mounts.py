@@ -36,11 +36,16 @@ def unshare(flags: int) -> None:
     _check(_libc().unshare(ctypes.c_int(flags)), "unshare")
 
 
+def setns(namespace: int, kind: int) -> None:
+    """Move this thread into an open namespace."""
+    _check(_libc().setns(ctypes.c_int(namespace), ctypes.c_int(kind)), "setns")
+
+
 def enter_namespace_of(pid: int) -> None:
     """See the file system as another process does. To be called while this one has one thread."""
     namespace = os.open(f"/proc/{pid}/ns/mnt", os.O_RDONLY | os.O_CLOEXEC)
     try:
-        _check(_libc().setns(ctypes.c_int(namespace), ctypes.c_int(CLONE_NEWNS)), "setns")
+        setns(namespace, CLONE_NEWNS)
     finally:
         os.close(namespace)
 

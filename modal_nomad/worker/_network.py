@@ -11,9 +11,11 @@ import fcntl
 import os
 import socket
 import struct
-from typing import MutableMapping
+from contextlib import contextmanager
+from typing import Iterator, Mapping, MutableMapping
 
-from ._mounts import CLONE_NEWUSER, map_user, unshare
+from ..exception import ExecutionError
+from ._mounts import CLONE_NEWUSER, map_user, setns, unshare
 
 VARIABLE = "MODAL_BLOCK_NETWORK"
 _DONE = "done"
@@ -55,6 +57,43 @@ def leave(environ: MutableMapping[str, str]) -> None:
         environ["MODAL_SERVER_URL"] = start(address, folder)
     enter_empty()
     environ[VARIABLE] = _DONE
+
+
+def has_left(environ: Mapping[str, str]) -> bool:
+    """Say whether this container has left the network."""
+    return environ.get(VARIABLE) == _DONE
+
+
+@contextmanager
+def outside(environ: Mapping[str, str]) -> Iterator[None]:
+    """Have this thread, and what it starts meanwhile, on the network that was left, as root can.
+
+    Raises:
+        ExecutionError: this container's root cannot.
+    """
+    if not has_left(environ):
+        yield
+        return
+    own = os.open("/proc/thread-self/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            # Whoever started this process is where it came from.
+            before = os.open(f"/proc/{os.getppid()}/ns/net", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                setns(before, _CLONE_NEWNET)
+            finally:
+                os.close(before)
+        except OSError as error:
+            raise ExecutionError(
+                f"with block_network=True a bucket is mounted from the network that was left, and the kernel"
+                f" does not let this container ({error.strerror}): run it as root, or take away one of them"
+            ) from None
+        try:
+            yield
+        finally:
+            setns(own, _CLONE_NEWNET)
+    finally:
+        os.close(own)
 
 
 def enter_empty() -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,6 +20,8 @@ import modal_nomad as modal
 from modal_nomad import exception
 from tests._network import netless
 from tests._ports import free_ports
+from tests._s3 import KEY_ID, SECRET_KEY, s3_server
+from tests.conftest import NO_BUCKET_MOUNTS
 
 MIB = 1 << 20
 
@@ -244,12 +248,31 @@ def test_requests_come_in_and_nothing_goes_out(live: Live, host: int) -> None:
         assert page.status_code == 200 and "Directory listing" in page.text
 
 
-def test_a_bucket_is_refused(live: Live) -> None:
-    app = modal.App("blocked-bucket")
-    bucket = modal.CloudBucketMount("bucket")
-    app.function(serialized=True, block_network=True, name="read", volumes={"/bucket": bucket})(lambda: 1)
-    with pytest.raises(exception.InvalidError, match=r"mounts a bucket.*over the network"), app.run():
-        pass
+def test_a_bucket_is_mounted_from_outside(live: Live, host: int, tmp_path: Path) -> None:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError:
+        pytest.skip(NO_BUCKET_MOUNTS)
+    if os.geteuid() != 0 or not all(shutil.which(x) for x in ("rclone", "fusermount3")):
+        pytest.skip(NO_BUCKET_MOUNTS)
+    app, look = modal.App("blocked-bucket"), looker()
+    with s3_server(tmp_path) as server:
+        server.bucket("blocked")
+        server.put("blocked", "old", b"of before")
+        keys = {"AWS_ACCESS_KEY_ID": KEY_ID, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+        bucket = modal.CloudBucketMount("blocked", server.address, secret=modal.Secret.from_dict(keys))
+        options: dict[str, Any] = {"block_network": True, "volumes": {"/mn-blocked-bucket": bucket}}
+
+        @app.function(serialized=True, name="use", **options)
+        def use(port: int) -> tuple[dict[str, Any], str]:
+            with open("/mn-blocked-bucket/new", "w") as file:
+                file.write("of a container")
+            return look(port), open("/mn-blocked-bucket/old").read()
+
+        with app.run():
+            found, old = use.remote(host)
+        check(found)
+        assert old == "of before" and server.get("blocked", "new") == b"of a container"
 
 
 def at(url: str | None) -> str:

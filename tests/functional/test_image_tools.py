@@ -9,8 +9,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from _container_app import APP, seen
 from _image_builds import build
-from conftest import _home
+from conftest import Live, _home, until
 
 import modal_nomad as modal
 from tests._docker import Docker
@@ -44,6 +45,46 @@ def storage(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         subprocess.run(["podman", "rmi", "--all", "--force"], check=False, capture_output=True)
         # Mounted over itself by the driver, or pytest could not remove it.
         subprocess.run(["umount", "--lazy", f"{folder}/images/overlay"], check=False, capture_output=True)
+
+
+def test_everything_works_in_an_image_by_podman(
+    storage: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No daemon of its own is there: the dispatcher has Podman serve a socket, and ends it."""
+    if Path("/run/podman/podman.sock").exists():
+        pytest.skip("this machine's own Podman is served, whose images are others")
+    for name in ("DOCKER_HOST", "CONTAINER_HOST", "XDG_RUNTIME_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    with _home() as home:
+        (home / "local.toml").write_text('[render]\ncontainer_driver = "podman"\n')
+        live = Live(home, tmp_path)
+        (tmp_path / "data.txt").write_text("of the caller")
+        limits = seen(live.python(live.write("app.py", APP.format(image=_BASE))))
+        assert limits["memory"] == [str(300 << 20)] and limits["shown"] is False
+        script = live.write("alone.py", ALONE.format(image=_BASE))
+        assert live.python(script) == "['lo']\n"
+        until(lambda: not _containers(), what="the containers' removal")
+
+
+ALONE = """
+import modal_nomad as modal
+
+app = modal.App("alone")
+
+@app.function(image=modal.Image.from_registry({image!r}), block_network=True)
+def alone():
+    import socket
+
+    return [name for _, name in socket.if_nameindex()]
+
+if __name__ == "__main__":
+    with app.run():
+        print(alone.remote())
+"""
+
+
+def _containers() -> list[str]:
+    return subprocess.check_output(["podman", "ps", "--all", "--quiet"], text=True).split()
 
 
 @pytest.mark.parametrize("tool", ["podman", "buildah"])
