@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from modal_nomad.exception import InvalidError
 
@@ -15,8 +14,7 @@ if TYPE_CHECKING:
 Answer: TypeAlias = "tuple[Any, list[bytes]]"
 
 
-@dataclass(frozen=True)
-class Request:
+class Request(NamedTuple):
     """A request as it came.
 
     Attributes:

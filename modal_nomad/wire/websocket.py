@@ -16,6 +16,7 @@ NO_KEY = b"\0\0\0\0"
 """Masks nothing. A key by chance keeps a program from writing what a proxy on the way takes for HTTP;
 behind a Unix socket or TLS there is none that reads along.
 """
+_SHORT = 4096
 _FINAL_BINARY = 0x80 | BINARY
 
 
@@ -98,6 +99,7 @@ class Messages:
     def __init__(self, masked: bool, limit: int = MAX_MESSAGE_BYTES) -> None:
         self._mask_bit = 0x80 if masked else 0
         self._limit = limit
+        self._short = min(limit, _SHORT) + 1
         self._buffer = bytearray()
         self._fragments: List[bytes] = []
         self._fragment_bytes = 0
@@ -112,14 +114,16 @@ class Messages:
         buffer = self._buffer
         if not buffer and not self._fragments and len(data) > 1 and data[0] == _FINAL_BINARY:
             # A short message mostly comes alone and whole.
-            size = data[1] ^ self._mask_bit
-            if size < 126:
-                start = 6 if self._mask_bit else 2
-                if len(data) == start + size:
-                    if start == 2:
-                        return [(BINARY, data[2:])]
-                    key = data[2:6]
-                    return [(BINARY, data[6:] if key == NO_KEY else mask(data[6:], key))]
+            start, size = 2, data[1] ^ self._mask_bit
+            if size >= 126:
+                start, size = 4, int.from_bytes(data[2:4], "big") if size == 126 else self._short
+            if size < self._short:
+                if not self._mask_bit:
+                    if len(data) == start + size:
+                        return [(BINARY, data[start:])]
+                elif len(data) == start + 4 + size:
+                    key, payload = data[start : start + 4], data[start + 4 :]
+                    return [(BINARY, payload if key == NO_KEY else mask(payload, key))]
         source: Union[bytes, bytearray] = data
         if buffer:
             buffer += data

@@ -66,6 +66,21 @@ def test_a_frame_masked_the_wrong_way_is_refused() -> None:
         Messages(masked=False).feed(encode(b"x", masked=True))
 
 
+@pytest.mark.parametrize("second", [127, 128 + 5, 128 + 126, 255, 5, 126])
+def test_what_comes_whole_is_read_as_what_comes_in_parts(second: int) -> None:
+    def read(*parts: bytes, masked: bool) -> list[tuple[int, bytes]] | None:
+        reader = Messages(masked, limit=1000)
+        try:
+            return [message for part in parts for message in reader.feed(part)]
+        except WebSocketError:
+            return None
+
+    for length in range(400):
+        data = bytes((0x82, second)) + b"\0\xf0" + bytes(length)
+        for masked in (True, False):
+            assert read(data, masked=masked) == read(data[:1], data[1:], masked=masked)
+
+
 def test_frames_are_masked_by_chance_where_somebody_may_stand_between() -> None:
     for url in ("unix:///run/modal.sock", "https://dispatcher:8520"):
         assert parse_address(url).mask_key == websocket.NO_KEY

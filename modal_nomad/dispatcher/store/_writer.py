@@ -25,10 +25,12 @@ class GroupWriter(abc.ABC, Generic[C]):
 
     Args:
         idle_seconds: how long nothing has to be written for ``idle`` to be called; None for never.
+        max_group: the most writes in one commit.
     """
 
-    def __init__(self, idle_seconds: float | None = None) -> None:
+    def __init__(self, idle_seconds: float | None = None, max_group: int = MAX_GROUP) -> None:
         self._idle_seconds = idle_seconds
+        self._max_group = max_group
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
         self._closed = False
         self._thread = threading.Thread(target=self._run, name="modal-nomad-store", daemon=True)
@@ -74,7 +76,7 @@ class GroupWriter(abc.ABC, Generic[C]):
             group: list[_Item] = []
             while item is not None:
                 group.append(item)
-                if len(group) >= MAX_GROUP:
+                if len(group) >= self._max_group:
                     break
                 try:
                     item = self._queue.get_nowait()
