@@ -35,6 +35,7 @@ settings.register_profile(
 settings.load_profile("tests")
 
 NO_NOMAD = "no `nomad` binary on PATH"
+NO_EDGE = "no traefik, or no fabio, on PATH"
 NO_TERRAFORM = "no terraform or tofu with its providers nomad, consul and vault on PATH"
 NO_IMAGE_TOOLS = "no podman or no buildah on PATH"
 NO_BUCKET_MOUNTS = "no rclone, s3fs, fusermount3 or usable /dev/fuse, or not root"
@@ -50,6 +51,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ("of builds without a daemon", NO_IMAGE_TOOLS),
         ("on a real Consul", NO_CONSUL),
         ("of Terraform modules", NO_TERRAFORM),
+        ("of edges of one's own", NO_EDGE),
     ):
         skipped = [r for r in terminalreporter.stats.get("skipped", ()) if reason in str(r.longrepr)]
         if skipped:

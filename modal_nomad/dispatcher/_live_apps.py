@@ -179,11 +179,17 @@ class LiveApps:
             await self.engine.stop(before.job_id, namespace=before.namespace, token=token)
 
     def _warnings(self, functions: Sequence[FunctionRecord]) -> list[str]:
-        return [
+        snapshots = [
             f"{f.name}: enable_memory_snapshot has no effect {_where(f)}; every container starts anew"
             for f in functions
             if f.spec.get("enable_memory_snapshot") and not takes_snapshots(f.job)
         ]
+        edges = [
+            f"{f.name}: an edge that is no gateway starts no container: give it min_containers=1"
+            for f in functions
+            if self.web.lost_from_zero(self.functions[f.function_id].spec)
+        ]
+        return snapshots + edges
 
     async def check_use(self, specs: Sequence[FunctionSpec], environment: str, identity: Identity) -> None:
         """Check that containers may have, and will find, their Secrets and what they have mounted.

@@ -220,6 +220,10 @@ class Web:
             told["web_open"] = True
         return told
 
+    def lost_from_zero(self, spec: FunctionSpec) -> bool:
+        """Say whether edges are led to a Function that may have no container, which they cannot start."""
+        return bool(spec.served) and open_to_edges(spec, self._edge) and not spec.min_containers
+
     def container_load(self, info: ContainerInfo, running: int, finished: int, seconds: float) -> None:
         """Take a container's own word on how many requests it has."""
         function = info.function

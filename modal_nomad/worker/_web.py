@@ -63,7 +63,8 @@ class WebPool(LoopPool):
         self.open_to_all = open_to_all
         self.single_use = single_use
         self.taken = False
-        self.only_method = next(iter(served)) if len(served) == 1 else ""
+        self.alone = len(served) == 1
+        self.only_method = next(iter(served)) if self.alone else ""
         self._tell = tell
         self._telling = False
         self._entered_at: Dict[int, float] = {}

@@ -66,6 +66,9 @@ class Front(asyncio.Protocol):
             self._refuse()
             return
         pool.taken = True
+        if not known and not pool.alone:
+            # An edge has one set of connections to this address, for requests to each of the endpoints.
+            self._buffer = _last(self._buffer, end)
         self._begin(request)
 
     def _begin(self, request: Request) -> None:
@@ -110,6 +113,15 @@ class Front(asyncio.Protocol):
     def resume_writing(self) -> None:
         if self._inner is not None:
             self._inner.resume_writing()
+
+
+def _last(data: bytes, end: int) -> bytes:
+    """Return a request, whose head ends at ``end``, as its connection's only one; a WebSocket is anyway."""
+    lines = data[:end].split(b"\r\n")
+    if any(line.lower().replace(b" ", b"") == b"upgrade:websocket" for line in lines):
+        return data
+    kept = [line for line in lines if not line.lower().startswith(b"connection:")]
+    return b"\r\n".join([*kept, b"Connection: close"]) + data[end:]
 
 
 class Seen:

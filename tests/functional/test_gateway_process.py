@@ -236,7 +236,8 @@ def test_proxy_tokens_are_known_for_a_while(site: Site, deploy: Deploy) -> None:
 
 def test_an_edge_of_ones_own_gets_in_where_it_may(own: Live, serve: Serve) -> None:
     serve(**{"web.listen": "http://127.0.0.1:0", "web.edge": True})
-    app = gate_app("edged", max_containers=1).deploy()
+    with pytest.warns(modal.exception.ServerWarning, match="web: an edge .* give it min_containers=1"):
+        app = gate_app("edged", max_containers=1).deploy()
     base = str(app["web"].get_web_url()).rpartition(":")[2]
     pid = int(httpx.get(f"http://127.0.0.1:{base}/edged-web/", timeout=LIMIT).text.split()[1])
     (port,) = listening_ports(pid)
@@ -275,6 +276,37 @@ def test_an_edge_of_ones_own_gets_in_where_it_may(own: Live, serve: Serve) -> No
     answer = httpx.get(f"http://127.0.0.1:{base}/guarded-edge-web/", headers=good, timeout=LIMIT)
     (port,) = listening_ports(int(answer.text))
     assert httpx.get(f"http://127.0.0.1:{port}/", headers=good, timeout=LIMIT).status_code == 421
+
+    several = modal.App("several")
+
+    @several.cls(serialized=True)
+    class Both:
+        @modal.wsgi_app()
+        def one(self) -> Any:
+            return saying("one")
+
+        @modal.wsgi_app()
+        def two(self) -> Any:
+            return saying("two")
+
+    def saying(word: str) -> Any:
+        def app(environ: Any, start_response: Any) -> list[bytes]:
+            import os
+
+            start_response("200 OK", [])
+            return [f"{word} {os.getpid()}".encode()]
+
+        return app
+
+    with pytest.warns(modal.exception.ServerWarning, match="min_containers=1"):
+        several.deploy()
+    answer = httpx.get(f"http://127.0.0.1:{base}/several-both-one/", timeout=LIMIT)
+    (port,) = listening_ports(int(answer.text.split()[1]))
+    # An edge has one pool of connections for a container, and each request says what it is for.
+    with httpx.Client(timeout=LIMIT, headers={"Connection": "keep-alive"}) as edge:
+        for word in ("one", "two", "one"):
+            told = {"X-Modal-Nomad-Method": word}
+            assert edge.get(f"http://127.0.0.1:{port}/", headers=told).text.split()[0] == word
 
 
 def test_https_with_a_certificate_that_changes(more: Gateways, deploy: Deploy, tmp_path: Path) -> None:
