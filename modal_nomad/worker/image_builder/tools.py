@@ -24,6 +24,10 @@ _NOISE = (
 )
 
 
+# What docker says between the lines of a step: nothing of it tells why one failed.
+_BETWEEN = re.compile(
+    r"Sending build context to Docker daemon| ---> |Step \d+/\d+ : FROM |Removing intermediate container "
+)
 # What runs may end by itself when its time is over, and say so.
 _END_SECONDS = 10.0
 
@@ -193,7 +197,8 @@ class Tool:
                 if not line or any(text in line for text in _NOISE):
                     continue
                 self._log(line)
-                lines = [*lines[1 - LAST_LINES :], line]
+                if not _BETWEEN.match(line):
+                    lines = [*lines[1 - LAST_LINES :], line]
         timer.cancel()
         return process.returncode, lines, late.is_set()
 
