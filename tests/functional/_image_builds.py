@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Live, _home
+from conftest import Live, new_home
 
 import modal_nomad as modal
 from modal_nomad._bridge import io, run_blocking
@@ -103,7 +103,7 @@ def building(docker: Docker, folder: Path, render: Mapping[str, str] = {}, **ima
     program.write_text(f'#!/bin/sh\necho "$*" >> {record}\nexec {shutil.which("docker")} "$@"\n')
     program.chmod(0o755)
     settings = {"builder": "docker", "debian_slim": PYTHON, "network": "none", **images}
-    with pytest.MonkeyPatch.context() as patch, _home() as home:
+    with pytest.MonkeyPatch.context() as patch, new_home() as home:
         patch.setenv("DOCKER_HOST", docker.host)
         patch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
         lines = [f"{k} = {str(v).lower() if isinstance(v, bool) else repr(v)}" for k, v in settings.items()]

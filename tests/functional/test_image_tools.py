@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from _container_app import APP, seen
 from _image_builds import build
-from conftest import Live, _home, until
+from conftest import Live, new_home, until
 
 import modal_nomad as modal
 from tests._docker import Docker
@@ -55,7 +55,7 @@ def test_everything_works_in_an_image_by_podman(
         pytest.skip("this machine's own Podman is served, whose images are others")
     for name in ("DOCKER_HOST", "CONTAINER_HOST", "XDG_RUNTIME_DIR"):
         monkeypatch.delenv(name, raising=False)
-    with _home() as home:
+    with new_home() as home:
         (home / "local.toml").write_text('[render]\ncontainer_driver = "podman"\n')
         live = Live(home, tmp_path)
         (tmp_path / "data.txt").write_text("of the caller")
@@ -97,7 +97,7 @@ def test_a_build_without_a_daemon(storage: None, tool: str, tmp_path: Path) -> N
         .shell(["/bin/bash", "-euc"])
         .run_commands("cat /place/file > /seen && echo ${#TOKEN} $BASH_VERSION >> /seen", secrets=[_secret()])
     )
-    with _home() as home:
+    with new_home() as home:
         (home / "local.toml").write_text(
             f'[images]\nbuilder = "{tool}"\nnetwork = "none"\ndebian_slim = "{_BASE}"\n'
         )
