@@ -66,6 +66,9 @@ def cloud(x: int): ...
 @app.function(nomad=nomad.Placement(node_pool="elsewhere"))
 def pool(x: int): ...
 
+@app.function(proxy=modal.Proxy.from_name("pooled"))
+def pooled(x: int): ...
+
 @app.function(region="dc7")
 def region(x: int): ...
 
@@ -96,7 +99,7 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
         pytest.skip(NO_NOMAD)
     folder = tmp_path_factory.mktemp("placed")
     meta = {"rack": "r1", "zone": "eu-1a", "instance_type": "m5.xlarge", "cloud": "aws", "egress": "office"}
-    proxies = {"office": 'node_meta = { egress = "office" }'}
+    proxies = {"office": 'node_meta = { egress = "office" }', "pooled": 'node_pool = "elsewhere"'}
     with (
         nomad_agent(binary, client={"meta": meta, "node_class": "fast"}) as nomad,
         dispatcher(folder, {"address": nomad}, auth="none", proxies=proxies) as url,
@@ -165,6 +168,7 @@ def test_the_rendered_job_shows_the_placement(stack: Stack) -> None:
         ("rack", "0 of 1 nodes have ${meta.rack} = r9"),
         ("cloud", "0 of 1 nodes have ${meta.cloud} = gcp (cloud=)"),
         ("pool", "no node in node pool elsewhere is eligible"),
+        ("pooled", "no node in node pool elsewhere is eligible"),
         ("region", "no node in node pool default is eligible, or none in its datacenters (region=)"),
     ],
 )
@@ -201,5 +205,5 @@ def test_who_waits_for_a_place_is_told_why(stack: Stack, name: str, words: str) 
 def test_a_proxy_that_the_cluster_lacks_is_one_clear_line(stack: Stack, command: list[str]) -> None:
     done = modal_nomad(stack.folder, stack.url, *command, file=UNKNOWN)
     assert done.returncode != 0
-    assert "this cluster has no proxy 'home' (it has office)" in done.stderr, done.stderr
+    assert "this cluster has no proxy 'home' (it has office, pooled)" in done.stderr, done.stderr
     assert "[proxies.home]" in done.stderr and "Traceback" not in done.stderr
