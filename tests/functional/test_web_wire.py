@@ -111,6 +111,31 @@ async def test_what_the_container_is_told() -> None:
     assert not any(x.lower().startswith(b"connection") for x in lines)
 
 
+async def test_a_head_that_comes_again_is_a_request_of_its_own() -> None:
+    seen: list[bytes] = []
+    answers = [b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\n\r\n%d" % number for number in range(3)]
+    answers += [b"HTTP/1.1 404 Not Found\r\nX: y\r\nContent-Length: 1\r\n\r\n3", answers[0]]
+    other = GET.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 9.9.9.9\r\nX-Which: other\r\n\r\n")
+
+    async def container(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for answer in answers:
+            seen.append(await head(reader))
+            writer.write(answer)
+
+    async with gateway(container) as connect:
+        reader, writer = await connect()
+        for request, answer in zip((GET, GET, other, GET, GET), answers, strict=True):
+            writer.write(request)
+            assert await reader.readexactly(len(answer)) == answer
+    calls = [x.partition(b"\r\nx-modal-nomad-call: ")[2].partition(b"\r\n")[0] for x in seen]
+    assert all(calls) and len(set(calls)) == 5
+    assert [b"x-modal-nomad-key" in x for x in seen] == [True] + [False] * 4
+    assert [b"X-Which: other" in x for x in seen] == [False, False, True, False, False]
+    assert all(x.count(b"X-Forwarded-For: 127.0.0.1\r\n") == 1 and b"9.9.9.9" not in x for x in seen)
+    plain = [x.replace(call, b"") for x, call in zip(seen, calls, strict=True)]
+    assert plain[1] == plain[3] == plain[4]
+
+
 async def test_answers_that_are_none() -> None:
     for answer in (
         b"hello\r\n\r\n",

@@ -46,6 +46,22 @@ def head_for(
     trusted: Collection[str],
 ) -> bytes:
     """Return a request's head as the container gets it."""
+    request = exchange.request
+    passed = request.passed
+    if passed is None or passed[0] is not route or passed[1] != prefix:
+        passed = (route, prefix, *_parts(exchange, route, prefix, trusted))
+        if exchange.client is not None:
+            # Whoever left is not there to be named.
+            request.passed = passed
+    own = CALL + b": " + call_id.encode()
+    if key:
+        own += b"\r\n" + KEY + b": " + key
+    head: bytes = passed[2] + own + passed[3]
+    return head
+
+
+def _parts(exchange: Exchange, route: Route, prefix: str, trusted: Collection[str]) -> tuple[bytes, bytes]:
+    """Return what stands before and behind the fields that are of one call."""
     request, client = exchange.request, exchange.client
     target = request.target
     if prefix:
@@ -68,19 +84,18 @@ def head_for(
         b"X-Forwarded-For: " + chain,
         b"X-Forwarded-Host: " + asked,
         b"X-Forwarded-Proto: " + proto,
-        CALL + b": " + call_id.encode(),
+        b"",
     ]
-    if key:
-        lines.append(KEY + b": " + key)
+    behind = [b""]
     if route.method:
-        lines.append(METHOD + b": " + route.method.encode())
+        behind.append(METHOD + b": " + route.method.encode())
     if prefix:
-        lines += [b"X-Forwarded-Prefix: " + prefix.encode(), PREFIX + b": " + prefix.encode()]
+        behind += [b"X-Forwarded-Prefix: " + prefix.encode(), PREFIX + b": " + prefix.encode()]
     if request.length == CHUNKED:
-        lines.append(b"Transfer-Encoding: chunked")
+        behind.append(b"Transfer-Encoding: chunked")
     if request.upgrade:
-        lines += [b"Connection: Upgrade", b"Upgrade: websocket"]
-    return b"\r\n".join(lines) + b"\r\n\r\n"
+        behind += [b"Connection: Upgrade", b"Upgrade: websocket"]
+    return b"\r\n".join(lines), b"\r\n".join(behind) + b"\r\n\r\n"
 
 
 def claimed_call(target: bytes) -> str:

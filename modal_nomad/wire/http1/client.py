@@ -8,6 +8,7 @@ from .body import Body, body_of, chunk, last_chunk
 from .exchange import FOREVER, KEPT_BYTES, NOTHING, Exchange, Router
 from .head import (
     CHUNKED,
+    KEPT_HEAD_BYTES,
     MAX_HEAD_BYTES,
     UNTIL_CLOSE,
     HttpError,
@@ -59,6 +60,8 @@ class Client(asyncio.Protocol):
         self.minor = 1
         self.secure = False
         self._buffer = b""
+        self._last_head = b""
+        self._last: Optional[Request] = None
         self._body: Optional[Body] = None
         self._chunked = False
         self._counted = 0
@@ -188,13 +191,19 @@ class Client(asyncio.Protocol):
                 self.transport.write(_NO_HTTP2)
                 self._close()
                 return False
+            head = data[:end]
+            if head == self._last_head and self._last is not None:
+                self._begin(self._last)
+                return True
             try:
-                request = parse_request(data[:end])
+                request = parse_request(head)
                 if request.length > self.router.limits.max_body:
                     raise HttpError(413, "the request's body is too large")
             except HttpError as error:
                 self.answer(error.status, error.text, close=True)
                 return False
+            if end <= KEPT_HEAD_BYTES:
+                self._last_head, self._last = head, request
             self._begin(request)
             return True
         if end >= 0 or len(data) > MAX_HEAD_BYTES:
@@ -262,6 +271,9 @@ class Client(asyncio.Protocol):
     def begin_answer(self, exchange: Exchange, response: Response) -> Tuple[bytes, bool]:
         """Return the head of an answer to write, and whether its body is to be written in chunks."""
         keep = self._keep_alive and exchange.complete
+        plain = keep and self.minor == 1
+        if plain and response.written is not None:
+            return response.written
         chunked = False
         lines = [b"HTTP/1.1 %d %b" % (response.status, response.reason)]
         dropped = NOTHING
@@ -278,7 +290,10 @@ class Client(asyncio.Protocol):
         if not keep:
             self._keep_alive = False
             lines.append(b"Connection: close")
-        return b"\r\n".join(lines) + b"\r\n\r\n", chunked
+        head = b"\r\n".join(lines) + b"\r\n\r\n"
+        if plain:
+            response.written = head, chunked
+        return head, chunked
 
     def end_answer(self, complete: bool) -> None:
         """The answer is written: go on with the next request, or close."""

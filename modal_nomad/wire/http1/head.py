@@ -1,10 +1,12 @@
 """Heads of HTTP/1.1 messages: parsed strictly, their framing decided once, written anew."""
 
 import re
-from typing import Dict, FrozenSet, Iterable, List, Optional, Sequence, Tuple
+from typing import Any, Dict, FrozenSet, Iterable, List, Optional, Sequence, Tuple
 
 MAX_HEAD_BYTES = 64 * 1024
 MAX_FIELDS = 256
+KEPT_HEAD_BYTES = 2048
+"""A head up to this long is kept, to know it when it comes again on its connection."""
 MAX_TARGET_BYTES = 32 * 1024
 UNTIL_CLOSE = -2
 CHUNKED = -1
@@ -62,6 +64,7 @@ class Request:
         keep_alive: the client wants the connection kept.
         upgrade: the client asks for a WebSocket.
         expects: the client waits for "100 Continue" before its body.
+        passed: what the router made of it; who says the same again, byte for byte, has the same request.
     """
 
     __slots__ = (
@@ -73,6 +76,7 @@ class Request:
         "method",
         "minor",
         "nominated",
+        "passed",
         "target",
         "upgrade",
     )
@@ -81,6 +85,7 @@ class Request:
         self.method = method
         self.minor = minor
         self.fields = fields
+        self.passed: Any = None
         values = _framing_fields(fields)
         self.length = _length(values, minor, 400) or 0
         self.host, self.target = _place(method, target, values.get(b"host", ()), minor)
@@ -121,13 +126,15 @@ class Response:
         fields: all of them, in order.
         length: bytes of the body, CHUNKED or UNTIL_CLOSE; 0 where there can be none.
         keep_alive: the connection may be used again.
+        written: the head as it goes to a client of HTTP/1.1 whose connection stays, once it was written.
     """
 
-    __slots__ = ("fields", "keep_alive", "length", "minor", "nominated", "reason", "status")
+    __slots__ = ("fields", "keep_alive", "length", "minor", "nominated", "reason", "status", "written")
 
     def __init__(self, status: int, reason: bytes, minor: int, fields: List[Field], method: bytes) -> None:
         self.status = status
         self.reason = reason
+        self.written: Optional[Tuple[bytes, bool]] = None
         self.minor = minor
         self.fields = fields
         values = _framing_fields(fields)

@@ -6,7 +6,7 @@ from typing import Callable, Optional
 from ..web import REFUSED
 from .body import LAST_CHUNK, Body, body_of, chunk, last_chunk
 from .exchange import Exchange
-from .head import MAX_HEAD_BYTES, UNTIL_CLOSE, HttpError, Response, parse_response
+from .head import KEPT_HEAD_BYTES, MAX_HEAD_BYTES, UNTIL_CLOSE, HttpError, Response, parse_response
 
 
 class Upstream(asyncio.Protocol):
@@ -29,6 +29,9 @@ class Upstream(asyncio.Protocol):
         self._closed = closed
         self._buffer = b""
         self._response: Optional[Response] = None
+        # The last head, and what was read in it: the same one again is not read again.
+        self._last: Optional[Response] = None
+        self._last_head = self._last_method = b""
         self._body: Optional[Body] = None
         self._chunked_out = False
         self._head_out = b""
@@ -107,7 +110,12 @@ class Upstream(asyncio.Protocol):
                 return None
             if end > MAX_HEAD_BYTES:
                 raise HttpError(502, "the head of the container's answer is too large")
-            response = parse_response(data[:end], exchange.request.method)
+            head, method = data[:end], exchange.request.method
+            response = self._last
+            if response is None or head != self._last_head or method != self._last_method:
+                response = parse_response(head, method)
+                if end <= KEPT_HEAD_BYTES:
+                    self._last, self._last_head, self._last_method = response, head, method
             data = data[end + 4 :]
             self._buffer = b""
             if response.status == 101:
