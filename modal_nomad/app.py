@@ -253,6 +253,8 @@ class App(Decorators):
         detach: bool = False,
         interactive: bool = False,
         environment_name: str | None = None,
+        *,
+        name: str | None = None,
     ) -> AsyncIterator[App]:
         """Run the App: its Functions can be called inside the ``with`` block, and stop at its end.
 
@@ -265,6 +267,7 @@ class App(Decorators):
             interactive: mark the run as interactive, see ``is_interactive``; needs
                 ``modal.enable_output()``, else it warns and stays off.
             environment_name: the environment to run in.
+            name: what the run is described as, in place of the App's description.
 
         Raises:
             InvalidError: when it runs already, or in global scope inside a container.
@@ -278,6 +281,8 @@ class App(Decorators):
         from ._image_publish import built
 
         self._check_can_run(show_progress)
+        if name is not None:
+            self.set_description(name)
         output = _output.current()
         if interactive and output is None:
             warnings.warn("interactive=True needs modal.enable_output(); it is off", stacklevel=2)
@@ -303,9 +308,9 @@ class App(Decorators):
             interrupted = False
             try:
                 if output is not None:
-                    for name in self._functions:
-                        of_class = name.endswith(".*")
-                        output.created("class" if of_class else "function", name[:-2] if of_class else name)
+                    for tag in self._functions:
+                        of_class = tag.endswith(".*")
+                        output.created("class" if of_class else "function", tag[:-2] if of_class else tag)
                     output.attach(client, reply["app_id"])
                 try:
                     yield self

@@ -15,6 +15,7 @@ from ._invocation import call_remote, encode_input, spawn_call
 from ._map_methods import MapMethods
 from ._older_names import Called, Resolvable
 from ._options import name_of
+from ._publishing import is_published_with
 from ._returned_exceptions import UserCodeException
 from ._web_urls import WebUrls
 from ._with_options import WithOptions
@@ -41,6 +42,8 @@ else:
     R = TypeVar("R")
     O = TypeVar("O")  # noqa: E741
 
+OWN_APP = ""
+"""Where a Function is looked for that pickled code of its own App refers to."""
 
 __all__ = [
     "Function",
@@ -120,6 +123,10 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
         )
 
     def __reduce__(self) -> Any:
+        if is_published_with(self):
+            # A class is found again by its name alone; a function can be called there with .local(), too.
+            raw_f = None if isinstance(self._raw_f, type) else self._raw_f
+            return _of_own_app, (self.tag, self.is_generator), raw_f
         if self._function_id is None:
             if self._where is not None:
                 return _named, self._where
@@ -127,6 +134,9 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
                 f"{self!r} cannot be passed on before it is hydrated: pass it within `with app.run():`"
             )
         return _by_id, (self._function_id, self.is_generator)
+
+    def __setstate__(self, raw_f: Callable[..., Any]) -> None:
+        self._raw_f = raw_f
 
     # --- identity ---------------------------------------------------------------------------------
 
@@ -265,15 +275,17 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
         if self._where is not None:
             app, name, environment = self._where
         elif not is_local():
-            # Inside a container a Function of the same App is found through the App that runs it.
-            import os
-
-            app, name, environment = os.environ.get("MODAL_APP_ID", ""), self.tag, None
+            app, name, environment = OWN_APP, self.tag, None
         else:
             raise exception.ExecutionError(
                 f"{self!r} is not hydrated: call it within `with app.run():`, or deploy the App and use "
                 "Function.from_name"
             )
+        if app == OWN_APP and not is_local():
+            # Inside a container a Function of the same App is found through the App that runs it.
+            import os
+
+            app = os.environ.get("MODAL_APP_ID", "")
         client = self._client or await Client.from_env.aio()
         if environment is None:
             from .config import config
@@ -386,11 +398,12 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
             >>> square.local(3)
             9
         """
-        if self._info is None:
+        raw_f = self._raw_f if self._info is None else self._info.raw_f
+        if raw_f is None:
             raise exception.ExecutionError(
                 f"{self!r} was looked up by name: its code is not here, use .remote(...)"
             )
-        return cast(O, self._info.raw_f(*args, **kwargs))
+        return cast(O, raw_f(*args, **kwargs))
 
     @blocking
     async def spawn(self, /, *args: P.args, **kwargs: P.kwargs) -> FunctionCall[R]:
@@ -502,6 +515,12 @@ def _named(
     function = Function._new()
     function._where = (app_name, name, environment_name)
     function._client = client
+    return function
+
+
+def _of_own_app(name: str, is_generator: bool) -> Function[Any, Any]:
+    function = _named(OWN_APP, name)
+    function._remote_generator = is_generator
     return function
 
 

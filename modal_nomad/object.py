@@ -10,6 +10,7 @@ from . import exception
 from ._bridge import blocking, io
 from ._older_names import Resolvable
 from ._options import check_object_name, warn_deprecated
+from ._publishing import is_publishing
 
 if TYPE_CHECKING:
     from .client import Client
@@ -68,6 +69,9 @@ class Object(Resolvable):
 
     def __reduce__(self) -> Any:
         if self._object_id is None:
+            if is_publishing():
+                # Looked for where the code runs, when it is first used there.
+                return _unhydrated, (type(self), {**vars(self), "_client": None})
             raise exception.InvalidError(
                 f"{self!r} cannot be passed on before it is hydrated: call .hydrate() on it first"
             )
@@ -235,4 +239,10 @@ def check_environment_name(name: str | None) -> str | None:
 def _by_id(cls: type[T], object_id: str, name: str | None = None) -> T:
     made = cls._new(None, object_id)
     made._name = name
+    return made
+
+
+def _unhydrated(cls: type[T], state: Mapping[str, Any]) -> T:
+    made = cls._new()
+    vars(made).update(state)
     return made

@@ -17,6 +17,7 @@ from ._bridge import blocking_function, io
 from ._image_publish import PublishedImage, built, check_built, image_of, resolved
 from ._log import logger
 from ._options import FunctionOptions, check_object_name
+from ._publishing import publishing
 from ._secret_refs import reference_of
 from ._volume_mounts import buckets_in, check_once, volumes_in
 from .config import config
@@ -222,7 +223,8 @@ def function_specs(
         code = bundle if options.include_source else None
         blob = None
         if info.serialized:
-            data = _pickled(info.name, info.raw_f)
+            with publishing(app.registered_functions):
+                data = _pickled(info.name, info.raw_f)
             blob = hashlib.sha256(data).hexdigest()
             contents[blob] = data
         specs.append(

@@ -11,6 +11,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import typer
+
 from modal_nomad.cli._class_method import ClassMethod, method_named, methods_of
 from modal_nomad.cli._errors import CommandError, UsageError, user_code
 
@@ -60,10 +62,10 @@ def import_target(ref: ImportRef) -> ModuleType:
         return _import_dotted(ref.target)
     path = Path(ref.target)
     if not path.exists():
-        hint = ""
-        if path.suffix == "" and Path(ref.target.replace(".", "/") + ".py").exists():
-            hint = f" A dotted module path needs -m: '-m {ref.target}'."
-        raise UsageError(f"{ref.target}: no such file.{hint}")
+        if path.suffix != ".py" and Path(ref.target.replace(".", "/") + ".py").exists():
+            typer.echo(f"{ref.target} is taken for a module: write '-m {ref.target}'.", err=True)
+            return _import_dotted(ref.target)
+        raise UsageError(f"{ref.target}: no such file.")
     if path.is_dir():
         raise UsageError(f"{ref.target} is a directory; name a Python file in it.")
     if path.suffix != ".py":

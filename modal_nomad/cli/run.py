@@ -36,6 +36,7 @@ def run(
     quiet: bool = typer.Option(False, "--quiet", "-q", help="Show no progress; errors still show."),
     detach: bool = typer.Option(False, "--detach", "-d", help="Let the app go on when this command ends."),
     interactive: bool = typer.Option(False, "--interactive", "-i", help="Run the app interactively."),
+    name: str = typer.Option("", "--name", "-n", help="What lists of apps call this run."),
     environment: str = typer.Option("", "--env", "-e", help="Environment to run in."),
     is_module: bool = typer.Option(False, "-m", help="The reference is a dotted module path."),
 ) -> None:
@@ -50,7 +51,13 @@ def run(
     with ExitStack() as stack:
         if not quiet:
             stack.enter_context(enable_output())
-        ran, result = _run(reference, arguments or [], detach, interactive, environment or None, is_module)
+        how = {
+            "detach": detach,
+            "interactive": interactive,
+            "environment_name": environment or None,
+            "name": name or None,
+        }
+        ran, result = _run(reference, arguments or [], how, is_module)
     if ran and write_result is not None:
         _write(write_result, result)
 
@@ -58,9 +65,7 @@ def run(
 def _run(
     reference: str,
     arguments: list[str],
-    detach: bool,
-    interactive: bool,
-    environment: str | None,
+    how: dict[str, Any],
     is_module: bool,
 ) -> tuple[bool, Any]:
     """Find what is meant, read its flags and run it; False when only help was asked for."""
@@ -78,7 +83,7 @@ def _run(
         raise CommandError(f"{chosen.names[0]} is a generator function; 'run' cannot run one.")
     if chosen.app.name is None and not chosen.app.description:
         chosen.app.set_description(f"{Path(ref.target).name}::{chosen.names[0]}")
-    return True, _run_app(chosen, func, args, kwargs, detach, interactive, environment)
+    return True, _run_app(chosen, func, args, kwargs, how)
 
 
 def _run_app(
@@ -86,14 +91,13 @@ def _run_app(
     func: Any,
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
-    detach: bool,
-    interactive: bool,
-    environment: str | None,
+    how: dict[str, Any],
 ) -> Any:
     result: Any = None
     interrupted = False
     app_id: str | None = None
-    with chosen.app.run(detach=detach, interactive=interactive, environment_name=environment):
+    detach = how["detach"]
+    with chosen.app.run(**how):
         app_id = chosen.app.app_id
         try:
             with user_code():
@@ -133,5 +137,5 @@ def _write(path: Path, result: Any) -> None:
         path.write_bytes(result)
     else:
         raise CommandError(
-            f"--write-result needs a function that returns str or bytes; got {type(result).__name__}."
+            f"Function must return str or bytes when using `--write-result`; got {type(result).__name__}."
         )

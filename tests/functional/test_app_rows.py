@@ -49,14 +49,15 @@ def test_what_an_app_says_of_itself_before_during_and_after_a_run(live: Live) ->
         first.remote()
 
     app.set_description("rows of an App")
+    assert app.description == "rows of an App"
     with pytest.warns(exception.DeprecationError, match="show_progress"):
-        running = app.run(show_progress=False)
+        running = app.run(show_progress=False, name="this one run")
         with running as given:
             assert given is app and not app.is_interactive
             app_id = app.app_id
             assert app_id is not None and app_id.startswith("ap-")
             found = [x for x in live.request("app.list")["apps"] if x["app_id"] == app_id]
-            assert [x["description"] for x in found] == ["rows of an App"]
+            assert [x["description"] for x in found] == ["this one run"]
             # Each in the image and with the options of the App that it was made in.
             assert first.remote() == "one" and Model().second.remote() == "one"
             assert third.remote() == ("more", "none")

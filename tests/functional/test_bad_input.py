@@ -90,7 +90,11 @@ def one_line(done: subprocess.CompletedProcess[str], *words: str, code: int) -> 
         (["run", "app.py:main"], 2, ["Did you mean 'app.py::main'?"]),
         (["run", "-q", "-i", "app.py::main"], 2, ["remove the --quiet flag"]),
         (["run", "app.py::main", "--count", "1", "more"], 2, ["more"]),
-        (["run", "-w", "out.txt", "app.py::f", "--x", "1"], 1, ["str or bytes", "int"]),
+        (
+            ["run", "-w", "out.txt", "app.py::f", "--x", "1"],
+            1,
+            ["must return str or bytes", "got int"],
+        ),
         (["render", "app.py"], 2, ["--server-url"]),
         (["render", "app.py", "--server-url", "nonsense"], 2, ["nonsense", "http://HOST:PORT"]),
         (["app", "history", "no-such-app"], 1, ["no-such-app"]),

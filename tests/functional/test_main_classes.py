@@ -189,3 +189,47 @@ def test_a_spawned_process_of_a_script(live: Live) -> None:
 def test_a_session_without_a_file(live: Live) -> None:
     done = live._finish(live.start("-c", dedent(SCRIPT) + "\nwith app.run():\n    main()\n"))
     assert done.stdout == "the same\n", done.stderr
+
+
+SESSION = """
+    import modal
+
+    app = modal.App("session")
+    shared = modal.Dict.from_name("session", create_if_missing=True)
+
+    @app.function()
+    def double(x):
+        return 2 * x
+
+    @app.function()
+    def factorial(n):
+        return 1 if n < 2 else n * factorial.remote(n - 1)
+
+    @app.function()
+    def count(upto):
+        yield from range(upto)
+
+    @app.cls()
+    class Model:
+        size: int = modal.parameter(default=1)
+
+        @modal.method()
+        def grow(self, x):
+            return double.remote(x) + self.size
+
+    @app.function()
+    def everything(x):
+        shared["x"] = x
+        grown = [Model(size=10).grow.remote(x), Model.with_options(cpu=0.5)().grow.remote(x)]
+        return [double.remote(x), double.local(x), *double.map([x, 1]), *count.remote_gen(2), *grown]
+
+    for _ in range(2):
+        with app.run():
+            print(everything.remote(3), factorial.remote(4), shared["x"])
+"""
+
+
+def test_functions_of_a_session_call_each_other(live: Live) -> None:
+    """They go pickled, before any of them has an id; so do those that come back to themselves."""
+    done = live._finish(live.start("-c", dedent(SESSION)))
+    assert done.stdout == "[6, 6, 6, 2, 0, 1, 16, 7] 24 3\n" * 2, done.stderr

@@ -87,12 +87,15 @@ def test_failing_import_is_the_users_and_leaves_nothing(tmp_path: Path) -> None:
     assert "an_app" not in sys.modules
 
 
-def test_dotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_dotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "a_pkg").mkdir()
     write(tmp_path / "a_pkg", "", "__init__.py")
     write(tmp_path / "a_pkg", APP)
     monkeypatch.chdir(tmp_path)
     assert "app" in refs.find_apps(refs.import_target(refs.parse_ref("a_pkg.an_app", True)))
+    # As programs of before -m write it.
+    assert "app" in refs.find_apps(refs.import_target(refs.parse_ref("a_pkg.an_app", False)))
+    assert "write '-m a_pkg.an_app'" in capsys.readouterr().err
     for name in ("a_pkg.absent", "absent_pkg.x"):
         with pytest.raises(UsageError, match="no"):
             refs.import_target(refs.parse_ref(name, True))
