@@ -41,6 +41,12 @@ NO_IMAGE_TOOLS = "no podman or no buildah on PATH"
 NO_BUCKET_MOUNTS = "no rclone, s3fs, fusermount3 or usable /dev/fuse, or not root"
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # Before 3.12.4 Python warns of numbered parameters (`?1`) as if they were named ones.
+    if sys.version_info[:2] == (3, 12):
+        config.addinivalue_line("filterwarnings", "ignore:Binding .* is a named parameter:DeprecationWarning")
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for what, reason in (
         ("on a real Nomad", NO_NOMAD),
