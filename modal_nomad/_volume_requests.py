@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -22,6 +23,7 @@ async def in_thread(work: Callable[[], T]) -> T:
         FileNotFoundError: nothing is at a path.
         FileExistsError: something is there already.
         ConnectionError: the dispatcher did not answer.
+        OSError: there is no space left (``ENOSPC``), and where.
         Error: what it answered.
     """
     from .client import _translate
@@ -35,6 +37,8 @@ async def in_thread(work: Callable[[], T]) -> T:
     except (FileNotFoundError, PermissionError, TimeoutError):
         raise
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
         raise exception.ConnectionError(f"the dispatcher did not answer: {error}") from None
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -340,6 +341,8 @@ class Client:
             try:
                 return await loop.run_in_executor(None, function, argument)
             except OSError as error:
+                if error.errno == errno.ENOSPC:
+                    raise
                 # A restarted dispatcher is back in a moment, and the connection is what starts it again.
                 failure = error
                 await asyncio.sleep(delay)

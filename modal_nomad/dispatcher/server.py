@@ -26,7 +26,7 @@ from modal_nomad.dispatcher._codec import decode, encode
 from modal_nomad.dispatcher._peer import NORMAL, POLICY, Peer
 from modal_nomad.dispatcher._requests import Request, find
 from modal_nomad.dispatcher.auth import Authenticator, Identity
-from modal_nomad.dispatcher.blobs import BlobError, BlobMissing, BlobStoreError
+from modal_nomad.dispatcher.blobs import BlobError, BlobMissing, BlobStoreError, BlobStoreFull
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.gateway_sessions import GatewaySession
 from modal_nomad.dispatcher.http_images import add_routes as add_image_routes
@@ -45,7 +45,7 @@ from modal_nomad.dispatcher.sessions import (
     statuses,
     text,
 )
-from modal_nomad.dispatcher.store.base import StoreError
+from modal_nomad.dispatcher.store.base import StoreError, StoreFull
 from modal_nomad.exception import AuthError, Error, InvalidError
 from modal_nomad.wire import frames
 
@@ -81,7 +81,7 @@ class Server:
 
     def application(self) -> web.Application:
         """Return the aiohttp application."""
-        app = web.Application(client_max_size=1 << 20, middlewares=[_without_blobs])
+        app = web.Application(client_max_size=1 << 20, middlewares=[_without_disks])
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/metrics", self._metrics_page)
         app.router.add_get("/v1/connect", self._connect)
@@ -381,11 +381,15 @@ class Server:
 
 
 @web.middleware
-async def _without_blobs(request: web.Request, handler: Handler) -> web.StreamResponse:
-    """Tell whoever asks while blobs cannot be had to come again."""
+async def _without_disks(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Tell whoever asks while blobs or rows cannot be had to come again, or that there is no space."""
     try:
         return await handler(request)
-    except BlobStoreError as error:
+    except (BlobStoreFull, StoreFull) as error:
+        logger.error("%s %s failed: %s", request.method, request.path, error)
+        # To come again at once would help nobody.
+        raise web.HTTPInsufficientStorage(text=str(error)) from None
+    except (BlobStoreError, StoreError) as error:
         logger.error("%s %s failed: %s", request.method, request.path, error)
         raise web.HTTPServiceUnavailable(text=str(error), headers={"Retry-After": "1"}) from None
 

@@ -14,9 +14,9 @@ from modal_nomad.dispatcher._large_trees import LargeTrees
 from modal_nomad.dispatcher._volume_pins import Pins
 from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.objects.registry import ObjectRegistry
-from modal_nomad.dispatcher.store.base import Store
+from modal_nomad.dispatcher.store.base import Store, StoreFull
 from modal_nomad.dispatcher.store.volumes import ChangePage, Committed, Listing, VolumeConflict
-from modal_nomad.exception import AlreadyExistsError, Error, ExecutionError, InvalidError, NotFoundError
+from modal_nomad.exception import AlreadyExistsError, Error, InvalidError, NotFoundError
 from modal_nomad.wire.volumes.client import LAST, NEW, OVER
 from modal_nomad.wire.volumes.entries import DIRECTORY, HOLE, REMOVED, Entry, clean_path, decode
 
@@ -93,7 +93,10 @@ class Volumes:
         with tempfile.SpooledTemporaryFile(_IN_MEMORY) as file:
             lines = cast("BinaryIO", file)
             async for part in body:
-                await asyncio.to_thread(lines.write, part)
+                try:
+                    await asyncio.to_thread(lines.write, part)
+                except OSError as error:
+                    raise _no_space(error) from None
             chunks, count = await asyncio.to_thread(_survey, lines, rule)
             # Asked for, they are safe from collection until the commit names them.
             missing = await self._blobs.missing(chunks)
@@ -265,6 +268,13 @@ def _in_order(file: BinaryIO) -> Iterable[Entry]:
     yield from sorted(removed, key=lambda x: x.path.count("/"), reverse=True)
 
 
+def _no_space(error: OSError) -> StoreFull:
+    where = tempfile.gettempdir()
+    return StoreFull(
+        f"the dispatcher could not keep a commit in {where} ({error.strerror}): free some space there"
+    )
+
+
 def _survey(file: BinaryIO, rule: str) -> tuple[set[str], int]:
     """Return the chunks that entries name, and how many entries there are.
 
@@ -294,9 +304,7 @@ def _survey(file: BinaryIO, rule: str) -> tuple[set[str], int]:
     except ValueError as error:
         raise InvalidError(f"the commit cannot be read: {error}") from None
     except OSError as error:
-        raise ExecutionError(
-            f"the dispatcher could not keep the commit ({error.strerror}): free some space there"
-        ) from None
+        raise _no_space(error) from None
     for path in sorted(files & folders)[:1]:
         raise PathExists(f"{path} is a file and a directory in what is to be committed")
     return names - {HOLE}, count

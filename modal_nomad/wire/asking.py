@@ -1,8 +1,11 @@
 """Requests over HTTP that are made again while the dispatcher is away, and what its refusals are."""
 
+import errno
 import json
 import time
 from typing import Callable, Iterator, Optional, TypeVar
+
+from .transport import FULL
 
 T = TypeVar("T")
 _ATTEMPTS = 10
@@ -27,6 +30,8 @@ def checked(status: int, body: bytes) -> bytes:
     """Return the body of an answer. Raises Refused, or OSError for what is no answer of a dispatcher."""
     if status < 300:
         return body
+    if status == FULL:
+        raise OSError(errno.ENOSPC, body[:500].decode("utf-8", "replace"))
     try:
         kind, text = json.loads(body)["error"]
     except (ValueError, KeyError, TypeError):
@@ -46,8 +51,8 @@ def again(work: Callable[[], T]) -> T:
     for pause in pauses():
         try:
             return work()
-        except OSError:
-            if pause is None:
+        except OSError as error:
+            if pause is None or error.errno == errno.ENOSPC:
                 raise
             time.sleep(pause)
     raise AssertionError

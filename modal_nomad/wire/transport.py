@@ -1,5 +1,6 @@
 """Blocking sockets for the container: a WebSocket and a blob client, standard library only."""
 
+import errno
 import hashlib
 import os
 import socket
@@ -12,6 +13,8 @@ from . import websocket
 from .address import Address, parse_address
 
 _PIECE = 1 << 14
+FULL = 507
+"""The status with which a dispatcher says that it has no space for more."""
 
 
 def open_socket(address: Address, timeout: Optional[float]) -> socket.socket:
@@ -303,7 +306,9 @@ class BlobClient:
 def _good(status: int, data: bytes, method: str, sha: str) -> bytes:
     if status == 404:
         raise KeyError(sha)
+    told = data[:500].decode("utf-8", "replace")
+    if status == FULL:
+        raise OSError(errno.ENOSPC, told)
     if status >= 300:
-        told = data[:500].decode("utf-8", "replace")
         raise ConnectionError(f"the dispatcher answered {status} to {method} of blob {sha}: {told}")
     return data

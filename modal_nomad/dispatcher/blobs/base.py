@@ -31,6 +31,10 @@ class BlobStoreError(Exception):
     """The place where blobs are kept cannot be used; the text is one line that names the remedy."""
 
 
+class BlobStoreFull(BlobStoreError):
+    """There is no space for another blob."""
+
+
 class BlobStore(abc.ABC):
     """Keeps blobs. No method blocks the event loop; each may raise BlobStoreError."""
 

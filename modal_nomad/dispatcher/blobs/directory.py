@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -16,6 +18,8 @@ from aiohttp import web
 
 from modal_nomad.dispatcher.blobs.base import (
     BlobStore,
+    BlobStoreError,
+    BlobStoreFull,
     checked_content,
     checked_hash,
     checked_name,
@@ -59,8 +63,9 @@ class DirectoryBlobs(BlobStore):
     ) -> str:
         if sha is not None:
             checked_name(sha)
-        target = await asyncio.to_thread(self._temporary)
+        target: BinaryIO | None = None
         try:
+            target = await asyncio.to_thread(self._temporary)
             digest, size, pending = hashlib.sha256(), 0, bytearray()
             async for chunk in chunks:
                 size += len(chunk)
@@ -71,9 +76,15 @@ class DirectoryBlobs(BlobStore):
                     pending.clear()
             await asyncio.to_thread(_append, target, digest.update, bytes(pending))
             return await asyncio.to_thread(self._keep, target, digest.hexdigest(), sha)
+        except ConnectionError:
+            # Who sends it went away.
+            raise
+        except OSError as error:
+            raise self._describe(error) from error
         finally:
-            # A no-op after success: the file was closed and renamed.
-            await asyncio.shield(asyncio.to_thread(_discard, target))
+            if target is not None:
+                # A no-op after success: the file was closed and renamed.
+                await asyncio.shield(asyncio.to_thread(_discard, target))
 
     async def get(self, sha: str) -> bytes:
         path = self.path(sha)
@@ -104,12 +115,23 @@ class DirectoryBlobs(BlobStore):
         found = checked_content(data, sha)
         if self._touch(self.path(found)):
             return found
-        target = self._temporary()
+        target: BinaryIO | None = None
         try:
+            target = self._temporary()
             target.write(data)
             return self._keep(target, found, sha)
+        except OSError as error:
+            raise self._describe(error) from error
         finally:
-            _discard(target)
+            if target is not None:
+                _discard(target)
+
+    def _describe(self, error: OSError) -> BlobStoreError:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return BlobStoreFull(f"no space left for blobs in {self.directory}: free some disk space there")
+        return BlobStoreError(
+            f"a blob cannot be kept in {self.directory} ({error.strerror}): check the directory and its disk"
+        )
 
     def _temporary(self) -> BinaryIO:
         # In the store itself: a rename is atomic within one file system only.
@@ -169,7 +191,9 @@ def _append(target: BinaryIO, update: Callable[[bytes], None], data: bytes) -> N
 
 def _discard(target: BinaryIO) -> None:
     if not target.closed:
-        target.close()
+        # What is not written yet need not go anywhere: there may be no space for it.
+        with contextlib.suppress(OSError):
+            target.close()
         Path(target.name).unlink(missing_ok=True)
 
 

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 import asyncpg
 
 from modal_nomad.dispatcher.store._postgresql_schema import PostgresqlDialect, translate
-from modal_nomad.dispatcher.store.base import StoreError
+from modal_nomad.dispatcher.store.base import StoreError, StoreFull
 from modal_nomad.dispatcher.store.migrations import STEPS, VERSION
 
 T = TypeVar("T")
@@ -281,7 +281,7 @@ class Session:
         """Say what happened, and what to do."""
         text = str(exc).split("\n")[0] or type(exc).__name__
         if isinstance(exc, asyncpg.DiskFullError):
-            return StoreError(f"no space left for the store {self.where}: free some disk space there")
+            return StoreFull(f"no space left for the store {self.where}: free some disk space there")
         if isinstance(exc, asyncpg.InsufficientPrivilegeError):
             return StoreError(
                 f"the store {self.where} refuses its user: {text}; GRANT CREATE ON DATABASE to it, or make "

@@ -22,6 +22,10 @@ class StoreError(Exception):
     """The store cannot be used; the text is one line that names the remedy."""
 
 
+class StoreFull(StoreError):
+    """There is no space for what is to be written."""
+
+
 class StoreBusy(StoreError):
     """Another dispatcher has the store."""
 

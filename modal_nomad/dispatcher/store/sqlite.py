@@ -18,7 +18,7 @@ from modal_nomad.dispatcher.store._sql import Connection, Dialect
 from modal_nomad.dispatcher.store._sql_store import SqlStore
 from modal_nomad.dispatcher.store._wal import CHECKPOINT_PAGES, Room
 from modal_nomad.dispatcher.store._writer import GroupWriter, Result
-from modal_nomad.dispatcher.store.base import StoreBusy, StoreError
+from modal_nomad.dispatcher.store.base import StoreBusy, StoreError, StoreFull
 
 T = TypeVar("T")
 _SQLITE = Dialect()
@@ -210,7 +210,7 @@ class SqliteStore(SqlStore):
                 "file away to start anew"
             )
         if "disk is full" in text:
-            return StoreError(f"no space left for the store {self.path}: free some disk space")
+            return StoreFull(f"no space left for the store {self.path}: free some disk space")
         return StoreError(
             f"the store {self.path} failed: {text}; check the file, its permissions and its disk"
         )

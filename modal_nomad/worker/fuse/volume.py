@@ -472,5 +472,5 @@ def describe(error: BaseException) -> Tuple[str, str, int]:
     """Return an error's kind, text and number, for the process that asked."""
     kind = error.kind if isinstance(error, Refused) else type(error).__name__
     number = error.errno or errno.EIO if isinstance(error, OSError) else 0
-    text = os.strerror(number) if isinstance(error, OSError) and not str(error) else str(error)
+    text = error.strerror or str(error) or os.strerror(number) if isinstance(error, OSError) else str(error)
     return kind, text, number
