@@ -9,6 +9,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
@@ -43,7 +44,8 @@ from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store import Store
-from modal_nomad.dispatcher.tunnels import Tunnels
+from modal_nomad.dispatcher.tunnels import AssignedTunnels, Tunnels
+from modal_nomad.dispatcher.tunnels.room import Room
 from modal_nomad.dispatcher.volumes import Volumes
 from modal_nomad.dispatcher.web import Web
 from modal_nomad.engines.base import Engine
@@ -133,16 +135,21 @@ class Dispatcher:
         nfs = str(settings.render_dict(runtime_sha).get("nfs_directory") or "")
         self.images = Images(store, self.secrets, builds, builder, runtime_sha, workers.mint, nfs)
         self.proxy_tokens = ProxyTokens(store)
+        # Known to all dispatchers of an installation, where there may be several.
+        shared = settings.gateway_token().encode() or workers.key
         self.web = Web(
             store,
-            settings.gateway_token().encode() or workers.key,
+            shared,
             settings.gateway_settings(),
             settings.workspace,
             self.handle,
             self.proxy_tokens.opens,
             bool(settings.web.get("edge", False)),
         )
-        self.tunnels = Tunnels.from_settings(settings, workers.key)
+        places, home = settings.tunnel_settings(), Path(settings.home)
+        self.tunnels: Room = (
+            AssignedTunnels(places, shared) if places.gateways else Tunnels(places, shared, home)
+        )
         self.containers = Containers(
             engine,
             self.functions,

@@ -12,10 +12,12 @@ from modal_nomad.dispatcher.gateway.routes import Route
 from modal_nomad.dispatcher.gateway.wire import host_and_port, served_frame
 from modal_nomad.dispatcher.sessions import MAX_NUMBER, Session, integers, text
 from modal_nomad.wire import frames
+from modal_nomad.wire.address import parse_address
 
 if TYPE_CHECKING:
     from modal_nomad.dispatcher._peer import Peer
     from modal_nomad.dispatcher.auth import Identity
+    from modal_nomad.dispatcher.tunnels import AssignedTunnels
     from modal_nomad.dispatcher.web import Web
 
 _TELL_SECONDS = 0.02
@@ -28,6 +30,7 @@ class GatewaySession(Session):
 
     Attributes:
         tag: what the ids of its calls end in.
+        inside: where containers come to it for connections through tunnels; empty where it carries none.
         address: where other gateways ask it for pending results; None for nowhere.
 
     Args:
@@ -35,6 +38,7 @@ class GatewaySession(Session):
         identity: which proved that it is one.
         web: what is served.
         hello: its first frame.
+        tunnels: those that gateways are to carry; None where they carry none.
     """
 
     def __init__(
@@ -43,12 +47,15 @@ class GatewaySession(Session):
         identity: Identity,
         web: Web,
         hello: frames.Header,
+        tunnels: AssignedTunnels | None = None,
     ) -> None:
         super().__init__(peer, identity)
         self.tag = text(hello.get("tag"))
         if not _TAG.fullmatch(self.tag):
             raise frames.FrameError("a gateway's tag has six letters or digits")
         self.address = None if hello.get("peer") is None else host_and_port(hello["peer"])
+        self.inside = _inside(hello.get("tunnels", ""))
+        self._tunnels = tunnels if self.inside else None
         self._web = web
         self._all = web.gateways
         self._jobs: dict[str, str] = {}
@@ -68,6 +75,8 @@ class GatewaySession(Session):
             before.end()
         self._all[self.tag] = self
         self._end = self._web.registry.follow(self)
+        if self._tunnels is not None:
+            self._tunnels.gateway_up(self)
         self.send_frame({"t": "synced"})
         self._introduce()
 
@@ -82,6 +91,8 @@ class GatewaySession(Session):
         if self._all.get(self.tag) is self:
             del self._all[self.tag]
         self._web.gateway_gone(self.tag)
+        if self._tunnels is not None:
+            self._tunnels.gateway_gone(self)
         self._introduce()
 
     def _introduce(self) -> None:
@@ -139,6 +150,11 @@ class GatewaySession(Session):
             self._load(header)
         elif kind == "token":
             background(self._check_token(header))
+        elif kind == "tunnelled" and self._tunnels is not None:
+            self._tunnels.listens(self, text(header.get("i")), text(header.get("e")))
+        elif kind == "come" and self._tunnels is not None:
+            (number,) = integers([header.get("n")])
+            self._tunnels.came(self, text(header.get("i")), number, text(header.get("k")))
         else:
             raise frames.FrameError(f"a gateway sent a frame of type {kind!r}")
 
@@ -164,3 +180,15 @@ class GatewaySession(Session):
         route = Route("", "", environment=text(header.get("e")))
         opens = await self._web.check_token(key, secret, route)
         self.send_frame({"t": "token", "i": header.get("i"), "v": opens})
+
+
+def _inside(value: Any) -> str:
+    url = text(value)
+    if url:
+        try:
+            where = parse_address(url)
+        except ValueError as error:
+            raise frames.FrameError(f"a gateway says no usable address for containers: {error}") from None
+        if where.path or where.tls:
+            raise frames.FrameError("containers come to a gateway by http://")
+    return url

@@ -3,7 +3,8 @@
 ``GET /v1/tunnels?unencrypted=1&h2=1&ticket=…`` upgrades to a WebSocket that lives as long as the tunnel. Its
 first message says where the tunnel is, each later one the number of a connection that somebody made. For
 that the container comes with ``GET /v1/tunnels/{id}/{number}``, upgraded to the framed stream of
-``wire/tunnels``, or says the number back when it has nothing that listens.
+``wire/tunnels``, or says the number back when it has nothing that listens. Where a gateway has the connection
+the message says so too, and the container goes there.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from aiohttp import web
 from modal_nomad.dispatcher._peer import POLICY, Peer
 from modal_nomad.dispatcher.auth import Identity
 from modal_nomad.dispatcher.core import Dispatcher
-from modal_nomad.dispatcher.tunnels import Tunnels
+from modal_nomad.dispatcher.tunnels.room import Room
 from modal_nomad.exception import InvalidError
 from modal_nomad.wire.tunnels import PATH, UPGRADE, Framed
 
@@ -29,6 +30,7 @@ logger = logging.getLogger("modal_nomad.dispatcher")
 Identify = Callable[[web.Request], Awaitable[Identity]]
 
 _NUMBER = re.compile(r"[0-9]{1,18}")
+_REFUSED = re.compile(r"([0-9]{1,18})(?: ([0-9A-Za-z]{6}))?")
 
 
 def add_routes(app: web.Application, dispatcher: Dispatcher, identify: Identify) -> None:
@@ -103,11 +105,11 @@ def _refuse(peer: Peer, reason: str) -> None:
     peer.close()
 
 
-async def _serve(tunnels: Tunnels, peer: Peer, container_id: str, query: Mapping[str, str]) -> None:
+async def _serve(tunnels: Room, peer: Peer, container_id: str, query: Mapping[str, str]) -> None:
     """Have a tunnel for as long as its container is connected."""
 
-    def fetch(number: int) -> None:
-        peer.send(json.dumps({"come": number}).encode())
+    def fetch(said: dict[str, Any]) -> None:
+        peer.send(json.dumps(said).encode())
 
     try:
         tunnel, told = await tunnels.open(
@@ -126,13 +128,13 @@ async def _serve(tunnels: Tunnels, peer: Peer, container_id: str, query: Mapping
         return
 
     def take(message: bytes) -> None:
-        if not _NUMBER.fullmatch(message.decode("latin-1")):
+        found = _REFUSED.fullmatch(message.decode("latin-1"))
+        if found is None:
             peer.close(POLICY, "a container says the number of a connection, or nothing")
             return
-        tunnel.refuse(int(message))
+        tunnel.refuse(int(found[1]), found[2] or "")
 
     try:
-        logger.info("tunnel %s of %s is at port %d", tunnel.tunnel_id, container_id, tunnel.port)
         peer.send(json.dumps(told).encode())
         peer.start(take)
         await peer.closed

@@ -14,7 +14,7 @@ import ssl
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from aiohttp import web
 
@@ -22,6 +22,7 @@ from modal_nomad.dispatcher import runtime
 from modal_nomad.dispatcher.auth import Authenticator, WorkerTokens
 from modal_nomad.dispatcher.blobs import BlobStore, BlobStoreError, DirectoryBlobs
 from modal_nomad.dispatcher.core import Dispatcher
+from modal_nomad.dispatcher.own_certificates import open_certificates
 from modal_nomad.dispatcher.secrets import SecretStoreError
 from modal_nomad.dispatcher.server import Server
 from modal_nomad.dispatcher.settings import Settings
@@ -33,6 +34,9 @@ from modal_nomad.dispatcher.store.choice import choose_store
 from modal_nomad.dispatcher.web_listener import serve_web
 from modal_nomad.engines.base import Engine, EngineError
 from modal_nomad.wire.address import parse_address
+
+if TYPE_CHECKING:
+    from modal_nomad.dispatcher.gateway.certificates import Certificates
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
@@ -116,13 +120,26 @@ async def _serve(settings: Settings, ready_fd: int | None) -> None:
             if not await wait_for_turn(store, listen, stop):
                 return
             dispatcher, server = await _build(settings, home, stack, store)
-            await serve_web(dispatcher.web, settings, stack)
+            certificates = await open_certificates(dispatcher.web, settings, stack)
+            await serve_web(dispatcher.web, settings, stack, certificates)
+            await _start_tunnels(dispatcher, certificates, stack)
             await listen(server.application(), stack)
             logger.info("listening on %s", settings.listen)
             await stop.wait()
             logger.info("stopping")
         if superseded.is_set():
             raise StoreError("another dispatcher took over the store: start this one again as its standby")
+
+
+async def _start_tunnels(
+    dispatcher: Dispatcher, certificates: Certificates | None, stack: contextlib.AsyncExitStack
+) -> None:
+    try:
+        await dispatcher.tunnels.start(certificates, stack)
+    except OSError as error:
+        raise SettingsError(
+            f"[tunnels]: tls_port cannot be listened at: {error.strerror or error}: give another"
+        ) from None
 
 
 class _Ready:

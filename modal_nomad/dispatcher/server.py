@@ -46,6 +46,7 @@ from modal_nomad.dispatcher.sessions import (
     text,
 )
 from modal_nomad.dispatcher.store.base import StoreError, StoreFull
+from modal_nomad.dispatcher.tunnels import AssignedTunnels
 from modal_nomad.exception import AuthError, Error, InvalidError
 from modal_nomad.wire import frames
 
@@ -300,7 +301,9 @@ class Server:
     # --- gateways
 
     def _serve_gateway(self, peer: Peer, identity: Identity, hello: frames.Header) -> Callable[[], None]:
-        session = GatewaySession(peer, identity, self.dispatcher.web, hello)
+        tunnels = self.dispatcher.tunnels
+        assigned = tunnels if isinstance(tunnels, AssignedTunnels) else None
+        session = GatewaySession(peer, identity, self.dispatcher.web, hello, assigned)
         session.send_frame({"t": "welcome", "v": frames.PROTOCOL_VERSION, "version": __version__})
         session.begin()
         peer.start(lambda data: session.take(decode(data)[0], self.dispatcher.background))

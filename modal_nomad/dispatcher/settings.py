@@ -19,6 +19,7 @@ from modal_nomad.render import RenderSettings
 from modal_nomad.wire.address import parse_address
 
 if TYPE_CHECKING:
+    from modal_nomad.dispatcher.gateway.certificates import TlsSettings
     from modal_nomad.hashicorp.vault import VaultSettings
 
 AUTH_MODES = ("none", "token", "nomad")
@@ -92,6 +93,8 @@ class Settings:
     images: Mapping[str, Any] = field(default_factory=dict)
     web: Mapping[str, Any] = field(default_factory=dict, repr=False)
     tunnels: Mapping[str, Any] = field(default_factory=dict)
+    tls: Mapping[str, Any] = field(default_factory=dict)
+    pki: Mapping[str, Any] = field(default_factory=dict, repr=False)
     render: Mapping[str, Any] = field(default_factory=dict)
     embedded: bool = False
 
@@ -146,6 +149,8 @@ class Settings:
                 raise SettingsError(f"[nfs]: {name} is {self.nfs[name]!r}; give an absolute path")
         if fault := proxy_faults(self.proxies, self.engine):
             raise SettingsError(fault)
+        if self.tls or self.pki:
+            self.tls_settings()
         self._check_web()
         self.tunnel_settings()
         try:
@@ -176,9 +181,9 @@ class Settings:
                 raise SettingsError(f"[web]: listen: {error}") from None
             if where.path:
                 raise SettingsError('[web]: listen must be an address such as "http://0.0.0.0:8080"')
-            if where.tls:
+            if where.tls and not (self.tls_cert or self.tls_settings().given):
                 raise SettingsError(
-                    "[web]: the dispatcher serves no https:// here: `modal-nomad gateway` does"
+                    '[web]: listen = "https://…" needs a certificate: give one of [tls], [pki] or tls_cert'
                 )
 
     def build_settings(self) -> BuildSettings:
@@ -205,6 +210,15 @@ class Settings:
         if "trusted_proxies" in given:
             given["trusted_proxies"] = tuple(given["trusted_proxies"])
         return GatewaySettings(**given)
+
+    def tls_settings(self) -> TlsSettings:
+        """Return where the certificates of endpoints and tunnels come from. Raises SettingsError."""
+        from modal_nomad.dispatcher.gateway.certificates import TlsSettings
+
+        given = TlsSettings.read(self.tls, self.pki)
+        if self.tls_cert:
+            given = dataclasses.replace(given, files=(*given.files, (self.tls_cert, self.tls_key)))
+        return given
 
     def tunnel_settings(self) -> TunnelSettings:
         """Return where tunnels may be. Raises SettingsError."""

@@ -140,8 +140,8 @@ micromamba = ""
 python = ""
 
 [web]
-# Where web endpoints are served, "http://0.0.0.0:8080"; empty: nowhere. The embedded dispatcher takes a port
-# of 127.0.0.1 of its own.
+# Where web endpoints are served: "http://0.0.0.0:8080", or "https://0.0.0.0:8443" with a certificate of
+# [tls], [pki] or tls_cert; empty: nowhere. The embedded dispatcher takes a port of 127.0.0.1 of its own.
 listen = ""
 # What the host names of endpoints end in: <workspace>--<app>-<function>.<domain>. Its DNS, a wildcard, leads
 # here, or to what stands in front of this.
@@ -176,12 +176,48 @@ edge = false
 # embedded dispatcher has them on this machine alone.
 host = ""
 # The address that they listen at, and the ports that they may have, as "30000-30999"; empty means any free
-# one. TLS shows the certificate above, where there is none one that the dispatcher signed itself.
+# one. TLS shows the certificates of [tls], [pki] and tls_cert; where there are none, one that the dispatcher
+# signed itself.
 listen = "0.0.0.0"
 ports = ""
-# Tunnels at a time, and connections through one of them.
+# Tunnels at a time, connections through one of them, and TLS handshakes under way in all of them together.
 max_tunnels = 1000
 max_connections = 1000
+max_handshakes = 1000
+# What the host names of tunnels end in, where its DNS, a wildcard, leads here: https://<name>.<domain>. All
+# that speak TLS are at one port then, tls_port, told apart by name (SNI). Empty: each has a port of its own.
+domain = ""
+tls_port = 443
+# Whether gateways in processes of their own listen for tunnels, those that have [tunnels] too, and not the
+# dispatcher: host and domain lead to all of them.
+gateways = false
+
+[tls]
+# Certificates of endpoints and tunnels, files on this machine, PEM: one with its chain, and its key. The
+# first is shown to clients that name no host. They are read again when they change.
+# certificates = [{ cert = "/etc/tls/wildcard.pem", key = "/etc/tls/wildcard.key" }]
+certificates = []
+# Seconds between looks at them.
+interval = 5.0
+
+[pki]
+# Certificates of endpoints and tunnels from a PKI engine of Vault or OpenBao, renewed when two thirds of
+# their time are over.
+address = ""
+# Empty means the VAULT_TOKEN of the environment, else what token_file holds, which is read at every use.
+token = ""
+token_file = ""
+namespace = ""
+ca_file = ""
+mount = "pki"
+# The role that issues them, and the host names: "*.modal.example.com". The first is shown to clients that
+# name no host.
+role = ""
+names = []
+# Whether the custom domains of endpoints get certificates as well.
+custom_domains = false
+# How long they are good for, "72h"; empty means what the role says.
+ttl = ""
 
 [render]
 # How Functions become jobs; see modal_nomad.render.RenderSettings for all of them.

@@ -132,23 +132,25 @@ class TunnelClient:
 
     # --- connections through it -------------------------------------------------------------------
 
-    def _come(self, number: int) -> None:
-        self._background(self._serve(number))
+    def _come(self, said: Dict[str, Any]) -> None:
+        self._background(self._serve(said))
 
-    async def _serve(self, number: int) -> None:
+    async def _serve(self, said: Dict[str, Any]) -> None:
         """Join a connection that somebody made outside to one to the port."""
+        number, (gateway, tag, key) = said["come"], said.get("at", ("", "", ""))
         tunnel_id, control = self.told["id"], self._control
         inside = Plain()
         try:
             await self._connect_inside(inside)
         except OSError:
             if control is not None:
-                control.send(str(number).encode())
+                control.send(f"{number} {tag}".rstrip().encode())
             return
         inside.transport.pause_reading()
         self._keep(inside)
         try:
-            url, token = await self._address()
+            # A gateway has those that came there, and gave a key for each.
+            url, token = (gateway, key) if gateway else await self._address()
             where = parse_address(url)
             framed = _Fetched(where, f"{PATH}/{tunnel_id}/{number}", token)
             await _dial(where, lambda: framed)
@@ -205,7 +207,7 @@ class _Control(asyncio.Protocol):
         gone: done when there is no connection any more.
     """
 
-    def __init__(self, request: bytes, accept: str, come: Callable[[int], None]) -> None:
+    def __init__(self, request: bytes, accept: str, come: Callable[[Dict[str, Any]], None]) -> None:
         self._loop = asyncio.get_running_loop()
         self.told: "asyncio.Future[Dict[str, Any]]" = self._loop.create_future()
         self.gone: "asyncio.Future[None]" = self._loop.create_future()
@@ -239,7 +241,7 @@ class _Control(asyncio.Protocol):
         if not self.told.done():
             self.told.set_result(message)
         else:
-            self._come(message["come"])
+            self._come(message)
 
     def send(self, data: bytes) -> None:
         """Send a message."""

@@ -53,8 +53,13 @@ class Half(asyncio.Protocol):
         for half in (self, other):
             early, half._early = half._early, b""
             if early:
-                half.data_received(early)
-            if not half.lost:
+                half.pass_on(early)
+            if half.ended and half.other is not None:
+                # It ended before there was anybody to be told.
+                half.other.finish()
+            if half.lost:
+                half._tell_lost()
+            elif not half.ended:
                 half.transport.resume_reading()
 
     def connection_made(self, transport: Any) -> None:
@@ -69,6 +74,10 @@ class Half(asyncio.Protocol):
         self._early += data
         # Not every loop heeds this when it is said in connection_made.
         self.transport.pause_reading()
+
+    def pass_on(self, data: bytes) -> None:
+        """Pass on what was kept."""
+        raise NotImplementedError
 
     def write(self, data: Any) -> None:
         """Send something on."""
@@ -95,18 +104,21 @@ class Half(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         other = self.other
-        if other is not None and not other.lost:
+        if other is not None and not other.lost and not other.ended:
             other.transport.resume_reading()
 
     def connection_lost(self, error: Optional[Exception]) -> None:
         self.lost = True
+        self._tell_lost()
+        self.on_lost()
+
+    def _tell_lost(self) -> None:
         other = self.other
         if other is not None and not other.lost:
             if self.ended or self.closing:
                 other.finish_and_close()
             else:
                 other.abort()
-        self.on_lost()
 
     def finish_and_close(self) -> None:
         """Send what there is, and close."""
@@ -134,10 +146,11 @@ class Plain(Half):
         else:
             self._keep(data)
 
+    pass_on = data_received
+
     def eof_received(self) -> bool:
         self._peer_ended()
-        # A connection under TLS has no half that goes on.
-        return self.transport.can_write_eof() and not self.finished
+        return not self.closing
 
     def write(self, data: Any) -> None:
         if not self.lost and not self.finished:
@@ -147,12 +160,8 @@ class Plain(Half):
         if self.finished or self.lost:
             return
         self.finished = True
-        if self.transport.can_write_eof():
-            with suppress(OSError):
-                self.transport.write_eof()
-        else:
-            self.closing = True
-            self.transport.close()
+        with suppress(OSError):
+            self.transport.write_eof()
 
 
 class Framed(Half):
@@ -188,6 +197,8 @@ class Framed(Half):
                 return
             if not self._left:
                 self._peer_ended()
+
+    pass_on = data_received
 
     def eof_received(self) -> bool:
         return False

@@ -248,7 +248,7 @@ def serving(own: Live, patch: pytest.MonkeyPatch) -> Iterator[Callable[..., subp
             "engine": "local",
             "auth": "none",
         }
-        lines = [f"{key} = {json.dumps(value)}" for key, value in {**defaults, **settings}.items()]
+        lines = [f"{key} = {_toml(value)}" for key, value in {**defaults, **settings}.items()]
         config = own.home / "dispatcher.toml"
         config.write_text("\n".join(lines))
         reader, writer = os.pipe()
@@ -285,3 +285,11 @@ def serve(own: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., 
     """The same for one test."""
     with serving(own, monkeypatch) as start:
         yield start
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{ {', '.join(f'{k} = {_toml(v)}' for k, v in value.items())} }}"
+    if isinstance(value, list):
+        return f"[{', '.join(map(_toml, value))}]"
+    return json.dumps(value)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import ssl
@@ -21,6 +22,7 @@ from test_web_gateway import LIMIT, gate_app
 
 import modal_nomad as modal
 from tests._certificates import write
+from tests._ports import free_ports
 
 
 @dataclass
@@ -307,6 +309,32 @@ def test_an_edge_of_ones_own_gets_in_where_it_may(own: Live, serve: Serve) -> No
         for word in ("one", "two", "one"):
             told = {"X-Modal-Nomad-Method": word}
             assert edge.get(f"http://127.0.0.1:{port}/", headers=told).text.split()[0] == word
+
+
+def test_https_of_the_dispatcher_itself(own: Live, serve: Serve) -> None:
+    cert, key = write(own.folder, "*.web.test")
+    (port,) = free_ports(1)
+    pair = {"cert": cert, "key": key}
+    web = {"web.listen": f"https://127.0.0.1:{port}", "web.domain": "web.test"}
+    serve(**web, **{"tls.interval": 0.05, "tls.certificates": [pair]})
+    app = gate_app("own", max_containers=1).deploy()
+    assert app.registered_functions["web"].get_web_url() == f"https://own-web.web.test:{port}"
+
+    def status(trusted: ssl.SSLContext) -> int:
+        named, host = {"sni_hostname": "own-web.web.test"}, {"Host": f"own-web.web.test:{port}"}
+        with httpx.Client(verify=trusted, timeout=LIMIT, headers=host) as client:
+            return client.get(f"https://127.0.0.1:{port}/", extensions=named).status_code
+
+    assert status(ssl.create_default_context(cafile=cert)) == 200
+    write(own.folder, "*.web.test")
+    second = ssl.create_default_context(cafile=cert)
+
+    def renewed() -> bool:
+        with contextlib.suppress(httpx.ConnectError):
+            return status(second) == 200
+        return False
+
+    until(renewed, what="the renewed certificate")
 
 
 def test_https_with_a_certificate_that_changes(more: Gateways, deploy: Deploy, tmp_path: Path) -> None:

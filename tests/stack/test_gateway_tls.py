@@ -32,7 +32,7 @@ class Echo(asyncio.Protocol):
 @contextlib.asynccontextmanager
 async def serving(source: CertificateSource) -> AsyncIterator[int]:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(Echo, "127.0.0.1", 0, ssl=source.certificates.context)
+    server = await loop.create_server(Echo, "127.0.0.1", 0, ssl=source.certificates.context())
     try:
         yield server.sockets[0].getsockname()[1]
     finally:

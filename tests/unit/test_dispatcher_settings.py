@@ -110,7 +110,7 @@ def test_the_embedded_dispatcher_takes_what_its_home_says_of_vault(tmp_path: Pat
 
 def test_the_web_gateway_s_settings_are_checked(tmp_path: Path) -> None:
     for web, words in (
-        ({"listen": "https://0.0.0.0:443"}, "modal-nomad gateway"),
+        ({"listen": "https://0.0.0.0:443"}, "needs a certificate"),
         ({"consul": "yes"}, "of type bool"),
         ({"max_waiting": True}, "of type int"),
         ({"consul_check": "udp"}, "http or tcp"),
@@ -137,6 +137,11 @@ def test_the_settings_of_a_gateway_process_are_checked(tmp_path: Path) -> None:
         ("dispatchers = []", "at least one"),
         ("processes = 0", "1 or more"),
         ("[consul]\nadress = 'x'", "known are address"),
+        ("[tunnels]\nports = 'x'", "known are inside_host"),
+        ("[tunnels]\ntls_port = 70000", "give a port"),
+        ("[tunnels]\nlisten = '0.0.0.0'", "needs a certificate"),
+        ("[tunnels]\ninside_listen = 'x'", "inside_listen"),
+        ("processes = 2\n[tunnels]\ninside_listen = 'http://h:1'", "port 0 with several"),
         ("this is no TOML", "is not TOML"),
     ):
         file.write_text(text)
@@ -149,6 +154,10 @@ def test_the_settings_of_a_gateway_process_are_checked(tmp_path: Path) -> None:
         pki={
             "address": "", "token": "", "token_file": "", "namespace": "", "ca_file": "", "mount": "pki",
             "role": "", "names": [], "custom_domains": False, "ttl": "",
+        },
+        tunnels={
+            "listen": "", "tls_port": 0, "inside_listen": "http://127.0.0.1:0", "inside_host": "",
+            "max_handshakes": 1000,
         },
     )  # fmt: skip
 

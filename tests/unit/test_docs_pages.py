@@ -97,7 +97,10 @@ def test_defaults_are_the_codes(default: str) -> None:
 
 def test_the_dispatchers_settings_are_said() -> None:
     for cls, besides in (
-        (Settings, {"embedded", "images", "nfs", "nomad", "render", "s3", "tunnels", "vault", "web"}),
+        (
+            Settings,
+            {"embedded", "images", "nfs", "nomad", "pki", "render", "s3", "tls", "tunnels", "vault", "web"},
+        ),
         (VaultSettings, {"timeout"}),
         (S3Settings, set()),
         (TunnelSettings, set()),

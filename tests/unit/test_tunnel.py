@@ -54,6 +54,10 @@ async def test_outside_of_a_container() -> None:
         ({"ports": "9"}, "give a range"),
         ({"ports": "9-8"}, "give a range"),
         ({"ports": "1-65536"}, "give a range"),
+        ({"domain": "A b"}, "give a host name"),
+        ({"tls_port": 0}, "give a port"),
+        ({"gateways": True, "host": "t"}, "needs ports"),
+        ({"gateways": True, "ports": "1-2"}, "needs a host"),
     ],
 )
 def test_settings_that_cannot_be(table: dict[str, Any], said: str) -> None:

@@ -119,7 +119,6 @@ class Certificate:
         names: the hosts it is for.
         ends: seconds since 1970.
         renew: when it is to be replaced, in the same seconds.
-        context: what shows it.
 
     Args:
         chain: it and what signed it, PEM.
@@ -142,18 +141,23 @@ class Certificate:
         begins = found.not_valid_before_utc.timestamp()
         self.ends = found.not_valid_after_utc.timestamp()
         self.renew = begins + (self.ends - begins) * _RENEW_AT
-        self.context = _context()
+        self._contexts = {h2: _context(h2) for h2 in (False, True)}
         # The module loads files alone; in memory where that can be, for the key is Vault's, not the disk's.
         with _file(chain) as one, _file(key) as other:
             try:
-                self.context.load_cert_chain(one, other)
+                for context in self._contexts.values():
+                    context.load_cert_chain(one, other)
             except (ssl.SSLError, OSError) as error:
                 raise ValueError(f"certificate and key cannot be used together: {error}") from None
 
+    def context(self, h2: bool = False) -> ssl.SSLContext:
+        """Return what shows it; with HTTP/2 on offer or without."""
+        return self._contexts[h2]
 
-def _context() -> ssl.SSLContext:
+
+def _context(h2: bool = False) -> ssl.SSLContext:
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.set_alpn_protocols(["http/1.1"])
+    context.set_alpn_protocols(["h2", "http/1.1"] if h2 else ["http/1.1"])
     return context
 
 
@@ -174,15 +178,9 @@ def _file(data: bytes) -> Any:
 
 
 class Certificates:
-    """Those of a gateway, by host.
-
-    Attributes:
-        context: for a listening socket: it chooses for each connection.
-    """
+    """Those of a gateway, or of a dispatcher, by host."""
 
     def __init__(self) -> None:
-        self.context = _context()
-        self.context.sni_callback = self._chosen
         self._sets: dict[str, Certificate] = {}
         self._by_name: dict[str, Certificate] = {}
         self._first: Certificate | None = None
@@ -208,11 +206,26 @@ class Certificates:
                 return found
         return self._first
 
-    def _chosen(self, connection: Any, host: str | None, context: ssl.SSLContext) -> int | None:
+    def context(self, h2: bool = False) -> ssl.SSLContext:
+        """Return a context for a listening socket: it chooses for each connection."""
+        context = _context(h2)
+
+        def chosen(connection: Any, host: str | None, _: ssl.SSLContext) -> int | None:
+            return self.show(connection, host, h2)
+
+        context.sni_callback = chosen
+        return context
+
+    def show(self, connection: Any, host: str | None, h2: bool = False) -> int | None:
+        """Have a connection whose client names a host go on with the certificate for it.
+
+        Returns:
+            None, or the TLS alert that ends the handshake.
+        """
         found = self.choose(host)
         if found is None:
             return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
-        connection.context = found.context
+        connection.context = found.context(h2)
         return None
 
 

@@ -15,6 +15,7 @@ from modal_nomad.dispatcher._codec import decode, encode
 from modal_nomad.dispatcher.gateway.directory import KEEP_SECONDS, Directory
 from modal_nomad.dispatcher.gateway.discovery import ContainerAddress, container_key
 from modal_nomad.dispatcher.gateway.routes import Route
+from modal_nomad.dispatcher.gateway.tunnels import GatewayTunnels
 from modal_nomad.dispatcher.gateway.wire import host_and_port, served_function
 from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.dispatcher.store.base import hash_secret
@@ -44,6 +45,7 @@ class Link:
 
     Attributes:
         peers: where other gateways are asked for pending results, by tag.
+        tunnels: those that this gateway carries; None for none.
 
     Args:
         dispatchers: their addresses; standbys are among them.
@@ -84,6 +86,7 @@ class Link:
         self._number = 0
         self._tokens: dict[tuple[str, str, str], float] = {}
         self._settling: asyncio.TimerHandle | None = None
+        self.tunnels: GatewayTunnels | None = None
 
     # --- life -------------------------------------------------------------------------------------
 
@@ -149,6 +152,7 @@ class Link:
             "role": "gateway",
             "tag": self._tag,
             "peer": None if self._peer is None else list(self._peer),
+            "tunnels": "" if self.tunnels is None else self.tunnels.inside,
         }
         await socket.send_bytes(encode(hello))
         async for message in socket:
@@ -170,6 +174,8 @@ class Link:
             self._settling.cancel()
             self._settling = None
         self._directory.link_begins()
+        if self.tunnels is not None:
+            self.tunnels.link_begins()
 
     def _lost(self) -> None:
         self._socket = None
@@ -217,14 +223,21 @@ class Link:
         elif kind == "synced":
             directory.synced()
             directory.forget_out()
-            self._settling = asyncio.get_running_loop().call_later(KEEP_SECONDS, directory.settled)
+            self._settling = asyncio.get_running_loop().call_later(KEEP_SECONDS, self._settled)
             self._connected()
         elif kind == "peers":
             self.peers = {str(tag): host_and_port(x) for tag, x in header["p"].items()}
+        elif kind in ("tunnel", "untunnel", "absent") and self.tunnels is not None:
+            self.tunnels.take(header)
         elif kind == "token":
             future = self._asked.pop(int(header["i"]), None)
             if future is not None and not future.done():
                 future.set_result(bool(header["v"]))
+
+    def _settled(self) -> None:
+        self._directory.settled()
+        if self.tunnels is not None:
+            self.tunnels.settled()
 
     # --- what goes out ----------------------------------------------------------------------------
 
@@ -232,7 +245,7 @@ class Link:
         self, function_id: str, waiting: int, running: Mapping[str, int], finished: int, seconds: float
     ) -> None:
         """Say a Function's load; while there is no dispatcher nobody is there to be told."""
-        self._say(
+        self.say(
             {
                 "t": "load",
                 "f": function_id,
@@ -243,7 +256,8 @@ class Link:
             }
         )
 
-    def _say(self, header: frames.Header) -> bool:
+    def say(self, header: frames.Header) -> bool:
+        """Send a frame; False while there is no dispatcher."""
         socket = self._socket
         if socket is None:
             return False
@@ -285,7 +299,7 @@ class Link:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._asked[number] = future
         try:
-            if not self._say({"t": "token", "i": number, "k": key, "s": secret, "e": environment}):
+            if not self.say({"t": "token", "i": number, "k": key, "s": secret, "e": environment}):
                 raise ConnectionError
             return bool(await future)
         finally:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from modal_nomad.dispatcher.gateway.certificates import CertificateSource, TlsSettings
+from modal_nomad.dispatcher.gateway.certificates import Certificates, CertificateSource, TlsSettings
 from modal_nomad.dispatcher.gateway.consul import ConsulDiscovery
 from modal_nomad.dispatcher.gateway.directory import Directory
 from modal_nomad.dispatcher.gateway.gateway import Gateway
@@ -24,8 +24,10 @@ from modal_nomad.dispatcher.gateway.link import Link
 from modal_nomad.dispatcher.gateway.pending import Peers
 from modal_nomad.dispatcher.gateway.process_settings import EXAMPLE, GatewayProcessSettings
 from modal_nomad.dispatcher.gateway.routes import Route
+from modal_nomad.dispatcher.gateway.tunnels import GatewayTunnels
 from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.hashicorp.consul import ConsulClient, ConsulError
+from modal_nomad.wire import frames
 from modal_nomad.wire.address import parse_address
 
 logger = logging.getLogger("modal_nomad.dispatcher")
@@ -190,6 +192,7 @@ class GatewayProcess:
         self._settings = settings
         self._first = asyncio.Event()
         self._link: Link | None = None
+        self._tunnels: GatewayTunnels | None = None
         self._server: asyncio.Server | None = None
 
     # --- between the gateway and the dispatcher -----------------------------------------------------
@@ -223,7 +226,10 @@ class GatewayProcess:
             stack.push_async_callback(source.close)
             await source.open()
             await _running(stack, source.run())
-            tls = source.certificates.context
+            if settings.listen.startswith("https:"):
+                tls = source.certificates.context()
+            if settings.tunnel_settings().listen:
+                await self._carry_tunnels(source.certificates, stack)
         peers, peer = await self._listen_to_peers(secret, stack)
         self._link = Link(
             tuple(settings.dispatchers),
@@ -236,6 +242,7 @@ class GatewayProcess:
             self._connected,
         )
         peers.known = self._link.known
+        self._link.tunnels = self._tunnels
         stack.callback(self._link.close)
         await _running(stack, self._link.run())
         await _running(stack, self._tidy())
@@ -253,6 +260,16 @@ class GatewayProcess:
         self.url = f"{'https' if tls is not None else 'http'}://{host}:{port}"
         if client is not None and settings.consul.get("register"):
             await self._register(client, str(settings.consul["register"]), host, port, stack)
+
+    async def _carry_tunnels(self, certificates: Certificates, stack: contextlib.AsyncExitStack) -> None:
+        def say(header: frames.Header) -> bool:
+            return self._link is not None and self._link.say(header)
+
+        settings = self._settings
+        shared = settings.processes > 1
+        self._tunnels = GatewayTunnels(settings.tunnel_settings(), certificates, say, shared=shared)
+        await self._tunnels.open(stack)
+        await _running(stack, self._tunnels.run())
 
     async def _listen_to_peers(
         self, secret: bytes, stack: contextlib.AsyncExitStack
@@ -281,8 +298,10 @@ class GatewayProcess:
         """Take nothing new, and let what there is end."""
         assert self._server is not None
         self._server.close()
+        if self._tunnels is not None:
+            self._tunnels.leave()
         deadline = time.monotonic() + self._settings.drain_seconds
-        while self.gateway.leave_idle():
+        while self.gateway.leave_idle() or (self._tunnels is not None and self._tunnels.busy):
             await asyncio.sleep(_LOOK_SECONDS)
             if time.monotonic() > deadline:
                 return

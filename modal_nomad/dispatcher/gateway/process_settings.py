@@ -10,6 +10,7 @@ from typing import Any
 
 from modal_nomad.dispatcher.gateway.certificates import TlsSettings
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
+from modal_nomad.dispatcher.gateway.tunnels import GatewayTunnelSettings
 from modal_nomad.dispatcher.settings_files import SettingsError, read_settings, read_token
 from modal_nomad.hashicorp.consul import ConsulSettings
 from modal_nomad.wire.address import Address, parse_address
@@ -59,6 +60,20 @@ datacenter = ""
 # What this gateway registers itself as, where Nomad does not; empty: it does not.
 register = ""
 
+[tunnels]
+# The address that tunnels (modal.forward) are listened for at, "0.0.0.0"; empty: this gateway carries none.
+# They need a certificate of [tls] or [pki], and gateways = true in the dispatcher's [tunnels], which says the
+# ports.
+listen = ""
+# The port of all that are told apart by host name, where the dispatcher's [tunnels] has a domain.
+tls_port = 0
+# Where containers come for connections, an address that they reach and any free port; and how they reach it,
+# where that is another host.
+inside_listen = "http://127.0.0.1:0"
+inside_host = ""
+# TLS handshakes under way at a time.
+max_handshakes = 1000
+
 [tls]
 # Files on this machine, PEM: a certificate with its chain, and its key. The first is shown to clients that
 # name no host. They are read again when they change.
@@ -105,6 +120,7 @@ class GatewayProcessSettings:
     max_clients: int = 10_000
     answer_seconds: float = 150.0
     consul: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    tunnels: Mapping[str, Any] = field(default_factory=dict)
     tls: Mapping[str, Any] = field(default_factory=dict)
     pki: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
@@ -125,7 +141,11 @@ class GatewayProcessSettings:
             if not isinstance(value, str):
                 raise SettingsError(f"[consul]: {name} must be a string")
         secure = self.listen.startswith("https:")
-        if secure != TlsSettings.read(self.tls, self.pki).given:
+        given = TlsSettings.read(self.tls, self.pki).given
+        tunnels = bool(self.tunnel_settings().listen)
+        if tunnels and not given:
+            raise SettingsError("[tunnels]: listen needs a certificate of [tls] or [pki]")
+        if secure != given and not tunnels:
             raise SettingsError(
                 'listen = "https://…" and a certificate of [tls] or [pki] belong together: give both or none'
             )
@@ -136,6 +156,10 @@ class GatewayProcessSettings:
         if not token:
             raise SettingsError("gateway_token is empty: give that of the dispatcher's [web] settings")
         return token
+
+    def tunnel_settings(self) -> GatewayTunnelSettings:
+        """Return where it has tunnels. Raises SettingsError."""
+        return GatewayTunnelSettings.read(self.tunnels, processes=self.processes)
 
     def gateway_settings(self) -> GatewaySettings:
         """Return what the gateway itself is told."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _PORTS = re.compile(r"(\d{1,5})-(\d{1,5})")
+_DOMAIN = re.compile(r"[a-z0-9.-]{1,220}")
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,11 @@ class TunnelSettings:
         ports: the ports that they may have, as ``30000-30999``; empty means any free one.
         max_tunnels: tunnels at a time.
         max_connections: connections through one tunnel at a time.
+        max_handshakes: TLS handshakes under way at a time, in all of them together.
+        domain: what the host names of tunnels end in, where one port has all that speak TLS; empty means that
+            each has a port of its own.
+        tls_port: that port.
+        gateways: gateways of other processes listen, not the dispatcher.
     """
 
     host: str = ""
@@ -28,6 +34,10 @@ class TunnelSettings:
     ports: str = ""
     max_tunnels: int = 1000
     max_connections: int = 1000
+    max_handshakes: int = 1000
+    domain: str = ""
+    tls_port: int = 443
+    gateways: bool = False
 
     @classmethod
     def read(cls, given: Mapping[str, Any], *, embedded: bool) -> TunnelSettings:
@@ -55,7 +65,22 @@ class TunnelSettings:
         low, high = made.port_range
         if made.ports and not 0 < low <= high < 65536:
             raise ValueError(f'[tunnels]: ports is {made.ports!r}; give a range such as "30000-30999"')
+        if made.domain and not _DOMAIN.fullmatch(made.domain):
+            raise ValueError(f"[tunnels]: domain is {made.domain!r}; give a host name in lower case")
+        if not 0 < made.tls_port < 65536:
+            raise ValueError(f"[tunnels]: tls_port is {made.tls_port}; give a port, such as 443")
+        if made.gateways and not made.ports:
+            raise ValueError(
+                '[tunnels]: gateways = true needs ports, such as "30000-30999", at which all of them listen'
+            )
+        if made.gateways and not made.reached_at:
+            raise ValueError("[tunnels]: gateways = true needs a host (or domain) that leads to all of them")
         return made
+
+    @property
+    def reached_at(self) -> str:
+        """The host that ports are reached at; empty means that there are no tunnels."""
+        return self.host or self.domain
 
     @property
     def port_range(self) -> tuple[int, int]:

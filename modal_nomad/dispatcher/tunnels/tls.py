@@ -1,4 +1,4 @@
-"""The certificate that tunnels show, and their side of TLS."""
+"""The certificate that tunnels show where the operators gave none."""
 
 from __future__ import annotations
 
@@ -6,45 +6,40 @@ import datetime
 import ipaddress
 import os
 import secrets
-import ssl
 from pathlib import Path
+
+from modal_nomad.dispatcher.gateway.certificates import Certificate, Certificates
 
 _DAYS = 3650
 _FILE = "tunnels.pem"
 """Certificate and key of a home that has been given none; tools on this machine may trust the file."""
 
 
-def gateway_context(home: Path, cert: str, key: str) -> ssl.SSLContext:
-    """Return what those who come in from outside are shown: the given certificate, else one of this home.
+def own_certificates(home: Path, domain: str = "") -> Certificates:
+    """Return what a dispatcher shows that was given no certificate: one of its home, signed by itself.
 
     Args:
         home: the dispatcher's.
-        cert: the certificate with its chain, in PEM; empty for none.
-        key: its key.
-
-    Raises:
-        OSError: they cannot be read.
+        domain: whose host names it is for as well, when it is made.
     """
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    if cert:
-        context.load_cert_chain(cert, key)
-    else:
-        context.load_cert_chain(own_certificate(home))
-    return context
+    data = own_certificate(home, domain).read_bytes()
+    certificates = Certificates()
+    certificates.put("own", Certificate(data, data))
+    return certificates
 
 
-def own_certificate(home: Path) -> Path:
+def own_certificate(home: Path, domain: str = "") -> Path:
     """Return a file with a certificate for this machine, which it signed itself, and the key; made once."""
     file = home / _FILE
     if not file.exists():
         new = home / f"{_FILE}.{secrets.token_hex(4)}"
         with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as out:
-            out.write(_self_signed())
+            out.write(_self_signed(domain))
         new.replace(file)
     return file
 
 
-def _self_signed() -> bytes:
+def _self_signed(domain: str) -> bytes:
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
@@ -53,12 +48,14 @@ def _self_signed() -> bytes:
     key = ec.generate_private_key(ec.SECP256R1())
     name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "modal-nomad tunnels of this machine")])
     now = datetime.datetime.now(datetime.timezone.utc)
-    names = [
+    names: list[x509.GeneralName] = [
         x509.DNSName("localhost"),
         x509.DNSName("*.localhost"),
         x509.IPAddress(ipaddress.ip_address("127.0.0.1")),
         x509.IPAddress(ipaddress.ip_address("::1")),
     ]
+    if domain:
+        names += [x509.DNSName(domain), x509.DNSName(f"*.{domain}")]
     certificate = (
         x509.CertificateBuilder()
         .subject_name(name)

@@ -1,145 +1,43 @@
-"""The tunnels of this dispatcher: the ports that they listen at, and the connections that came there."""
+"""The tunnels of this process: it listens itself."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import hmac
+import contextlib
 import logging
 import random
 import socket
-import ssl
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from modal_nomad.dispatcher.tunnels.listening import Handshakes, Listening, bound_socket
+from modal_nomad.dispatcher.tunnels.names import Names
+from modal_nomad.dispatcher.tunnels.room import ContainerTunnel, Fetch, check_room, host_of, told
 from modal_nomad.dispatcher.tunnels.settings import TunnelSettings
-from modal_nomad.dispatcher.tunnels.tls import gateway_context
+from modal_nomad.dispatcher.tunnels.tickets import Place, Tickets
 from modal_nomad.exception import InvalidError
 from modal_nomad.wire.ids import new_id
-from modal_nomad.wire.tunnels import Plain
 
 if TYPE_CHECKING:
-    from modal_nomad.dispatcher.settings import Settings
+    from modal_nomad.dispatcher.gateway.certificates import Certificates
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
-_HANDSHAKE_SECONDS = 15.0
-_FETCH_SECONDS = 15.0
-_BACKLOG = 128
 _TRIES = 50
-_ALPN = ["http/1.1"]
-_ALPN_WITH_H2 = ["h2", "http/1.1"]
 
 
-class Tunnel:
+class Tunnel(Listening):
     """One tunnel.
 
     Attributes:
-        tunnel_id: ``tn-…``.
         container_id: the container that has it.
-        port: the encrypted one outside.
-        plain_port: the one that is not encrypted, or 0.
-
-    Args:
-        owner: the tunnels of this dispatcher.
-        container_id: the container that has it.
-        fetch: has the container come for a connection of a number.
+        name: the host name it is told apart by; empty for none.
     """
 
-    def __init__(self, owner: Tunnels, container_id: str, fetch: Callable[[int], None]) -> None:
-        self.tunnel_id = new_id("tn")
-        self.container_id = container_id
-        self.port = self.plain_port = 0
-        self._owner = owner
-        self._fetch = fetch
-        self._servers: list[asyncio.AbstractServer] = []
-        self._waiting: dict[int, _Outside] = {}
-        self._open: set[_Outside] = set()
-        self._last = 0
+    container_id = ""
+    name = ""
 
-    async def listen(self, port: int, context: ssl.SSLContext | None) -> int:
-        """Listen at a port, with TLS where there is a context for it; gives the port.
-
-        Args:
-            port: the one to have, if it is free; 0 for any.
-            context: the TLS to speak.
-
-        Raises:
-            OSError: there is no free one.
-        """
-        sock = self._owner.bound(port)
-        server = await asyncio.get_running_loop().create_server(
-            lambda: _Outside(self),
-            sock=sock,
-            backlog=_BACKLOG,
-            ssl=context,
-            ssl_handshake_timeout=_HANDSHAKE_SECONDS if context is not None else None,
-        )
-        self._servers.append(server)
-        return int(sock.getsockname()[1])
-
-    def came(self, outside: _Outside) -> None:
-        """Have the container come for a connection."""
-        if len(self._open) >= self._owner.settings.max_connections:
-            logger.info("tunnel %s has too many connections; one more was refused", self.tunnel_id)
-            outside.abort()
-            return
-        self._last += 1
-        number = self._last
-        self._open.add(outside)
-        self._waiting[number] = outside
-        outside.transport.pause_reading()
-        outside.timer = asyncio.get_running_loop().call_later(_FETCH_SECONDS, self.refuse, number)
-        self._fetch(number)
-
-    def take(self, number: int) -> _Outside | None:
-        """Return the connection of a number, which nobody else gets then; None for none."""
-        outside = self._waiting.pop(number, None)
-        if outside is None or outside.lost:
-            return None
-        if outside.timer is not None:
-            outside.timer.cancel()
-        return outside
-
-    def refuse(self, number: int) -> None:
-        """Break off a connection that the container does not take."""
-        outside = self.take(number)
-        if outside is not None:
-            outside.abort()
-
-    def went(self, outside: _Outside) -> None:
-        """Forget a connection."""
-        self._open.discard(outside)
-
-    def close(self) -> None:
-        """Listen no more, and break off what is open."""
-        for server in self._servers:
-            server.close()
-        for outside in list(self._open):
-            outside.abort()
-            if outside.other is not None:
-                outside.other.abort()
-        self._waiting.clear()
-
-
-class _Outside(Plain):
-    """A connection that somebody made to a tunnel."""
-
-    def __init__(self, tunnel: Tunnel) -> None:
-        super().__init__()
-        self.timer: asyncio.TimerHandle | None = None
-        self._tunnel = tunnel
-
-    def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
-        self._tunnel.came(self)
-
-    def connection_lost(self, error: Exception | None) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-        self._tunnel.went(self)
-        super().connection_lost(error)
+    def refuse(self, number: int, tag: str = "") -> None:
+        super().refuse(number)
 
 
 class Tunnels:
@@ -148,24 +46,36 @@ class Tunnels:
     Args:
         settings: where they may be.
         key: what proves to us that a container had a tunnel's ports before.
-        context: gives the TLS that they speak.
+        home: has the certificate that is shown where the operators gave none.
     """
 
-    def __init__(self, settings: TunnelSettings, key: bytes, context: Callable[[], ssl.SSLContext]) -> None:
+    def __init__(self, settings: TunnelSettings, key: bytes, home: Path) -> None:
         self.settings = settings
-        self._key = key
-        self._context = context
+        self.handshakes = Handshakes(settings.max_handshakes)
+        self._tickets = Tickets(key)
+        self._home = home
+        self._certificates: Certificates | None = None
+        self._names = Names(self.certificates, self.handshakes)
         self._tunnels: dict[str, Tunnel] = {}
 
-    @classmethod
-    def from_settings(cls, settings: Settings, key: bytes) -> Tunnels:
-        """Return the tunnels of a dispatcher with these settings, under a key of its home."""
-        home = Path(settings.home)
-        return cls(
-            settings.tunnel_settings(),
-            key,
-            lambda: gateway_context(home, settings.tls_cert, settings.tls_key),
-        )
+    async def start(self, certificates: Certificates | None, stack: contextlib.AsyncExitStack) -> None:
+        """Begin, with certificates that the operators gave.
+
+        Raises:
+            OSError: the port of all names is taken.
+        """
+        self._certificates = certificates
+        if self.settings.domain:
+            sock = bound_socket(self.settings.listen, self.settings.tls_port)
+            stack.callback((await self._names.listen(sock)).close)
+
+    def certificates(self) -> Certificates:
+        """Return what is shown: what the operators gave, else this home's own."""
+        if self._certificates is None:
+            from modal_nomad.dispatcher.tunnels.tls import own_certificates
+
+            self._certificates = own_certificates(self._home, self.settings.domain)
+        return self._certificates
 
     def __len__(self) -> int:
         return len(self._tunnels)
@@ -173,43 +83,42 @@ class Tunnels:
     async def open(
         self,
         container_id: str,
-        fetch: Callable[[int], None],
+        fetch: Fetch,
         *,
         unencrypted: bool,
         h2: bool,
         ticket: str = "",
     ) -> tuple[Tunnel, dict[str, Any]]:
-        """Make a tunnel; gives it and what its container is told.
-
-        Args:
-            container_id: the container.
-            fetch: has the container come for a connection of a number.
-            unencrypted: listen without TLS as well.
-            h2: offer HTTP/2 to who asks by TLS; what the container serves must speak it then.
-            ticket: of an earlier dispatcher process, for the ports that it had there.
-
-        Raises:
-            InvalidError: there can be none; the text says why.
-        """
-        if not self.settings.host:
-            raise InvalidError(
-                "this cluster has no tunnels: its operators name a host under [tunnels] in the dispatcher's "
-                "settings"
-            )
-        if len(self._tunnels) >= self.settings.max_tunnels:
-            raise InvalidError(
-                f"there are {len(self._tunnels)} tunnels here by now, and may be no more: close one, or "
-                "raise max_tunnels under [tunnels]"
-            )
-        context = self._context()
-        context.set_alpn_protocols(_ALPN_WITH_H2 if h2 else _ALPN)
-        tunnel = Tunnel(self, container_id, fetch)
-        before = self._known(container_id, ticket)
+        """Make a tunnel, as ``Room`` says."""
+        check_room(self.settings, self._tunnels)
+        before = self._tickets.read(container_id, ticket)
+        old = self._tunnels.get(before.tunnel_id)
+        if old is not None:
+            # Its container has lost the connection that it came over, before we noticed.
+            self.close(old)
+        tunnel = Tunnel(
+            before.tunnel_id or new_id("tn"),
+            lambda number: fetch({"come": number}),
+            self.settings.max_connections,
+            h2=h2,
+        )
+        tunnel.container_id = container_id
         self._tunnels[tunnel.tunnel_id] = tunnel
+        port = plain_port = 0
         try:
-            tunnel.port = await tunnel.listen(before[0], context)
+            if self.settings.domain:
+                tunnel.name = host_of(self.settings, self._tickets, tunnel.tunnel_id)
+                # What clients trust must be there before they come.
+                self.certificates()
+                self._names.put(tunnel.name, tunnel)
+            else:
+                sock = self._bound(before.port)
+                port = sock.getsockname()[1]
+                await tunnel.listen_securely(sock, self.certificates(), self.handshakes)
             if unencrypted:
-                tunnel.plain_port = await tunnel.listen(before[1], None)
+                sock = self._bound(before.plain_port)
+                plain_port = sock.getsockname()[1]
+                await tunnel.listen(sock)
         except OSError as error:
             self.close(tunnel)
             raise InvalidError(
@@ -219,24 +128,21 @@ class Tunnels:
         except BaseException:
             self.close(tunnel)
             raise
-        host = self.settings.host
-        return tunnel, {
-            "id": tunnel.tunnel_id,
-            "host": host,
-            "port": tunnel.port,
-            "unencrypted_host": host if unencrypted else "",
-            "unencrypted_port": tunnel.plain_port,
-            "ticket": self._ticket(container_id, tunnel.port, tunnel.plain_port),
-        }
+        logger.info("tunnel %s of %s is at port %d", tunnel.tunnel_id, container_id, port or plain_port)
+        place = Place(tunnel.tunnel_id, port, plain_port)
+        return tunnel, told(self.settings, self._tickets, container_id, place)
 
     def find(self, tunnel_id: str, container_id: str) -> Tunnel | None:
         """Return a tunnel of a container, or None."""
         tunnel = self._tunnels.get(tunnel_id)
         return tunnel if tunnel is not None and tunnel.container_id == container_id else None
 
-    def close(self, tunnel: Tunnel) -> None:
+    def close(self, tunnel: ContainerTunnel) -> None:
         """End a tunnel."""
-        self._tunnels.pop(tunnel.tunnel_id, None)
+        assert isinstance(tunnel, Tunnel)
+        if self._tunnels.get(tunnel.tunnel_id) is tunnel:
+            del self._tunnels[tunnel.tunnel_id]
+            self._names.drop(tunnel.name)
         tunnel.close()
 
     def close_all(self) -> None:
@@ -244,7 +150,7 @@ class Tunnels:
         for tunnel in list(self._tunnels.values()):
             self.close(tunnel)
 
-    def bound(self, wanted: int) -> socket.socket:
+    def _bound(self, wanted: int) -> socket.socket:
         """Return a socket at a port, the wanted one if it can be. Raises OSError when there is none."""
         low, high = self.settings.port_range
         tries = [wanted] if wanted and (not low or low <= wanted <= high) else []
@@ -256,35 +162,8 @@ class Tunnels:
         failure: OSError | None = None
         for port in tries:
             try:
-                return self._bind(port)
+                return bound_socket(self.settings.listen, port)
             except OSError as error:
                 failure = error
         assert failure is not None
         raise failure
-
-    def _bind(self, port: int) -> socket.socket:
-        host = self.settings.listen
-        sock = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-        try:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind((host, port))
-        except BaseException:
-            sock.close()
-            raise
-        return sock
-
-    def _ticket(self, container_id: str, port: int, plain_port: int) -> str:
-        text = f"{port}.{plain_port}"
-        mac = hmac.new(self._key, f"tunnel:{container_id}:{text}".encode(), hashlib.sha256).hexdigest()
-        return f"{text}.{mac}"
-
-    def _known(self, container_id: str, ticket: str) -> tuple[int, int]:
-        port, _, rest = ticket.partition(".")
-        plain = rest.partition(".")[0]
-        if not (port.isascii() and port.isdigit() and plain.isascii() and plain.isdigit()):
-            return 0, 0
-        if not hmac.compare_digest(
-            ticket.encode(), self._ticket(container_id, int(port), int(plain)).encode()
-        ):
-            return 0, 0
-        return int(port), int(plain)
