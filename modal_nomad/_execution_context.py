@@ -12,6 +12,9 @@ from typing import Any
 current_work: ContextVar[tuple[Any, ...] | None] = ContextVar("modal_nomad_current_work", default=None)
 """The work item (lease, call id, index, ...) whose code runs in this context."""
 
+in_snapshot: ContextVar[bool] = ContextVar("modal_nomad_in_snapshot", default=False)
+"""Whether a hook runs whose memory later containers begin with."""
+
 
 def current_input_id() -> str | None:
     """Return the id of the input that is being run, or None outside a container.

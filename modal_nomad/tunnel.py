@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from . import exception
 from ._bridge import blocking_function_context, io
-from ._execution_context import is_local
+from ._execution_context import in_snapshot, is_local
 from .exception import InvalidError
 
 if TYPE_CHECKING:
@@ -81,7 +81,8 @@ async def forward(
         h2_enabled: offer HTTP/2 to browsers; what listens must speak it without TLS (by prior knowledge).
 
     Raises:
-        InvalidError: outside of a container, with an impossible port, or where there are no tunnels.
+        InvalidError: outside of a container, in an ``enter(snap=True)`` hook of a class with memory
+            snapshots, with an impossible port, or where there are no tunnels.
 
     Example:
         >>> @app.function()
@@ -96,6 +97,11 @@ async def forward(
         raise InvalidError(
             "modal.forward works inside a container alone, in the code of a Function that runs: there is no "
             "need for it on this machine"
+        )
+    if in_snapshot.get():
+        raise InvalidError(
+            "modal.forward opens no tunnel in an enter(snap=True) hook, whose memory other containers begin "
+            "with: open it in an enter(snap=False) hook, or in a method"
         )
     relay, told = await io(_open(client, port, unencrypted, h2_enabled))
     try:

@@ -8,6 +8,7 @@ import traceback
 from typing import Any, Optional, Sequence
 
 from .._class_info import ClassInfo
+from .._execution_context import in_snapshot
 from .._partial_function import BUILD, ENTER, EXIT, SNAP, PartialFunction
 from ..wire.spec import FunctionSpec, content_key
 
@@ -48,7 +49,11 @@ class Lifecycle:
         builds = self._info.hooks[BUILD]
         if builds:
             self._build(builds)
-        self._run(self._info.hooks[SNAP])
+        token = in_snapshot.set(self._spec.enable_memory_snapshot)
+        try:
+            self._run(self._info.hooks[SNAP])
+        finally:
+            in_snapshot.reset(token)
         return self.instance
 
     def enter(self) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import modal_nomad as modal
+from modal_nomad._class_info import class_info
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.exception import InvalidError
+from modal_nomad.worker._lifecycle import Lifecycle
 
 
 def test_a_tunnel() -> None:
@@ -71,3 +74,33 @@ def test_settings() -> None:
     assert (given.host, given.listen, given.port_range) == ("t", "0.0.0.0", (30000, 30010))
     embedded = Settings(embedded=True, engine="local").tunnel_settings()
     assert (embedded.host, embedded.listen, embedded.port_range) == ("localhost", "127.0.0.1", (0, 0))
+
+
+class Opens:
+    """A class whose snapshot hook opens a tunnel."""
+
+    @modal.enter(snap=True)
+    def load(self) -> None:
+        with modal.forward(8000):
+            """Never reached."""
+
+
+@pytest.mark.parametrize("snapshots", [True, False])
+def test_in_a_hook_whose_memory_is_kept(snapshots: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MODAL_IS_REMOTE", "1")
+    reached: list[int] = []
+
+    async def opened(client: Any, port: int, *rest: Any) -> Any:
+        reached.append(port)
+        raise InvalidError("it would be opened")
+
+    monkeypatch.setattr("modal_nomad.tunnel._open", opened)
+    spec = SimpleNamespace(enable_memory_snapshot=snapshots)
+    hooks: Any = Lifecycle(class_info(Opens), spec)  # type: ignore[arg-type]
+    words = "opens no tunnel in an enter" if snapshots else "it would be opened"
+    with pytest.raises(InvalidError, match=words):
+        hooks.begin(None, None)
+    assert reached == ([] if snapshots else [8000])
+    # Later hooks may.
+    with pytest.raises(InvalidError, match="it would be opened"), modal.forward(8000):
+        pass
