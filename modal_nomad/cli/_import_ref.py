@@ -7,8 +7,9 @@ import importlib.util
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
-from types import ModuleType
+from types import CodeType, ModuleType
 from typing import Any
 
 import typer
@@ -39,6 +40,13 @@ class Runnable:
     def label(self) -> str:
         """All names of it, as the list of choices shows them."""
         return " / ".join(self.names)
+
+
+class _Program(SourceFileLoader):
+    """Runs a file from its text, as Python runs a program: what was compiled in this second may be older."""
+
+    def get_code(self, fullname: str) -> CodeType:
+        return self.source_to_code(self.get_data(self.path), self.path)
 
 
 def parse_ref(text: str, is_module: bool = False) -> ImportRef:
@@ -75,7 +83,7 @@ def import_target(ref: ImportRef) -> ModuleType:
     directory = str(path.parent)
     if directory not in sys.path[:1]:
         sys.path.insert(0, directory)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(path.stem, path, loader=_Program(path.stem, str(path)))
     if spec is None or spec.loader is None:
         raise UsageError(f"{ref.target}: Python cannot import this file.")
     module = importlib.util.module_from_spec(spec)

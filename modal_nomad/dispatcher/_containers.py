@@ -38,10 +38,9 @@ from modal_nomad.wire.spec import FunctionSpec, content_key
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
-_END_GRACE = 0.3
-"""Seconds to wait, after a worker's socket closed, for the engine to say in words why it ended."""
-_RUNTIME_GRACE = 5.0
-"""The same of containers of a runtime, which takes them down before it says that they have ended."""
+_END_GRACE = 5.0
+"""Seconds to wait, after a worker's socket closed, for the engine to say in words why it ended, or for the
+worker to dial in again: a runtime takes containers down before it says so, and a busy node is late."""
 _RETURN_SECONDS = 90.0
 """Seconds that a worker whose connection broke may take to dial in again."""
 
@@ -368,8 +367,7 @@ class Containers:
         self.web.container_out(info)
         if not info.ended.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
-                grace = _RUNTIME_GRACE if info.function.spec.container_image else _END_GRACE
-                await asyncio.wait_for(info.ended.wait(), grace)
+                await asyncio.wait_for(info.ended.wait(), _END_GRACE)
         if info.session is not session:
             return
         info.session = None

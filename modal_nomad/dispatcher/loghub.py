@@ -14,6 +14,9 @@ KEPT_BYTES = 4 << 20
 """Bytes of output kept per App; the engine's own log files hold more."""
 
 
+_WAITS = ("starting", "pending")
+
+
 class LogHub:
     """Followers and recent output, by App."""
 
@@ -21,6 +24,7 @@ class LogHub:
         self._kept: dict[str, deque[bytes]] = {}
         self._sizes: dict[str, int] = {}
         self._followers: dict[str, set[Send]] = {}
+        self._waiting: dict[str, dict[str, bytes]] = {}
 
     def log(self, app_id: str, function: str, container: str, stream: int, ts: float, text: bytes) -> None:
         """Take a piece of a container's output."""
@@ -35,20 +39,31 @@ class LogHub:
         self._pass_on(app_id, frame)
 
     def event(self, app_id: str, function: str, container: str, what: str, reason: str = "") -> None:
-        """Tell followers what became of a container or of the App."""
-        if app_id in self._followers:
-            header: dict[str, Any] = {
-                "t": "ev",
-                "a": app_id,
-                "f": function,
-                "k": container,
-                "e": what,
-                "r": reason,
-            }
-            self._pass_on(app_id, encode(header))
+        """Tell followers what became of a container or of the App, and later ones why it waits still."""
+        header: dict[str, Any] = {
+            "t": "ev",
+            "a": app_id,
+            "f": function,
+            "k": container,
+            "e": what,
+            "r": reason,
+        }
+        frame = encode(header)
+        if what in _WAITS:
+            self._waiting.setdefault(app_id, {})[container] = frame
+        elif app_id in self._waiting:
+            self._waiting[app_id].pop(container, None)
+            if not self._waiting[app_id]:
+                del self._waiting[app_id]
+        self._pass_on(app_id, frame)
 
     def follow(self, app_id: str, send: Send, *, backlog: bool) -> None:
-        """Pass an App's output on to ``send`` from now on, what is kept first when asked to."""
+        """Pass an App's output on to ``send`` from now on, what is kept first when asked to.
+
+        What containers wait for is said in any case: who follows a moment late would never hear of it.
+        """
+        for frame in self._waiting.get(app_id, {}).values():
+            send(frame)
         if backlog:
             for frame in self._kept.get(app_id, ()):
                 send(frame)
@@ -71,6 +86,7 @@ class LogHub:
         """Drop what is kept of an App."""
         self._kept.pop(app_id, None)
         self._sizes.pop(app_id, None)
+        self._waiting.pop(app_id, None)
 
     def _pass_on(self, app_id: str, frame: bytes) -> None:
         for send in tuple(self._followers.get(app_id, ())):

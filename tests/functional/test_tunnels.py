@@ -98,6 +98,9 @@ def refused(address: tuple[str, int]) -> bool:
     try:
         with connect(address):
             return False
+    except ConnectionResetError:
+        # It was being closed just then.
+        return False
     except ConnectionRefusedError:
         return True
 

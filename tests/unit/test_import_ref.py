@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -48,6 +49,16 @@ def choose(reference: str) -> refs.Runnable:
     ref = refs.parse_ref(reference)
     module = refs.import_target(ref)
     return refs.choose_runnable(refs.find_apps(module), ref, vars(module))
+
+
+def test_a_file_is_run_from_its_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    for value in ("1", "2"):
+        path = write(tmp_path, f"value = {value}\n")
+        # Saved twice within what a file's time tells apart.
+        os.utime(path, (1, 1))
+        assert str(refs.import_target(refs.parse_ref(path)).value) == value
+        del sys.modules["an_app"]
 
 
 def test_parse() -> None:
