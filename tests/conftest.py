@@ -47,6 +47,11 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", "ignore:Binding .* is a named parameter:DeprecationWarning")
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    # Tests of servers wait for them for nearly half of their time.
+    return len(os.sched_getaffinity(0)) + 1
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     for what, reason in (
         ("on a real Nomad", NO_NOMAD),
