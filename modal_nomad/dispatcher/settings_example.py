@@ -1,6 +1,37 @@
 """The dispatcher's settings file with every setting, its default and what it is for."""
 
-EXAMPLE = """\
+CERTIFICATES_EXAMPLE = """\
+[tls]
+# Certificates of endpoints and tunnels, files on this machine, PEM: one with its chain, and its key. The
+# first is shown to clients that name no host. They are read again when they change.
+# certificates = [{ cert = "/etc/tls/wildcard.pem", key = "/etc/tls/wildcard.key" }]
+certificates = []
+# Seconds between looks at them.
+interval = 5.0
+
+[pki]
+# Certificates of endpoints and tunnels from a PKI engine of Vault or OpenBao, renewed when two thirds of
+# their time are over.
+address = ""
+# Empty means the VAULT_TOKEN of the environment, else what token_file holds, which is read at every use.
+token = ""
+token_file = ""
+namespace = ""
+ca_file = ""
+mount = "pki"
+# The role that issues them, and the host names: "*.modal.example.com". The first is shown to clients that
+# name no host.
+role = ""
+names = []
+# Whether the custom domains of endpoints get certificates as well.
+custom_domains = false
+# How long they are good for, "72h"; empty means what the role says.
+ttl = ""
+"""
+"""The part that gateways in processes of their own have as well."""
+
+EXAMPLE = (
+    """\
 # The dispatcher's configuration. Every value shown is the default.
 
 # Where it listens. "unix:///path.sock" is possible too.
@@ -192,33 +223,9 @@ tls_port = 443
 # dispatcher: host and domain lead to all of them.
 gateways = false
 
-[tls]
-# Certificates of endpoints and tunnels, files on this machine, PEM: one with its chain, and its key. The
-# first is shown to clients that name no host. They are read again when they change.
-# certificates = [{ cert = "/etc/tls/wildcard.pem", key = "/etc/tls/wildcard.key" }]
-certificates = []
-# Seconds between looks at them.
-interval = 5.0
-
-[pki]
-# Certificates of endpoints and tunnels from a PKI engine of Vault or OpenBao, renewed when two thirds of
-# their time are over.
-address = ""
-# Empty means the VAULT_TOKEN of the environment, else what token_file holds, which is read at every use.
-token = ""
-token_file = ""
-namespace = ""
-ca_file = ""
-mount = "pki"
-# The role that issues them, and the host names: "*.modal.example.com". The first is shown to clients that
-# name no host.
-role = ""
-names = []
-# Whether the custom domains of endpoints get certificates as well.
-custom_domains = false
-# How long they are good for, "72h"; empty means what the role says.
-ttl = ""
-
+"""
+    + CERTIFICATES_EXAMPLE
+    + """
 [render]
 # How Functions become jobs; see modal_nomad.render.RenderSettings for all of them.
 driver = "raw_exec"
@@ -227,3 +234,4 @@ node_pool = "default"
 datacenters = ["*"]
 python = "python3"
 """
+)

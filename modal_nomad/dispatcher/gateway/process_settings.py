@@ -11,11 +11,13 @@ from typing import Any
 from modal_nomad.dispatcher.gateway.certificates import TlsSettings
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
 from modal_nomad.dispatcher.gateway.tunnels import GatewayTunnelSettings
+from modal_nomad.dispatcher.settings_example import CERTIFICATES_EXAMPLE
 from modal_nomad.dispatcher.settings_files import SettingsError, read_settings, read_token
 from modal_nomad.hashicorp.consul import ConsulSettings
 from modal_nomad.wire.address import Address, parse_address
 
-EXAMPLE = """\
+EXAMPLE = (
+    """\
 # A web gateway's configuration. Every value shown is the default.
 
 # Where endpoints are served: "http://0.0.0.0:8080", or "https://0.0.0.0:8443" with [tls] below.
@@ -74,32 +76,9 @@ inside_host = ""
 # TLS handshakes under way at a time.
 max_handshakes = 1000
 
-[tls]
-# Files on this machine, PEM: a certificate with its chain, and its key. The first is shown to clients that
-# name no host. They are read again when they change.
-# certificates = [{ cert = "/etc/tls/wildcard.pem", key = "/etc/tls/wildcard.key" }]
-certificates = []
-# Seconds between looks at them.
-interval = 5.0
-
-[pki]
-# Certificates from a PKI engine of Vault or OpenBao, renewed when two thirds of their time are over.
-address = ""
-# Empty means the VAULT_TOKEN of the environment, else what token_file holds, which is read at every use.
-token = ""
-token_file = ""
-namespace = ""
-ca_file = ""
-mount = "pki"
-# The role that issues them.
-role = ""
-# Host names: "*.modal.example.com". The first is shown to clients that name no host.
-names = []
-# Whether the custom domains of endpoints get certificates as well.
-custom_domains = false
-# How long they are good for, "72h"; empty means what the role says.
-ttl = ""
 """
+    + CERTIFICATES_EXAMPLE
+)
 
 
 @dataclass(frozen=True)
