@@ -8,7 +8,7 @@ from types import GenericAlias
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from . import _output, exception
-from ._autoscaling import FunctionAutoscalerSettings, FunctionStats, current_stats, update_autoscaler
+from ._autoscaling import Autoscaled, FunctionAutoscalerSettings, FunctionStats
 from ._bridge import blocking, blocking_function, blocking_gen, io
 from ._execution_context import is_local
 from ._invocation import call_remote, encode_input, spawn_call
@@ -55,7 +55,7 @@ __all__ = [
 ]
 
 
-class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[P, R, O]):
+class Function(MapMethods[R], Autoscaled, WithOptions, Resolvable, Called, WebUrls, Generic[P, R, O]):
     """A function that runs in containers; ``@app.function()`` and ``Function.from_name`` make them.
 
     Example:
@@ -441,72 +441,6 @@ class Function(MapMethods[R], WithOptions, Resolvable, Called, WebUrls, Generic[
 
         if self._info is not None:
             check_batched_function(self._info.raw_f, self._info.name, is_method=False)
-
-    # --- containers -------------------------------------------------------------------------------
-
-    @blocking
-    async def get_current_stats(self) -> FunctionStats:
-        """Return how many inputs wait and run, and how many containers there are, at this moment.
-
-        Raises:
-            NotFoundError: the Function's App was stopped.
-
-        Example:
-            >>> with app.run():
-            ...     square.get_current_stats().backlog
-            0
-        """
-        client, function_id = await self._target()
-        return await current_stats(client, function_id)
-
-    @blocking
-    async def update_autoscaler(
-        self,
-        *,
-        min_containers: int | None = None,
-        max_containers: int | None = None,
-        buffer_containers: int | None = None,
-        scaledown_window: float | None = None,
-    ) -> FunctionAutoscalerSettings:
-        """Change how many containers there are, at once and until the App's next deployment.
-
-        Args:
-            min_containers: containers that are kept warm.
-            max_containers: the most there may be; those above it finish their inputs and end.
-            buffer_containers: idle containers kept beside busy ones.
-            scaledown_window: seconds that an idle container lives.
-
-        Returns:
-            All four settings as they are now. An argument that is not given leaves its setting alone.
-
-        Raises:
-            InvalidError: naming a value that cannot be; nothing is changed then.
-            NotFoundError: the Function's App was stopped.
-
-        Example:
-            >>> with app.run():
-            ...     square.update_autoscaler(max_containers=2).max_containers
-            2
-        """
-        client, function_id = await self._target()
-        return await update_autoscaler(
-            client,
-            function_id,
-            min_containers=min_containers,
-            max_containers=max_containers,
-            buffer_containers=buffer_containers,
-            scaledown_window=scaledown_window,
-        )
-
-    @blocking
-    async def keep_warm(self, warm_pool_size: int) -> None:
-        """Deprecated form of ``update_autoscaler(min_containers=warm_pool_size)``."""
-        from ._options import warn_deprecated
-
-        warn_deprecated(
-            "'Function.keep_warm(n)' is now called 'Function.update_autoscaler(min_containers=n)'"
-        )
-        await self.update_autoscaler.aio(min_containers=warm_pool_size)
 
 
 def _named(

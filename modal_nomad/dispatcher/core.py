@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher._call_frames import item_frames, output_frames, run_frames
 from modal_nomad.dispatcher._call_graph import CallGraph
 from modal_nomad.dispatcher._call_reader import CallReader
-from modal_nomad.dispatcher._codec import encode, encode_one
 from modal_nomad.dispatcher._containers import Containers, FunctionState
 from modal_nomad.dispatcher._durable_calls import GENERATOR, DurableCalls
 from modal_nomad.dispatcher._durable_items import DurableItems
@@ -55,7 +55,6 @@ from modal_nomad.wire import frames
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
-"""An answer that its client did not come back for is kept this long."""
 _NOMAD_CEILING = 100
 _NOMAD_CEILING_PER_CORE = 4
 
@@ -354,30 +353,9 @@ class Dispatcher:
         session = self.containers.session(command.container_id)
         if session is None:
             return
-        inputs = command.inputs
-        if len(inputs) == 1 and not self.durable.ids and not session.of_class:
-            lease, call_id, index, payload, flags = inputs[0]
-            one: frames.Header = {"t": "run", "x": [lease], "c": [call_id], "n": [index]}
-            if flags:
-                one["f"] = [flags]
-            session.send(encode_one(one, payload))
-            return
-        for start, end in _cut([item[3] for item in inputs]):
-            part = inputs[start:end]
-            header: frames.Header = {
-                "t": "run",
-                "x": [r[0] for r in part],
-                "c": [r[1] for r in part],
-                "n": [r[2] for r in part],
-            }
-            spawned = self.durable.ids
-            if spawned and any(r[1] in spawned for r in part):
-                header["f"] = [r[4] | frames.FLAG_SPAWNED * (r[1] in spawned) for r in part]
-            elif any(r[4] for r in part):
-                header["f"] = [r[4] for r in part]
-            if session.of_class:
-                header["m"] = [self.calls.method(r[1]) for r in part]
-            session.send(encode(header, [r[3] for r in part]))
+        method_of = self.calls.method if session.of_class else None
+        for data in run_frames(command.inputs, self.durable.ids, method_of):
+            session.send(data)
 
     def _deliver(self, command: ev.Deliver, container_id: str) -> None:
         call_id = command.call_id
@@ -389,24 +367,8 @@ class Dispatcher:
         session = self.clients.get(owner) if owner is not None else None
         if session is None:
             return
-        outputs = command.outputs
-        if len(outputs) == 1:
-            index, status, payload, flags = outputs[0]
-            one: frames.Header = {"t": "out", "c": call_id, "x": [index]}
-            if status:
-                one["s"] = [status]
-            if flags:
-                one["f"] = [flags]
-            session.send(encode_one(one, payload))
-            return
-        for start, end in _cut([o[2] for o in outputs]):
-            part = outputs[start:end]
-            header: frames.Header = {"t": "out", "c": call_id, "x": [o[0] for o in part]}
-            if any(o[1] for o in part):
-                header["s"] = [o[1] for o in part]
-            if any(o[3] for o in part):
-                header["f"] = [o[3] for o in part]
-            session.send(encode(header, [o[2] for o in part]))
+        for data in output_frames(command):
+            session.send(data)
 
     async def _keep(self, command: ev.Deliver, container_id: str) -> None:
         await self.items.written(command.call_id)
@@ -422,18 +384,8 @@ class Dispatcher:
         session = self.clients.get(self._call_owner.get(call_id, ""))
         if session is None:
             return
-        items = command.items
-        for start, end in _cut([item[0] for item in items]):
-            part = items[start:end]
-            header: frames.Header = {
-                "t": "gen",
-                "c": call_id,
-                "x": command.index,
-                "q": command.first + start,
-            }
-            if any(item[1] for item in part):
-                header["f"] = [item[1] for item in part]
-            session.send(encode(header, [item[0] for item in part]))
+        for data in item_frames(command):
+            session.send(data)
 
     # --- calls ------------------------------------------------------------------------------------
 
@@ -519,18 +471,3 @@ class Dispatcher:
             self.graph.ended(call_id)
         self.live_apps.owner_gone(owner)
         self.objects.owner_gone(owner)
-
-
-def _cut(payloads: Sequence[bytes]) -> list[tuple[int, int]]:
-    """Return ranges whose payloads fit in a frame together."""
-    total = sum(map(len, payloads))
-    if total <= frames.MAX_FRAME_BYTES // 2:
-        return [(0, len(payloads))]
-    ranges, start, size = [], 0, 0
-    for position, payload in enumerate(payloads):
-        if size and size + len(payload) > frames.MAX_FRAME_BYTES // 2:
-            ranges.append((start, position))
-            start, size = position, 0
-        size += len(payload)
-    ranges.append((start, len(payloads)))
-    return ranges
