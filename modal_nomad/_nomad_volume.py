@@ -12,16 +12,25 @@ if TYPE_CHECKING:
     from .client import Client
     from .wire.mounts import VolumeMount
 
-BACKENDS = ("csi", "host")
-ACCESS_MODES = (
-    "single-node-reader-only",
-    "single-node-writer",
-    "single-node-single-writer",
-    "single-node-multi-writer",
-    "multi-node-reader-only",
-    "multi-node-single-writer",
-    "multi-node-multi-writer",
-)
+_READER = "reader-only"
+_ONE_WRITER = "single-node-writer"
+# The last of each backend is the one that refuses nobody: readers and writers alike claim it, because the
+# first claim of a volume decides which modes others may claim while it is held.
+ACCESS_MODES = {
+    "csi": (
+        f"single-node-{_READER}",
+        _ONE_WRITER,
+        f"multi-node-{_READER}",
+        "multi-node-single-writer",
+        "multi-node-multi-writer",
+    ),
+    "host": (
+        f"single-node-{_READER}",
+        _ONE_WRITER,
+        "single-node-single-writer",
+        "single-node-multi-writer",
+    ),
+}
 
 
 class NomadVolume(Volume):
@@ -32,10 +41,20 @@ class NomadVolume(Volume):
 
     @staticmethod
     def _of(name: str, backend: Any, access_mode: Any, read_only: bool = False) -> NomadVolume:
-        if backend not in BACKENDS:
-            raise InvalidError(f"backend is {backend!r}; give {' or '.join(map(repr, BACKENDS))}, or nothing")
-        if access_mode is not None and access_mode not in ACCESS_MODES:
-            raise InvalidError(f"access_mode is {access_mode!r}; give one of {', '.join(ACCESS_MODES)}")
+        modes = ACCESS_MODES.get(backend) if isinstance(backend, str) else None
+        if modes is None:
+            names = " or ".join(map(repr, ACCESS_MODES))
+            raise InvalidError(f"backend is {backend!r}; give {names}, or nothing")
+        if access_mode is not None and access_mode not in modes:
+            raise InvalidError(
+                f"access_mode is {access_mode!r}; give one of those that a {backend} volume has:"
+                f" {', '.join(modes)}"
+            )
+        read_only = read_only or str(access_mode).endswith(_READER)
+        if read_only and backend == "host" and access_mode == _ONE_WRITER:
+            raise InvalidError(
+                f"Nomad mounts no host volume read-only with access_mode={_ONE_WRITER!r}: leave access_mode out"
+            )
         made = NomadVolume._new(None, None)
         made._name, made._backend, made._access_mode = name, backend, access_mode or ""
         made._read_only = read_only
@@ -76,8 +95,5 @@ class NomadVolume(Volume):
     def _mount(self, path: str) -> VolumeMount:
         from .wire.mounts import VolumeMount
 
-        mode = self._access_mode
-        if not mode:
-            nodes = "multi-node" if self._backend == "csi" else "single-node"
-            mode = f"{nodes}-reader-only" if self._read_only else f"{nodes}-multi-writer"
+        mode = self._access_mode or ACCESS_MODES[self._backend][-1]
         return VolumeMount(path, "", self._read_only, self._backend, str(self._name), mode)

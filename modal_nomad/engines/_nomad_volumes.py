@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from modal_nomad.engines.base import EngineError
-from modal_nomad.hashicorp.nomad import NomadClient, NomadDenied
+from modal_nomad.hashicorp.nomad import NomadClient, NomadDenied, NomadNotFound
 
 _MOST_NODES = 200
 _WITHOUT_VOLUMES = frozenset({"raw_exec"})
@@ -37,16 +37,35 @@ async def _check(client: NomadClient, volume: Mapping[str, Any], namespace: str,
     name, kind = str(volume["Source"]), str(volume["Type"])
     try:
         known = await client.volumes(kind, namespace=namespace, token=token)
-        there = any(name in (x.get("ID" if kind == "csi" else "Name"), x.get("ID")) for x in known)
-        if not there and kind == "host":
-            there = await _is_static(client, name)
-    except NomadDenied:
+        found = [x for x in known if name in (x.get("ID" if kind == "csi" else "Name"), x.get("ID"))]
+        if found:
+            await _check_modes(client, volume, [str(x["ID"]) for x in found[:_MOST_NODES]], namespace, token)
+            return
+        there = kind == "host" and await _is_static(client, name)
+    except (NomadDenied, NomadNotFound):
         # Whoever may not look may still be allowed to mount: Nomad decides when the job is placed.
         return
     if not there:
         raise EngineError(
             f"Nomad has no {kind} volume {name!r} in namespace {namespace!r}: make it with"
             f" `nomad volume create -namespace={namespace} {name}.hcl` (docs/volumes.md)"
+        )
+
+
+async def _check_modes(
+    client: NomadClient, volume: Mapping[str, Any], ids: list[str], namespace: str, token: str | None
+) -> None:
+    """Look whether one of the volumes of a name was made for what is asked: Nomad would place nothing."""
+    kind, asked = str(volume["Type"]), str(volume["AccessMode"])
+    all_of_them = await asyncio.gather(
+        *(client.volume(kind, one, namespace=namespace, token=token) for one in ids)
+    )
+    modes = {str(x["AccessMode"]) for one in all_of_them for x in one.get("RequestedCapabilities") or ()}
+    if modes and asked not in modes:
+        raise EngineError(
+            f"the {kind} volume {volume['Source']!r} was not made for access mode {asked}: give"
+            f" Volume.from_name access_mode={' or '.join(repr(x) for x in sorted(modes))}, or make the volume"
+            " with another capability block"
         )
 
 

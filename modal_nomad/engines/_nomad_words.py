@@ -110,7 +110,8 @@ def _ending(events: list[Mapping[str, Any]]) -> tuple[int | None, str]:
                 return code or 128 + signal, f"killed by signal {signal}"
             return code, f"exit code {code}" if code else ""
         if kind in _START_FAILURES:
-            return None, _start_failure(str(event.get("DisplayMessage") or kind))
+            # Some of it comes from plugins, with line breaks of their own.
+            return None, _start_failure(" ".join(str(event.get("DisplayMessage") or kind).split()))
     return None, "stopped before it started" if stopped else ""
 
 

@@ -19,6 +19,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import aiohttp
 import nomad  # type: ignore[import-untyped]
@@ -221,6 +222,13 @@ class NomadClient:
         """Return the volumes of a namespace that are ``csi``, or dynamic ``host`` ones."""
         found = await self._get_json("/v1/volumes", {"type": kind, "namespace": namespace}, token=token)
         return list(found or ())
+
+    async def volume(
+        self, kind: str, volume_id: str, *, namespace: str, token: str | None = None
+    ) -> dict[str, Any]:
+        """Return all of a volume. NomadNotFound when there is none."""
+        path = f"/v1/volume/{kind}/{quote(volume_id, safe='')}"
+        return dict(await self._get_json(path, {"namespace": namespace}, token=token))
 
     async def evaluations(self, job_id: str, *, namespace: str) -> list[dict[str, Any]]:
         """List a job's evaluations: they carry why nothing was placed."""

@@ -22,7 +22,9 @@ from modal_nomad.worker._host_volumes import HostVolumes
     [
         ({"backend": "nfs"}, "give 'csi' or 'host'"),
         ({"access_mode": "single-node-writer"}, "give 'csi' or 'host'"),
-        ({"backend": "csi", "access_mode": "all"}, "access_mode is 'all'; give one of single-node"),
+        ({"backend": "csi", "access_mode": "all"}, "'all'; give one of those that a csi volume has: single"),
+        ({"backend": "csi", "access_mode": "single-node-multi-writer"}, "that a csi volume has"),
+        ({"backend": "host", "access_mode": "multi-node-multi-writer"}, "that a host volume has"),
         ({"backend": "csi", "create_if_missing": True}, "make it with `nomad volume create`"),
         ({"backend": "host", "environment_name": "dev"}, "leave out"),
     ],
@@ -61,6 +63,17 @@ def test_it_travels_and_is_itself() -> None:
         check_volumes({"/a": volume, "/b": again})
 
 
+def test_modes_and_reading_only_go_together() -> None:
+    assert (
+        modal.Volume.from_name("d", backend="csi", access_mode="multi-node-reader-only")
+        ._mount("/d")
+        .read_only
+    )
+    writer = modal.Volume.from_name("d", backend="host", access_mode="single-node-writer")
+    with pytest.raises(InvalidError, match="mounts no host volume read-only with access_mode='single-node-w"):
+        writer.read_only()
+
+
 def _job(*volumes: VolumeMount, **settings: Any) -> dict[str, Any]:
     spec = FunctionSpec("a", "f", volumes=(VolumeMount("/kept", "vo-1"), *volumes))
     assert FunctionSpec.from_dict(spec.to_dict()) == spec
@@ -85,7 +98,8 @@ def test_the_jobs_blocks() -> None:
             "Type": "csi",
             "Source": "disk",
             "ReadOnly": True,
-            "AccessMode": "multi-node-reader-only",
+            # Who reads only claims it as writers do: Nomad would keep either out while the other holds it.
+            "AccessMode": "multi-node-multi-writer",
             "AttachmentMode": "file-system",
         },
     }
