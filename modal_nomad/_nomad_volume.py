@@ -53,7 +53,7 @@ class NomadVolume(Volume):
         read_only = read_only or str(access_mode).endswith(_READER)
         if read_only and backend == "host" and access_mode == _ONE_WRITER:
             raise InvalidError(
-                f"Nomad mounts no host volume read-only with access_mode={_ONE_WRITER!r}: leave access_mode out"
+                f"Nomad mounts no host volume for reading only with access_mode={_ONE_WRITER!r}: leave it out"
             )
         made = NomadVolume._new(None, None)
         made._name, made._backend, made._access_mode = name, backend, access_mode or ""

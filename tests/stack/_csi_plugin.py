@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-
 from modal_nomad_gpu._protobuf import Codec, Field
 
 NAME = "directories.csi.example"

@@ -70,7 +70,7 @@ def test_modes_and_reading_only_go_together() -> None:
         .read_only
     )
     writer = modal.Volume.from_name("d", backend="host", access_mode="single-node-writer")
-    with pytest.raises(InvalidError, match="mounts no host volume read-only with access_mode='single-node-w"):
+    with pytest.raises(InvalidError, match="mounts no host volume for reading only with access_mode="):
         writer.read_only()
 
 
