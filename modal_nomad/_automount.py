@@ -103,7 +103,8 @@ def _package_files(module: str, file: str) -> dict[str, str]:
     if root.name != top:
         return {}
     return {
-        remote: str(path) for remote, path in walk(root, top, lambda path: path.suffix != ".py", hidden=False)
+        remote: os.fspath(path)
+        for remote, path in walk(root, top, lambda path: path.suffix != ".py", hidden=False)
     }
 
 

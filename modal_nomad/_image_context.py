@@ -6,13 +6,13 @@ import fnmatch
 import hashlib
 import os
 import posixpath
-import stat
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._image_files import LocalFiles, file_sha256, walk
+from ._file_hashes import hashes_of
+from ._image_files import LocalFiles, file_mode, path_stat, walk
 from .exception import InvalidError
 from .file_pattern_matcher import FilePatternMatcher, as_matcher
 from .wire.dockerfile import copied, instructions
@@ -70,7 +70,7 @@ class Context:
         except FileNotFoundError:
             raise FileNotFoundError(f"{step}: there is no file {self.dockerfile}") from None
 
-    def gather(self, step: str, lines: Sequence[str]) -> tuple[str, dict[str, bytes | Path]]:
+    def gather(self, step: str, lines: Sequence[str]) -> tuple[str, dict[str, bytes | os.PathLike[str]]]:
         """Hash what the lines copy.
 
         Returns:
@@ -81,18 +81,18 @@ class Context:
             FileNotFoundError: naming what is copied and is not there.
         """
         entries: dict[str, tuple[str, int]] = {}
-        contents: dict[str, bytes | Path] = {}
-        for place, path in self._found(step, copied(instructions(lines))):
-            sha = file_sha256(path)
-            mode = 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
-            entries[place], contents[sha] = (sha, mode), path
+        contents: dict[str, bytes | os.PathLike[str]] = {}
+        found = [(x, path, path_stat(path)) for x, path in self._found(step, copied(instructions(lines)))]
+        hashes = hashes_of(self.directory or ".", [(path, said) for _, path, said in found])
+        for (place, path, said), sha in zip(found, hashes, strict=True):
+            entries[place], contents[sha] = (sha, file_mode(said)), path
         if not entries:
             return "", {}
         manifest = canonical_json([[place, *entries[place]] for place in sorted(entries)])
         name = hashlib.sha256(manifest).hexdigest()
         return name, {**contents, name: manifest}
 
-    def _found(self, step: str, sources: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    def _found(self, step: str, sources: Sequence[str]) -> Iterator[tuple[str, os.PathLike[str]]]:
         given = {posixpath.normpath(place.lstrip("/")): path for place, path in self.files}
         if self.mounted is not None:
             for wish in self.mounted:
@@ -121,7 +121,7 @@ class Context:
 
 def _sources(
     step: str, source: str, directory: Path, ignore: Ignore, given: set[str]
-) -> Iterator[tuple[str, Path]]:
+) -> Iterator[tuple[str, os.PathLike[str]]]:
     # A variable may stand for anything.
     name = "." if "$" in source else posixpath.normpath(source.lstrip("/") or ".")
     if name.startswith(".."):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 import importlib.util
 import os
 import posixpath
@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from ._file_hashes import hashes_of
 from .exception import InvalidError, ModuleNotMountable
-from .file_pattern_matcher import can_prune_directories
+from .file_pattern_matcher import FilePatternMatcher, can_prune_directories
 from .wire.spec import MountedFile
 
 # Where Python sources of an Image lie in a container; on the import path of every Function.
@@ -39,7 +40,7 @@ class LocalFiles:
     condition: Callable[[str], bool] | None = None
     recursive: bool = True
 
-    def found(self) -> Iterator[tuple[str, Path]]:
+    def found(self) -> Iterator[tuple[str, os.PathLike[str]]]:
         """Yield each file's path in the container and its path here.
 
         Raises:
@@ -47,10 +48,10 @@ class LocalFiles:
             ModuleNotMountable: when there is no such module here.
         """
         for remote, path in self._all():
-            if self.condition is None or self.condition(str(path)):
+            if self.condition is None or self.condition(os.fspath(path)):
                 yield remote, path
 
-    def _all(self) -> Iterator[tuple[str, Path]]:
+    def _all(self) -> Iterator[tuple[str, os.PathLike[str]]]:
         if self.kind == "python":
             yield from self._python_source()
             return
@@ -64,7 +65,7 @@ class LocalFiles:
             raise FileNotFoundError(f"add_local_dir: there is no directory {path}")
         yield from walk(path, self.remote, self.ignore, recursive=self.recursive)
 
-    def _python_source(self) -> Iterator[tuple[str, Path]]:
+    def _python_source(self) -> Iterator[tuple[str, os.PathLike[str]]]:
         try:
             spec = importlib.util.find_spec(self.source)
         except (ImportError, ValueError):
@@ -90,7 +91,7 @@ def walk(
     ignore: Callable[[Path], bool] | None,
     hidden: bool = True,
     recursive: bool = True,
-) -> Iterator[tuple[str, Path]]:
+) -> Iterator[tuple[str, os.PathLike[str]]]:
     """Yield the files under a directory, sorted, as (path in the container, path here).
 
     Args:
@@ -100,46 +101,63 @@ def walk(
         hidden: whether dot-prefixed names and compiled Python are kept.
         recursive: whether directories below are looked into.
     """
+    if type(ignore) is FilePatternMatcher and ignore._is_empty():
+        ignore = None
     prunes = ignore is not None and can_prune_directories(ignore)
-    for folder, folders, names in os.walk(root):
-        folders[:] = sorted(x for x in folders if hidden or not (x.startswith(".") or x == "__pycache__"))
-        if not recursive:
-            folders.clear()
-        if prunes and ignore is not None:
-            folders[:] = [x for x in folders if not ignore(Path(folder, x).relative_to(root))]
-        for name in sorted(names):
-            if not hidden and (name.startswith(".") or name.endswith(".pyc")):
+    before = posixpath.join(remote, "x")[:-1]
+
+    def below(folder: str, relative: str) -> Iterator[tuple[str, os.PathLike[str]]]:
+        # Thousands of files are usual: what pathlib would do for each of them is most of the time.
+        entries: list[os.DirEntry[str]] = []
+        # What may not be looked into has nothing to add.
+        with contextlib.suppress(OSError), os.scandir(folder) as scanned:
+            entries = sorted(scanned, key=lambda entry: entry.name)
+        folders = []
+        for entry in entries:
+            name = entry.name
+            if not hidden and (name.startswith(".") or name.endswith(".pyc") or name == "__pycache__"):
                 continue
-            path = Path(folder, name)
-            relative = path.relative_to(root)
-            if path.is_file() and (ignore is None or not ignore(relative)):
-                yield posixpath.join(remote, relative.as_posix()), path
+            place = relative + name
+            if entry.is_dir(follow_symlinks=False):
+                folders.append((entry.path, place))
+            elif entry.is_file() and (ignore is None or not ignore(Path(place))):
+                yield before + place, entry
+        if not recursive:
+            return
+        for path, place in folders:
+            if not (prunes and ignore is not None and ignore(Path(place))):
+                yield from below(path, place + "/")
+
+    yield from below(os.fspath(root), "")
 
 
-def mounted(wishes: tuple[LocalFiles, ...]) -> tuple[tuple[MountedFile, ...], dict[str, Path]]:
+def mounted(
+    wishes: tuple[LocalFiles, ...],
+) -> tuple[tuple[MountedFile, ...], dict[str, os.PathLike[str]]]:
     """Hash the files of an Image; a later file wins over an earlier one at the same place.
 
     Returns:
         The files in the order of their paths, and where each blob's content is on this machine.
     """
     files: dict[str, MountedFile] = {}
-    contents: dict[str, Path] = {}
+    contents: dict[str, os.PathLike[str]] = {}
     for wish in wishes:
-        for remote, path in wish.found():
-            sha = file_sha256(path)
-            mode = 0o755 if path.stat().st_mode & stat.S_IXUSR else 0o644
-            files[remote] = MountedFile(remote, sha, mode)
+        found = [(remote, path, path_stat(path)) for remote, path in wish.found()]
+        hashes = hashes_of(wish.source, [(path, said) for _, path, said in found])
+        for (remote, path, said), sha in zip(found, hashes, strict=True):
+            files[remote] = MountedFile(remote, sha, file_mode(said))
             contents[sha] = path
     return tuple(files[remote] for remote in sorted(files)), contents
 
 
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file, read in pieces."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for piece in iter(lambda: file.read(1 << 20), b""):
-            digest.update(piece)
-    return digest.hexdigest()
+def path_stat(path: os.PathLike[str]) -> os.stat_result:
+    """Return what ``stat`` says of a file."""
+    return path.stat() if isinstance(path, os.DirEntry) else os.stat(path)
+
+
+def file_mode(said: os.stat_result) -> int:
+    """Return the mode that a file gets in a container: only whether it is a program counts."""
+    return 0o755 if said.st_mode & stat.S_IXUSR else 0o644
 
 
 def remote_file_path(local_path: str, remote_path: str) -> str:

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _INCLUDED = re.compile(r"\s*(?:-r|--requirement)[\s=]+(\S+)")
 
-Contents = dict[str, "bytes | Path"]
+Contents = dict[str, "bytes | os.PathLike[str]"]
 """What the server must have: SHA-256 to bytes, or to the file that holds them."""
 
 

@@ -87,6 +87,11 @@ class FilePatternMatcher(PatternMatcher):
         self._load()
         return not any(takes_back for takes_back, _ in self._rules)
 
+    def _is_empty(self) -> bool:
+        """Say whether there are no patterns, so that nothing matches."""
+        self._load()
+        return not self._rules
+
     def _load(self) -> None:
         if self._read is not None:
             self._rules = _compile(self._read())

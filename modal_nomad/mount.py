@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import posixpath
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -182,7 +183,7 @@ def check_mounts(where: str, value: Any) -> tuple[Mount, ...]:
 
 def with_mounts(
     files: tuple[MountedFile, ...], mounts: Sequence[Mount]
-) -> tuple[tuple[MountedFile, ...], dict[str, Path]]:
+) -> tuple[tuple[MountedFile, ...], dict[str, os.PathLike[str]]]:
     """Return an image's files with those of Mounts, which win, and where the contents of the latter are."""
     added, contents = mounted(tuple(wish for mount in mounts for wish in mount._wishes))
     merged = {file.path: file for file in (*files, *added)}

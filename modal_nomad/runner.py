@@ -9,7 +9,6 @@ import os
 import warnings
 from collections.abc import Awaitable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import _automount
@@ -70,7 +69,7 @@ class Publication:
     """
 
     args: Mapping[str, Any]
-    contents: Mapping[str, bytes | Path]
+    contents: Mapping[str, bytes | os.PathLike[str]]
 
 
 def environment_of(environment_name: str | None) -> str | None:
@@ -190,7 +189,7 @@ def function_specs(
     images: Mapping[Image, PublishedImage] | None = None,
     *,
     dev_suffix: str = "",
-) -> tuple[list[FunctionSpec], dict[str, bytes | Path]]:
+) -> tuple[list[FunctionSpec], dict[str, bytes | os.PathLike[str]]]:
     """Return the specification of every Function of an App, and the contents that they refer to.
 
     Args:
@@ -204,7 +203,7 @@ def function_specs(
         InvalidError: when a pickled function is too large to travel.
         FileNotFoundError: when a file that an Image adds is not there.
     """
-    contents: dict[str, bytes | Path] = {}
+    contents: dict[str, bytes | os.PathLike[str]] = {}
     published = resolved(app, secrets) if images is None else images
     functions = list(app.registered_functions.values())
     shipped = [f.info for f in functions if _options(f).include_source]
@@ -293,7 +292,7 @@ def function_specs(
     return specs, contents
 
 
-def _with_mounts(image: ImageSpec, mounts: Sequence[Mount]) -> tuple[ImageSpec, dict[str, Path]]:
+def _with_mounts(image: ImageSpec, mounts: Sequence[Mount]) -> tuple[ImageSpec, dict[str, os.PathLike[str]]]:
     if not mounts:
         return image, {}
     from .mount import with_mounts
@@ -329,7 +328,7 @@ async def send(client: Client, publication: Publication) -> dict[str, Any]:
     return dict(await client._request("app.publish", dict(publication.args)))
 
 
-async def upload_missing(client: Client, contents: Mapping[str, bytes | Path]) -> int:
+async def upload_missing(client: Client, contents: Mapping[str, bytes | os.PathLike[str]]) -> int:
     """Upload the contents that the server does not have; return how many."""
     if not contents:
         return 0
@@ -484,8 +483,9 @@ def _pickled(name: str, raw_f: Any) -> bytes:
     return data
 
 
-def _read(path: Path) -> bytes:
-    return path.read_bytes()
+def _read(path: os.PathLike[str]) -> bytes:
+    with open(path, "rb") as file:
+        return file.read()
 
 
 def _deployer() -> str:

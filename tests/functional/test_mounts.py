@@ -43,6 +43,6 @@ def test_a_mount_is_sent_and_has_the_id_of_its_content(live: Live) -> None:
 
 
 def _sha(path: object) -> str:
-    from modal_nomad._image_files import file_sha256
+    from modal_nomad._file_hashes import file_sha256
 
     return file_sha256(path)  # type: ignore[arg-type]

@@ -1,0 +1,82 @@
+"""SHA-256 of many local files, known again for as long as the file system says that they are the same.
+
+Reading thousands of files only to find that none has changed is most of what publishing an unchanged
+Image would cost. So what their hashes were is kept under this user's home folder, one file for each large
+directory, with what ``stat`` said of each then: when its content and its entry changed, size and inode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from ._home import home
+
+WORTH_KEEPING = 200
+"""Of fewer files nothing is kept: to read them is as fast."""
+# A file may change twice within what a file system's clock can tell apart.
+_SETTLED_NS = 2_000_000_000
+
+
+def file_sha256(path: str | os.PathLike[str]) -> str:
+    """Return the SHA-256 of a file, read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb", buffering=0) as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def hashes_of(top: str, files: Sequence[tuple[os.PathLike[str], os.stat_result]]) -> list[str]:
+    """Return the SHA-256 of each file.
+
+    Args:
+        top: the directory that they are of, under whose name the hashes are kept.
+        files: each with what ``stat`` says of it now.
+    """
+    if len(files) < WORTH_KEEPING:
+        return [file_sha256(path) for path, _ in files]
+    kept = _Kept(top)
+    before = time.time_ns() - _SETTLED_NS
+    found, now, read = [], {}, 0
+    for path, said in files:
+        name = os.fspath(path)
+        state = f"{said.st_mtime_ns} {said.st_ctime_ns} {said.st_size} {said.st_ino} "
+        known = kept.lines.get(name, "")
+        if known.startswith(state):
+            sha = known[len(state) :]
+        else:
+            read += 1
+            sha = file_sha256(path)
+        found.append(sha)
+        if said.st_mtime_ns < before and said.st_ctime_ns < before:
+            now[name] = state + sha
+    if read and now != kept.lines:
+        kept.write(now)
+    return found
+
+
+class _Kept:
+    """The file with what is known of one directory's files."""
+
+    def __init__(self, top: str) -> None:
+        name = hashlib.sha256(os.path.abspath(top).encode("utf-8", "surrogateescape")).hexdigest()
+        self._path = Path(home(), "file-hashes", f"{name[:32]}.json")
+        self.lines: dict[str, str] = {}
+        with contextlib.suppress(OSError, ValueError):
+            found = json.loads(self._path.read_bytes())
+            if isinstance(found, dict):
+                self.lines = found
+
+    def write(self, lines: dict[str, str]) -> None:
+        # It only saves time: a full disk must not keep an Image from being published.
+        with contextlib.suppress(OSError):
+            self._path.parent.mkdir(mode=0o700, exist_ok=True)
+            half = self._path.with_suffix(f".{os.getpid()}")
+            half.write_text(json.dumps(lines))
+            half.replace(self._path)
