@@ -40,6 +40,7 @@ class _Node:
     """A call that an input made, while it is in progress or remembered."""
 
     call: GraphCall
+    function_id: str
     stored: bool
     spawned: bool
     inputs: dict[int, tuple[int | None, str]] = field(default_factory=dict)
@@ -101,7 +102,7 @@ class CallGraph:
                     return
             call = GraphCall(call_id, parent_call, parent, *self._names(function_id, method))
             stored = above.stored if above is not None else parent_call in self._durable
-            node = self._nodes[call_id] = _Node(call, stored, indexes is None)
+            node = self._nodes[call_id] = _Node(call, function_id, stored, indexes is None)
             if stored:
                 self._new.append(call)
             while len(self._nodes) > MAX_CALLS:
@@ -121,6 +122,11 @@ class CallGraph:
         node = self._nodes.get(call_id)
         if node is not None and node.stored:
             del self._nodes[call_id]
+
+    def function_of(self, call_id: str) -> str | None:
+        """Return whose call it is that is remembered; None when it is not."""
+        node = self._nodes.get(call_id)
+        return node.function_id if node is not None else None
 
     async def graph(self, call_id: str) -> tuple[list[GraphCall], list[GraphInput]]:
         """Return a call and all below it, parents first, and their inputs.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from aiohttp import web
 
-from modal_nomad.exception import Error, NotFoundError
+from modal_nomad.exception import AuthError, Error, NotFoundError
 
 
 def refusal(error: Error) -> web.Response:
     """Return the answer that stands for an error."""
-    return named_refusal(type(error).__name__, str(error), 404 if isinstance(error, NotFoundError) else 409)
+    status = 404 if isinstance(error, NotFoundError) else 403 if isinstance(error, AuthError) else 409
+    return named_refusal(type(error).__name__, str(error), status)
 
 
 def named_refusal(kind: str, text: str, status: int = 409) -> web.Response:

@@ -83,6 +83,7 @@ class LiveApps:
         self.background = background
         self._client_grace = client_grace
         self._owners: dict[str, str] = {}
+        self._environments: dict[str, str] = {}
         self._graces = Graces()
 
     async def resume(self) -> int:
@@ -90,6 +91,7 @@ class LiveApps:
         resumed = 0
         for app, functions in await self.apps.active():
             deployed = app.state == "deployed"
+            self._environments[app.app_id] = app.environment
             await asyncio.gather(*(self._resume(f, deployed) for f in functions))
             if app.state == "ephemeral":
                 seconds = self._client_grace + _RECONNECT_SECONDS
@@ -124,6 +126,7 @@ class LiveApps:
         await asyncio.gather(*(self.engine.submit(job, token=token) for job in jobs))
         published = await self.apps.publish(args, deployed_by=session.identity.name)
         app = published.app
+        self._environments[app.app_id] = app.environment
         deployed = app.state == "deployed"
         before = {f.function_id: self.functions.get(f.function_id) for f in published.functions}
         states = [self._add_function(record, deployed) for record in published.functions]
@@ -159,8 +162,8 @@ class LiveApps:
             app_id = await self.apps.deployed_id(args["name"], environment) or app_id
         await self.web.check(specs, environment, app_id)
 
-    async def _place(self, environment: str, jobs: Sequence[Mapping[str, Any]], token: str | None) -> None:
-        """Make an environment's namespace, and see that jobs are in no other one."""
+    def check_place(self, environment: str, jobs: Sequence[Mapping[str, Any]]) -> None:
+        """Check that jobs are in the namespace of their environment. Raises InvalidError."""
         if self.engine.name == "local":
             return
         check_environment(environment)
@@ -171,7 +174,12 @@ class LiveApps:
                     f"jobs of environment {environment!r} belong in the Nomad namespace {namespace!r}, not in"
                     f" {job.get('Namespace')!r}: run or deploy the App with a newer client"
                 )
-        await self.namespaces.make(environment, token)
+
+    async def _place(self, environment: str, jobs: Sequence[Mapping[str, Any]], token: str | None) -> None:
+        """Make an environment's namespace, and see that jobs are in no other one."""
+        self.check_place(environment, jobs)
+        if self.engine.name != "local":
+            await self.namespaces.make(environment, token)
 
     async def _leave(self, before: FunctionState | None, now: FunctionState, token: str | None) -> None:
         """Stop the job that a Function had elsewhere, before its environment had this namespace."""
@@ -216,7 +224,10 @@ class LiveApps:
         await self.secrets.collect([(f.spec, f.environment) for f in self.functions.values()])
 
     def own(self, app_id: str, session: ClientSession) -> None:
-        """Bind an ephemeral App's life to a client."""
+        """Bind an ephemeral App's life to a client whose token is for its environment."""
+        allowed = session.identity.environments
+        if allowed and self._environments.get(app_id) not in allowed:
+            return
         self._owners[app_id] = session.owner
         self._graces.end(app_id)
 
@@ -237,6 +248,7 @@ class LiveApps:
                 *(self.engine.stop(f.job_id, namespace=f.namespace, token=token) for f in mine)
             )
         self._owners.pop(app_id, None)
+        self._environments.pop(app_id, None)
         functions = await self.apps.stop(app_id)
         await asyncio.gather(
             *(self._remove_function(f.function_id, "its app was stopped", token) for f in functions)

@@ -92,6 +92,11 @@ class CallEngine(WebLoad):
         call = self._calls.get(call_id)
         return call.pending if call else None
 
+    def function_of(self, call_id: str) -> str | None:
+        """Whose call it is; None when it is not known."""
+        call = self._calls.get(call_id)
+        return call.function_id if call else None
+
     def method(self, call_id: str) -> str:
         """Which method a call names; empty for a plain function or an unknown call."""
         call = self._calls.get(call_id)

@@ -434,9 +434,10 @@ class Dispatcher:
         if self._call_owner.get(call_id) == session.owner:
             self.handle(ev.ItemsTaken(call_id, index, count))
 
-    def end_call(self, call_id: str) -> None:
+    def end_call(self, session: ClientSession, call_id: str) -> None:
         """Forget a call that its client no longer waits for."""
-        if self._call_owner.pop(call_id, None) is not None:
+        if self._call_owner.get(call_id) == session.owner:
+            del self._call_owner[call_id]
             self.handle(ev.CallClosed(call_id))
             self.graph.ended(call_id)
 

@@ -24,6 +24,7 @@ from modal_nomad.dispatcher._requests import (
     seconds,
     text,
 )
+from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.exception import InvalidError, NotFoundError
@@ -59,6 +60,8 @@ async def _plan(server: Dispatcher, session: ClientSession, args: Mapping[str, A
         schedule = FunctionSpec.from_dict(spec).schedule if spec is not None else None
         periodic = server.schedules.job_of(entry["job"], schedule)
         jobs += [entry["job"], *([periodic] if periodic is not None else [])]
+    # Else the difference to what is registered would show jobs of other environments.
+    server.live_apps.check_place(optional(args, "environment") or DEFAULT_ENVIRONMENT, jobs)
     plans = await asyncio.gather(*(server.engine.plan(job, token=token) for job in jobs))
     return {
         "plans": [

@@ -18,8 +18,22 @@ if TYPE_CHECKING:
     from modal_nomad.dispatcher.core import Dispatcher
 
 # Requests about the server as a whole, which name no environment, and those that check by themselves.
-_OPEN = frozenset({"blob.missing", "server.status", "server.stop"})
+OPEN = frozenset({"blob.missing", "server.status", "server.stop"})
 _OWN_CHECKS = "environment."
+# What has its environment by an id. All other requests are about the environment that they name, or the
+# default one, whatever ids stand beside it.
+_SUBJECTS = {
+    "app.history": "app",
+    "app.resolve": "app",
+    "app.stop": "app_id",
+    "app.subscribe": "app_id",
+    "call": "call_id",
+    "dict": "object_id",
+    "function": "function_id",
+    "function.lookup": "app",
+    "object": "object_id",
+    "queue": "object_id",
+}
 
 
 def check(identity: Identity, environment: str) -> None:
@@ -75,29 +89,57 @@ def check_function(server: Dispatcher, identity: Identity, function_id: str) -> 
         check(identity, state.environment)
 
 
+def check_live_call(server: Dispatcher, identity: Identity, call_id: str) -> None:
+    """Refuse a call in progress of an environment that a token is not for. Raises AuthError."""
+    function_id = server.calls.function_of(call_id)
+    if function_id is not None:
+        check_function(server, identity, function_id)
+
+
+async def check_call(server: Dispatcher, identity: Identity, call_id: str) -> None:
+    """Refuse a call of an environment that a token is not for. Raises AuthError."""
+    function_id = server.calls.function_of(call_id) or server.graph.function_of(call_id)
+    if function_id is None:
+        call = await server.store.call(call_id)
+        if call is None:
+            return
+        function_id = call.function_id
+    if function_id in server.functions:
+        check_function(server, identity, function_id)
+        return
+    # Its App was stopped, and its results are kept.
+    function = await server.store.function(function_id)
+    if function is not None:
+        check(identity, function.environment)
+
+
 async def check_request(server: Dispatcher, identity: Identity, method: Any, args: Mapping[str, Any]) -> None:
     """Refuse a request that reaches beyond a token's environments. Raises AuthError, NotFoundError."""
-    if not identity.environments or method in _OPEN or str(method).startswith(_OWN_CHECKS):
+    if not identity.environments or method in OPEN or str(method).startswith(_OWN_CHECKS):
         return
-    named = False
+    named, environment = set(), args.get("environment")
+    if not isinstance(environment, str):
+        # What is none of a request is refused where it is read.
+        environment = ""
     for key in ("app_id", "app"):
         app = args.get(key)
         if isinstance(app, str) and app.startswith("ap-"):
-            check(identity, (await server.apps.find(app)).environment)
-            named = True
+            check(identity, (await server.apps.find(app, environment or None)).environment)
+            named.add(key)
     if isinstance(function_id := args.get("function_id"), str):
         check_function(server, identity, function_id)
-        named = True
+        named.add("function_id")
     if isinstance(call_id := args.get("call_id"), str):
-        call = await server.store.call(call_id)
-        if call is not None:
-            check_function(server, identity, call.function_id)
-        named = True
-    if isinstance(object_id := args.get("object_id"), str):
+        await check_call(server, identity, call_id)
+        named.add("call_id")
+    if isinstance(object_id := args.get("object_id"), str) and object_id:
         check(identity, (await server.objects.find(object_id)).environment)
-        named = True
-    environment = args.get("environment")
-    if isinstance(environment, str) and environment:
+        named.add("object_id")
+    if environment:
         check(identity, environment)
-    elif not named:
+    elif _subject(str(method)) not in named:
         check(identity, DEFAULT_ENVIRONMENT)
+
+
+def _subject(method: str) -> str | None:
+    return _SUBJECTS.get(method) or _SUBJECTS.get(method.partition(".")[0])

@@ -214,6 +214,9 @@ class Server:
         if identity.container:
             # Several connections of one container are several owners of calls.
             owner = f"{identity.container}/{text(hello.get('client'))[:_MAX_CLIENT_ID]}"
+        elif identity.environments:
+            # Nobody whose token is for other environments is this client come back.
+            owner = f"{owner}@{','.join(identity.environments)}"
         (again,) = integers([hello.get("again", 0)])
         session = ClientSession(peer, identity, owner, again)
         apps = hello.get("apps")
@@ -240,21 +243,21 @@ class Server:
             call_id, function_id = text(header.get("c")), text(header.get("f"))
             method = text(header.get("m", ""))
             items = _inputs(header, payloads)
-            acked = header.get("k")
+            acked, durable = header.get("k"), header.get("d")
+            if session.identity.environments and (acked or not durable):
+                _check_scope(dispatcher, session.identity, function_id, call_id)
             if acked:
                 dispatcher.handle(ev.OutputsAcked(call_id, integers(acked)))
-            if header.get("d"):
+            if durable:
                 dispatcher.background(self._durable(session, header, call_id, function_id, items, method))
             else:
-                if session.identity.environments:
-                    _check_scope(dispatcher, session.identity, function_id)
                 dispatcher.submit(session, call_id, function_id, items, method, text(header.get("p", "")))
         elif kind == "end":
             calls = header.get("c")
             if not isinstance(calls, list):
                 raise frames.FrameError("an end frame names no calls")
             for call_id in calls:
-                dispatcher.end_call(text(call_id))
+                dispatcher.end_call(session, text(call_id))
         elif kind == "rq":
             dispatcher.background(self._request(session, header, payloads))
         elif kind == "more":
@@ -278,6 +281,8 @@ class Server:
             if total is not None and (type(total) is not int or not 0 <= total <= MAX_NUMBER):
                 raise InvalidError("the number of a call's inputs must be a whole number")
             scope.check_function(self.dispatcher, session.identity, function_id)
+            if session.identity.environments:
+                await scope.check_call(self.dispatcher, session.identity, call_id)
             parent = text(header.get("p", ""))
             await self.dispatcher.submit_durable(call_id, function_id, items, total, method, parent)
         except Exception as error:
@@ -403,9 +408,10 @@ def _refuse(peer: Peer, error: list[str]) -> Callable[[], None]:
     return lambda: None
 
 
-def _check_scope(dispatcher: Dispatcher, identity: Identity, function_id: str) -> None:
+def _check_scope(dispatcher: Dispatcher, identity: Identity, function_id: str, call_id: str) -> None:
     try:
         scope.check_function(dispatcher, identity, function_id)
+        scope.check_live_call(dispatcher, identity, call_id)
     except AuthError as error:
         # An id that no look-up gave it: the client does not keep to the protocol.
         raise frames.FrameError(str(error)) from None

@@ -114,8 +114,9 @@ class Served:
         complaints: errors in its log.
     """
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, auth: str = "none") -> None:
         self.home = home
+        self.auth = auth
         self.path = home / "d.sock"
         self.complaints = _Complaints()
         self.tokens = WorkerTokens(home)
@@ -138,12 +139,12 @@ class Served:
             await self.engine.start()
             stack.push_async_callback(self.engine.close)
             settings = Settings(
-                listen=f"unix://{self.path}", home=str(self.home), engine="local", auth="none"
+                listen=f"unix://{self.path}", home=str(self.home), engine="local", auth=self.auth
             )
             self.dispatcher = Dispatcher(settings, self.store, blobs, self.engine, self.tokens, "0" * 64)
             await self.dispatcher.start()
             stack.push_async_callback(self.dispatcher.close)
-            server = Server(self.dispatcher, Authenticator("none", self.store, self.tokens), {})
+            server = Server(self.dispatcher, Authenticator(self.auth, self.store, self.tokens), {})
             runner = web.AppRunner(server.application(), access_log=None, shutdown_timeout=0.1)
             await runner.setup()
             stack.push_async_callback(runner.cleanup)
