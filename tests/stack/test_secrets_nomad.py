@@ -106,23 +106,27 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     address = f"http://127.0.0.1:{http}"
     with ExitStack() as stack:
         bao = stack.enter_context(bao_server(bao_program, directory))
-        vault = {
-            "enabled": True,
-            "address": bao.address,
-            "jwt_auth_backend_path": "jwt-nomad",
-            "create_from_role": "modal-containers",
-            "default_identity": {"aud": ["vault.io"], "ttl": "1h"},
-        }
-        config = agent_config(str(directory), http, rpc, serf, vault=[vault])
+        config = agent_config(str(directory), http, rpc, serf, vault=[vault_of_nomad(bao)])
         running = stack.enter_context(agent_process(nomad, str(directory), config, "-dev"))
         wait_until(lambda: ready_nodes(address), *running)
         put(address, "/v1/namespace/main", {"Name": "main"})
-        _trust(bao, address)
+        trust(bao, address)
         bao.policy("writer", WRITER)
         yield Cluster(bao, address, directory, bao.token_for("writer"))
 
 
-def _trust(bao: Bao, nomad: str) -> None:
+def vault_of_nomad(bao: Bao) -> dict[str, Any]:
+    """Return Nomad's own settings for it, as docs/secrets.md says."""
+    return {
+        "enabled": True,
+        "address": bao.address,
+        "jwt_auth_backend_path": "jwt-nomad",
+        "create_from_role": "modal-containers",
+        "default_identity": {"aud": ["vault.io"], "ttl": "1h"},
+    }
+
+
+def trust(bao: Bao, nomad: str) -> None:
     """Let Nomad's workloads log in, as docs/secrets.md says."""
     bao.call("POST", "sys/auth/jwt-nomad", {"type": "jwt"})
     bao.call("POST", "auth/jwt-nomad/config", {"jwks_url": f"{nomad}/.well-known/jwks.json"})

@@ -26,9 +26,9 @@ locals {
       }
       modal-dispatcher = {
         claims = { nomad_namespace = var.namespace, nomad_job_id = "modal-dispatcher" }
-        # It writes values and learns the names of their fields; it reads none.
+        # It writes values and learns the names of their fields; it reads none but those of image builds.
         policy = <<-EOT
-          path "${local.data}/*"                      { capabilities = ["create", "update", "patch"] }
+          path "${local.data}/*"                      { capabilities = ["create", "update", "patch"${var.image_secrets ? ", \"read\"" : ""}] }
           path "${local.metadata}/*"                  { capabilities = ["create", "read", "update", "list", "delete"] }
           path "${var.mount}/subkeys/${var.prefix}/*" { capabilities = ["read"] }
           path "sys/leases/revoke"                    { capabilities = ["update"] }

@@ -62,3 +62,9 @@ variable "certificate_ttl" {
   default     = 259200
   description = "Seconds that a certificate is good for."
 }
+
+variable "image_secrets" {
+  type        = bool
+  default     = false
+  description = "Whether the dispatcher may read Secrets, for the steps of image builds that use them."
+}
