@@ -55,7 +55,9 @@ image = modal.Image.from_registry(IMAGE_NAME).run_commands(
 app = modal.App("boxed-secret", image=image, secrets=[modal.Secret.from_name("odd")])
 
 @app.function(
-    scaledown_window=600, secrets=[modal.Secret.from_local_environ(["MN_MARKER"]), leased], env={"EMPTY": "env"}
+    scaledown_window=600,
+    secrets=[modal.Secret.from_local_environ(["MN_MARKER"]), leased],
+    env={"EMPTY": "env"},
 )
 def read(names):
     with open("/made") as file:
@@ -185,9 +187,8 @@ def test_a_container_and_a_build_have_them_and_nobody_else(cluster: Cluster, tmp
     files = [x for root in (tmp_path, cluster.directory) for x in root.rglob("*.log")]
     files += [x for x in (tmp_path / "home").rglob("*") if x.is_file()]
     # Of allocations, all that Nomad keeps of them but what is theirs alone.
-    files += [
-        x for x in (cluster.directory / "data").rglob("*") if x.is_file() and "secrets" not in x.parts
-    ]
-    haystack = "\0".join(shown).encode() + b"\0".join(x.read_bytes() for x in [*files, tmp_path / "image.tar"])
+    files += [x for x in (cluster.directory / "data").rglob("*") if x.is_file() and "secrets" not in x.parts]
+    files.append(tmp_path / "image.tar")
+    haystack = "\0".join(shown).encode() + b"\0".join(x.read_bytes() for x in files)
     for value in (marker, stored, built):
         assert value.encode() not in haystack
