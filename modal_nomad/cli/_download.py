@@ -15,6 +15,15 @@ def check_free(place: Path, force: bool) -> None:
         raise CommandError(f"{place} exists already: remove it, or say --force")
 
 
+def make_folder(place: Path, force: bool) -> None:
+    """Make a directory that is filled from a Volume. Raises CommandError where a file or link is there."""
+    if place.is_symlink() or (place.exists() and not place.is_dir()):
+        # What goes into it would go where a link leads.
+        check_free(place, force)
+        place.unlink()
+    place.mkdir(exist_ok=True)
+
+
 def save(content: Iterable[bytes], place: Path, force: bool) -> None:
     """Write a file whole, or not at all. Raises CommandError where one is there.
 
@@ -24,10 +33,12 @@ def save(content: Iterable[bytes], place: Path, force: bool) -> None:
         force: whether it may replace what is there.
     """
     check_free(place, force)
-    # Beside its place, so that a download that breaks off leaves nothing half.
-    part = place.with_name(place.name + ".part")
+    if place.is_dir() and not place.is_symlink():
+        raise CommandError(f"{place} is a directory: remove it, or name another place")
+    # Beside its place, so that a download that breaks off leaves nothing half, and under a name of no file's.
+    part = place.with_name(f".{os.urandom(8).hex()}.part")
     try:
-        with open(part, "wb") as file:
+        with open(part, "xb") as file:
             for data in content:
                 file.write(data)
         os.replace(part, place)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from modal_nomad.cli import _objects
-from modal_nomad.cli._download import check_free, save
+from modal_nomad.cli._download import check_free, make_folder, save
 from modal_nomad.cli._errors import CommandError
 from modal_nomad.cli._table import print_table
 
@@ -91,7 +91,7 @@ def get(
     for entry in found:
         place = target / (entry.path[len(top) :].lstrip("/") if top else entry.path)
         if entry.type.name == "DIRECTORY":
-            place.mkdir(exist_ok=True)
+            make_folder(place, force)
         else:
             _download(volume, entry, place, force)
 
@@ -186,9 +186,13 @@ def _download(volume: Volume, entry: FileEntry, place: Path, force: bool) -> Non
 
 def _link(volume: Volume, entry: FileEntry, place: Path) -> None:
     target = os.fsdecode(volume._read_link(entry.path))
-    inside = posixpath.normpath(posixpath.join(posixpath.dirname(entry.path), target))
-    if posixpath.isabs(target) or inside.split("/")[0] == "..":
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    up = next((number for number, part in enumerate(parts) if part != ".."), len(parts))
+    # Behind another name ".." may lead anywhere: that may be a link itself.
+    if posixpath.isabs(target) or up > entry.path.count("/") or ".." in parts[up:]:
         typer.echo(f"{_objects.printable(entry.path)} is a link out of the Volume: left out", err=True)
         return
+    if place.is_dir() and not place.is_symlink():
+        raise CommandError(f"{place} is a directory: remove it, or name another place")
     place.unlink(missing_ok=True)
     place.symlink_to(target)

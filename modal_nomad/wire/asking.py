@@ -8,7 +8,8 @@ from typing import Callable, Iterator, Optional, TypeVar
 from .transport import FULL
 
 T = TypeVar("T")
-_ATTEMPTS = 10
+# A minute in all: for so long a container goes on without its dispatcher, which may be started elsewhere.
+_ATTEMPTS = 36
 _FIRST_PAUSE = 0.05
 _LAST_PAUSE = 2.0
 

@@ -491,7 +491,8 @@ class Runner:
 
     def _die(self, code: int, text: str) -> None:
         if self._volumes is not None and code == EXIT_STUCK:
-            self._volumes.close_soon()
+            self._backlog.say_drain()
+            self._volumes.close_soon(self._ending.told)
         capture = self._capture
         line = f"modal-nomad worker: {text}\n".encode("utf-8", "replace")
         if capture is not None:

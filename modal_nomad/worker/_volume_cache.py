@@ -1,14 +1,16 @@
 """The chunks that this node has fetched, for its later containers: a directory with a limit on its size."""
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
 import tempfile
 import threading
-from typing import Callable, Mapping, Optional, Tuple, Union
+from typing import Callable, Iterator, Mapping, Optional, Tuple, Union
 
 DEFAULT_MIB = 10240
+_NO_LIMIT = 1 << 62
 _LOOK_EVERY = 64 << 20
 """Bytes that one container adds between two looks at the size of the whole."""
 
@@ -139,10 +141,32 @@ class ChunkCache:
 
     def _keep(self, sha: str, data: bytes) -> Optional[int]:
         """Keep a chunk and return its descriptor; None on a node without space left, which does without."""
+        try:
+            descriptor = self._write(sha, data)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT) or not self._halve():
+                return None
+            # A disk smaller than the limit: what was used lately is worth more than what was there first.
+            try:
+                descriptor = self._write(sha, data)
+            except OSError:
+                return None
+        with self._lock:
+            self._added += len(data)
+            full = self._added >= min(_LOOK_EVERY, self._limit // 16)
+            if full:
+                self._added = 0
+        if full:
+            self.trim()
+        return descriptor
+
+    def _write(self, sha: str, data: bytes) -> int:
         path = self._path(sha)
         name = ""
         descriptor = -1
         try:
+            # Somebody may have removed it meanwhile.
+            os.makedirs(self._directory, mode=0o700, exist_ok=True)
             os.makedirs(os.path.dirname(path), exist_ok=True)
             descriptor, name = tempfile.mkstemp(dir=self._directory)
             with open(descriptor, "wb", closefd=False) as file:
@@ -155,38 +179,45 @@ class ChunkCache:
                 os.close(descriptor)
                 with contextlib.suppress(OSError):
                     os.unlink(name)
-            return None
-        with self._lock:
-            self._added += len(data)
-            full = self._added >= min(_LOOK_EVERY, self._limit // 16)
-            if full:
-                self._added = 0
-        if full:
-            self.trim()
+            raise
         return descriptor
 
     def trim(self) -> None:
         """Remove the chunks unused for longest until the rest is within the limit."""
-        import fcntl
-
-        with contextlib.suppress(OSError):
-            folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                # One that is locked has another container at it.
-                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self._trim()
-            finally:
-                os.close(folder)
+        with self._alone() as alone:
+            if alone:
+                self._trim(self._limit)
 
     def clear(self) -> bool:
         """Remove all chunks; False where there are none."""
-        limit, self._limit = self._limit, 0
-        try:
-            return self._trim() > 0
-        finally:
-            self._limit = limit
+        return self._trim(0) > 0
 
-    def _trim(self) -> int:
+    def _halve(self) -> bool:
+        """Remove the chunks unused for longest, half of all; False where another container is at it."""
+        with self._alone() as alone:
+            return alone and self._trim(self._trim(_NO_LIMIT) // 2) > 0
+
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[bool]:
+        import fcntl
+
+        try:
+            folder = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        except OSError:
+            yield False
+            return
+        try:
+            alone = True
+            try:
+                # One that is locked has another container at it.
+                fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                alone = False
+            yield alone
+        finally:
+            os.close(folder)
+
+    def _trim(self, limit: int) -> int:
         """Return how many bytes were there."""
         files = []
         for folder, _, names in os.walk(self._directory):
@@ -197,7 +228,7 @@ class ChunkCache:
                     files.append((found.st_mtime_ns, found.st_size, path))
         total = before = sum(size for _, size, _ in files)
         for _, size, path in sorted(files):
-            if total <= self._limit:
+            if total <= limit:
                 break
             # What a killed container left half written is among them.
             with contextlib.suppress(OSError):

@@ -18,16 +18,20 @@ from ..wire.volumes.entries import (
     DIRECTORY,
     FILE,
     HOLE,
+    MAX_PATH,
     REMOVED,
     SYMLINK,
     Entry,
     from_bytes,
+    moment,
     to_bytes,
 )
 from ._in_use import check_unused
 
 _ATTEMPTS = 3
 _SAY_EVERY = 10.0
+_LONGEST = 4096
+"""Bytes of a path that the kernel no longer takes."""
 
 Stamp = Tuple[int, ...]
 Known = Tuple[int, int, int, int, bytes]
@@ -304,19 +308,26 @@ class VolumeTree:
             return
         for found in inside:
             path = prefix + from_bytes(found.name)
+            if len(to_bytes(path)) > MAX_PATH or len(found.path) >= _LONGEST:
+                self._leave_out(path, "has too long a path")
+                continue
             try:
                 status = found.stat(follow_symlinks=False)
             except FileNotFoundError:
                 continue
             kind = stat.S_IFMT(status.st_mode)
             if kind not in (stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK):
-                if path not in self._odd:
-                    self._odd.add(path)
-                    _say(f"{self.shown}/{path} is no file, directory or link: it is not committed")
+                self._leave_out(path, "is no file, directory or link")
                 continue
             yield path, found.path, status
             if kind == stat.S_IFDIR:
                 yield from self._walk(found.path, path + "/")
+
+    def _leave_out(self, path: str, why: str) -> None:
+        if path not in self._odd:
+            self._odd.add(path)
+            shown = path if len(path) < 200 else f"{path[:99]}…{path[-99:]}"
+            _say(f"{self.shown}/{shown} {why}: it is not committed")
 
     def _describe(
         self, path: str, place: bytes, found: os.stat_result, uploader: ChunkUploader, attempts: int
@@ -328,14 +339,15 @@ class VolumeTree:
                 return Entry(path, DIRECTORY, mode=mode), _stamp(found)
             if stat.S_ISLNK(found.st_mode):
                 target = os.readlink(place)
-                return Entry(path, SYMLINK, len(target), found.st_mtime_ns, 0o777, (), target), _stamp(found)
+                mtime = moment(found.st_mtime_ns)
+                return Entry(path, SYMLINK, len(target), mtime, 0o777, (), target), _stamp(found)
             with open(os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC), "rb") as file:
                 for attempt in range(attempts):
                     before = os.fstat(file.fileno())
                     size, chunks, data = take_file(file.fileno(), before.st_size, uploader)
                     after = os.fstat(file.fileno())
                     if _stamp(before) == _stamp(after) or (attempts > 1 and attempt == attempts - 1):
-                        entry = Entry(path, FILE, size, before.st_mtime_ns, mode, chunks, data)
+                        entry = Entry(path, FILE, size, moment(before.st_mtime_ns), mode, chunks, data)
                         return entry, _stamp(before)
             return None
         except PermissionError:

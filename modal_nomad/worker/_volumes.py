@@ -23,6 +23,7 @@ from .files import Bind
 COMMIT_EVERY = 5.0
 """Seconds between two background commits; more where looking through the tree takes long."""
 _LAST_COMMIT = 5.0
+_LAST_COMMIT_UNTOLD = 60.0
 _PATIENCE = 20
 
 
@@ -234,11 +235,15 @@ class Volumes:
         for mounted in self._mounted:
             mounted.close()
 
-    def close_soon(self) -> None:
-        """Commit for the last time, for a process that is about to be ended whatever it does."""
+    def close_soon(self, told: bool) -> None:
+        """Commit for the last time, for a process that is about to be ended whatever it does.
+
+        Args:
+            told: whether it was told to end, and is killed soon.
+        """
         thread = threading.Thread(target=self.close, daemon=True)
         thread.start()
-        thread.join(_LAST_COMMIT)
+        thread.join(_LAST_COMMIT if told else _LAST_COMMIT_UNTOLD)
 
 
 def _wants_fuse(environ: Mapping[str, str]) -> Tuple[bool, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -62,8 +63,32 @@ def test_a_download_follows_no_link_out(live: Live, tmp_path: Path) -> None:
     volume = modal.Volume.from_name("with-links", create_if_missing=True)
     # What only a container can put there.
     entries = [Entry("away", SYMLINK, 4, data=b"/etc"), Entry("d/up", SYMLINK, 8, data=b"../../..")]
+    # By way of another link: "x/../.." is the Volume's top only by its text.
+    entries += [Entry("e/x", SYMLINK, 4, data=b"../d"), Entry("e/by", SYMLINK, 9, data=b"x/../../d")]
     run_blocking(volume._ask(lambda client, volume_id: client.commit(volume_id, entries)))
     done = live.cli("volume", "get", "with-links", "/", str(tmp_path))
-    assert done.returncode == 0 and done.stderr.count("out of the Volume") == 2
-    assert [x.name for x in tmp_path.rglob("*")] == ["d"]
+    assert done.returncode == 0 and done.stderr.count("out of the Volume") == 3
+    assert sorted(x.name for x in tmp_path.rglob("*")) == ["d", "e", "x"]
     modal.Volume.delete("with-links")
+
+
+def test_a_download_goes_through_no_link(live: Live, tmp_path: Path) -> None:
+    here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
+    here.mkdir()
+    elsewhere.mkdir()
+    (here / "folder").symlink_to(elsewhere)
+    (here / "file.part").symlink_to(elsewhere / "part")
+    volume = modal.Volume.from_name("through", create_if_missing=True)
+    with volume.batch_upload() as batch:
+        batch.put_file(io.BytesIO(b"in"), "folder/file")
+        batch.put_file(io.BytesIO(b"file"), "file")
+        batch.put_file(io.BytesIO(b"long"), "n" * 255)
+    assert "--force" in live.cli("volume", "get", "through", "/", str(here)).stderr
+    assert live.cli("volume", "get", "through", "/", str(here), "--force").returncode == 0
+    assert list(elsewhere.iterdir()) == []
+    assert (here / "folder" / "file").read_bytes() == b"in"
+    assert (here / ("n" * 255)).read_bytes() == b"long"
+    (here / "file").unlink()
+    (here / "file").mkdir()
+    assert "is a directory" in live.cli("volume", "get", "through", "/", str(here), "--force").stderr
+    modal.Volume.delete("through")

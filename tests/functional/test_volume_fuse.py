@@ -226,11 +226,54 @@ import mmap
 file = open('/mn-data/mapped', 'r+b')
 mapped = mmap.mmap(file.fileno(), 0)
 mapped[5000:5004] = b'here'
+more = []
+for number in range(25):
+    file = open(f'/mn-data/new{number}', 'w+b')
+    file.truncate(1 << 20)
+    more.append(mmap.mmap(file.fileno(), 0))
+    more[-1][500000] = 33
 volume.commit()
 """,
             volume=volume,
         )
         assert content(volume, "mapped") == b"." * 5000 + b"here" + b"." * 4996
+        assert all(content(volume, f"new{number}")[500000] == 33 for number in range(25))
+
+
+def test_names_that_no_commit_takes_are_refused_at_once(volume: modal.Volume) -> None:
+    app = modal.App("long-names")
+    runs = app.function(serialized=True, env={**FUSE}, volumes={"/mn-data": volume})(runner())
+    with app.run():
+        refused, moment = runs.remote(
+            """
+import errno
+os.chdir('/mn-data')
+open('file', 'w').close()
+refused = []
+def refuses(work, *given):
+    try:
+        work(*given)
+    except OSError as error:
+        refused.append(errno.errorcode[error.errno])
+for work in (os.mkdir, os.stat, os.listdir, os.mkfifo):
+    refuses(work, 'n' * 256)
+for work in (os.rename, os.link, os.symlink):
+    refuses(work, 'file', 'n' * 256)
+os.makedirs('/'.join(['d' * 199] * 19 + ['f']))
+refuses(os.mkdir, '/'.join(['d' * 199] * 19 + ['d' * 201]))
+os.mkdir('m' * 199)
+refuses(os.rename, 'd' * 199, 'm' * 199 + '/' + 'd' * 199)
+os.utime('file', (4e11, 4e11))
+volume.commit()
+result = refused, os.stat('file').st_mtime_ns
+os.chdir('/')
+""",
+            volume=volume,
+        )
+        assert refused == ["ENAMETOOLONG"] * 9
+        # What an entry cannot say is as near as can be.
+        assert moment == (1 << 63) - 1
+        assert {x.path[:4] for x in volume.iterdir("/", recursive=False)} == {"file", "dddd", "mmmm"}
 
 
 def test_when_the_serving_process_dies_files_fail_and_do_not_hang(volume: modal.Volume) -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
+import shutil
 import threading
 from pathlib import Path
+
+import pytest
 
 from modal_nomad.worker._volume_cache import ChunkCache, of_container
 from modal_nomad.worker.fuse.chunks import Chunk, Chunks, InMemory
@@ -144,3 +148,34 @@ def test_a_containers_own_cache_gives_way(tmp_path: Path) -> None:
     name = next(iter(CHUNKS))
     assert cache.get(name) == CHUNKS[name]
     assert list(held(tmp_path)) == [name]
+
+
+def test_a_disk_smaller_than_the_limit_keeps_what_was_used_lately(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    room = 4 * max(map(len, CHUNKS.values()))
+    replace = os.replace
+
+    def fills(source: str, target: str) -> None:
+        if sum(held(tmp_path).values()) > room:
+            raise OSError(errno.ENOSPC, "no space left")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fills)
+    cache = ChunkCache(str(tmp_path), 1 << 40, CHUNKS.__getitem__)
+    for name in CHUNKS:
+        found = cache.open(name)
+        assert isinstance(found, int)
+        os.close(found)
+    assert name in held(tmp_path) and sum(held(tmp_path).values()) <= room + len(CHUNKS[name])
+
+
+def test_a_directory_that_somebody_removed_is_made_anew(tmp_path: Path) -> None:
+    folder = tmp_path / "chunks"
+    folder.mkdir(mode=0o700)
+    cache = ChunkCache(str(folder), LIMIT, CHUNKS.__getitem__)
+    first, second = list(CHUNKS)[:2]
+    cache.get(first)
+    shutil.rmtree(folder)
+    assert cache.get(second) == CHUNKS[second]
+    assert list(held(tmp_path)) and folder.stat().st_mode & 0o777 == 0o700

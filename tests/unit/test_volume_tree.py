@@ -207,3 +207,23 @@ def test_links_where_nothing_can_be_mounted(tmp_path: Path, monkeypatch: pytest.
     blocked = Volumes([VolumeMount(str(tmp_path / "file"), "vo-1", True)], settings)
     with pytest.raises(ExecutionError, match="choose a path"):
         blocked.link(ExecutionError("not allowed"))
+
+
+def test_what_no_commit_takes_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = Server()
+    tree = server.tree(tmp_path)
+    folder = os.open(tree.source, os.O_RDONLY)
+    for _ in range(21):
+        os.mkdir("d" * 199, dir_fd=folder)
+        below = os.open("d" * 199, os.O_RDONLY, dir_fd=folder)
+        os.close(folder)
+        folder = below
+    os.close(folder)
+    Path(tree.source, "old").write_text("x")
+    os.utime(Path(tree.source, "old"), (1 << 40, 1 << 40))
+    tree.commit()
+    # How many depends on where the directory is.
+    assert 15 < len(server.rows) < 22 and server.rows["old"][1].mtime < 1 << 63
+    assert "has too long a path" in capsys.readouterr().err

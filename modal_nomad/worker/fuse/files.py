@@ -24,10 +24,12 @@ Do = Callable[[Dict[bytes, Chunk]], bytes]
 class _Handle:
     """An open file: how it was read so far says what to fetch ahead."""
 
-    __slots__ = ("ahead", "last", "node")
+    __slots__ = ("ahead", "last", "mappable", "node")
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, flags: int) -> None:
         self.node = node
+        # Memory that changes a file needs it open for both.
+        self.mappable = flags & os.O_ACCMODE == os.O_RDWR
         self.last = -1
         self.ahead = 0
 
@@ -80,6 +82,12 @@ class Files:
             nodes = {handle.node.ino: handle.node for handle in self._handles.values()}
             return sorted((self._tree.paths(node) or [""])[0] for node in nodes.values())
 
+    def mappable_paths(self) -> List[str]:
+        """Return the paths of open files that programs may change by memory that is mapped to them."""
+        with self._lock:
+            nodes = {x.node.ino: x.node for x in self._handles.values() if x.mappable}
+            return sorted(path for node in nodes.values() for path in self._tree.paths(node)[:1])
+
     def open(self, node: Node, flags: int) -> bytes:
         """Open a file; returns the answer to that."""
         if flags & os.O_TRUNC and node.size:
@@ -87,7 +95,7 @@ class Files:
             self._contents.resize(node, 0)
             node.mtime = node.ctime = time.time_ns()
         self._last += 1
-        self._handles[self._last] = _Handle(node)
+        self._handles[self._last] = _Handle(node, flags)
         node.opens += 1
         return abi.OPEN_OUT.pack(self._last, abi.FOPEN_KEEP_CACHE, 0)
 

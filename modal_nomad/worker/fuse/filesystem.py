@@ -7,7 +7,7 @@ import threading
 import time
 from typing import Any, Callable, Dict, List, Tuple
 
-from ...wire.volumes.entries import DIRECTORY, FILE, SYMLINK
+from ...wire.volumes.entries import DIRECTORY, FILE, SYMLINK, moment
 from . import abi
 from .abi import Request
 from .chunks import Chunk, Chunks
@@ -204,7 +204,7 @@ class FileSystem:
             if valid & abi.FATTR_MTIME_NOW:
                 node.mtime = now
             elif valid & abi.FATTR_MTIME:
-                node.mtime = mtime
+                node.mtime = moment(mtime)
             if valid & (abi.FATTR_UID | abi.FATTR_GID):
                 before = self._tree.owners.get(node.ino, self._owner)
                 self._tree.owners[node.ino] = (
@@ -232,7 +232,7 @@ class FileSystem:
             raise OSError(errno.EEXIST, os.strerror(errno.EEXIST))
         if parent.parent is None and parent is not self._tree.root:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        self._tree.touch_path(self._tree.path(parent, name), None)
+        self._tree.touch_path(self._tree.new_path(parent, name), None)
         parent.mtime = parent.ctime = time.time_ns()
         return parent
 
@@ -325,6 +325,7 @@ class FileSystem:
         if node.kind == DIRECTORY:
             # Their paths change, and a commit names each.
             self._tree.need_all_below(node)
+        self._tree.new_path(new, new_name, node)
         gone = self._tree.move(old, old_name, new, new_name)
         old.mtime = old.ctime = new.mtime = new.ctime = node.ctime = time.time_ns()
         if gone is not None:

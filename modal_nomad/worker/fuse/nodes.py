@@ -6,7 +6,7 @@ import stat
 import time
 from typing import Any, Dict, Iterator, List, Optional, Set, Tuple
 
-from ...wire.volumes.entries import DIRECTORY, FILE, SYMLINK, from_bytes, to_bytes
+from ...wire.volumes.entries import DIRECTORY, FILE, MAX_NAME, MAX_PATH, SYMLINK, from_bytes, to_bytes
 from . import abi
 
 SPECIAL = 9
@@ -154,6 +154,9 @@ class Tree:
     def child(self, number: int, name: bytes) -> Tuple[Node, Optional[Node]]:
         """Return a directory and what stands in it under a name. Raises OSError, Unlisted."""
         parent, children = self.directory(number)
+        if len(name) > MAX_NAME:
+            # The kernel lets longer ones through, and no commit takes them.
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         node = children.get(name)
         if node is None and parent.rest is not None and name not in parent.rest.decided:
             raise Unlisted(parent, name)
@@ -180,6 +183,16 @@ class Tree:
         if places is None:
             return [self.path(node.parent, node.name)] if node.parent is not None else []
         return [self.path(parent, name) for parent, name in places if parent is not None]
+
+    def new_path(self, parent: Node, name: bytes, below: Optional[Node] = None) -> str:
+        """Return the path that something gets. Raises OSError where it, or one below, is too long."""
+        path = self.path(parent, name)
+        longest = len(to_bytes(path))
+        if below is not None and below.children:
+            longest += max(len(to_bytes(x)) for x, _ in self.below(below, "")) + 1
+        if longest > MAX_PATH:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        return path
 
     @staticmethod
     def path(parent: Optional[Node], name: bytes) -> str:

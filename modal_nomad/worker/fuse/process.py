@@ -4,6 +4,7 @@ It is a process of its own: user code that waits for a file while it holds the i
 otherwise wait for itself.
 """
 
+import bisect
 import contextlib
 import gc
 import json
@@ -17,6 +18,7 @@ from typing import Any, Callable, Dict, List, Mapping, NoReturn, Optional
 
 from ...wire.asking import Refused
 from ...wire.volumes.client import VolumeClient
+from ...wire.volumes.entries import to_bytes
 from .._in_use import check_unused
 from .._volume_cache import from_environment, of_container
 from . import mounting
@@ -33,6 +35,8 @@ _ATTEMPT = 30.0
 _CHUNK_WEIGHT = 4
 _KEEP_EVERY = 1800.0
 _MAX_MESSAGE = 1 << 16
+_PATHS = 10
+"""Paths in a message: each has up to 24,000 characters there in the worst case."""
 _NAME = b"modal-volume"
 
 
@@ -233,6 +237,11 @@ class _Server:
             if asked["do"] == "end":
                 self._ending.set()
                 self.end()
+            if asked["do"] == "mappable":
+                paths = self._files.files.mappable_paths()
+                after = bisect.bisect_right(paths, asked["after"])
+                self._send({"n": asked["n"], "value": paths[after : after + _PATHS]})
+                continue
             try:
                 verbs[asked["do"]]()
             except BaseException as error:
@@ -332,35 +341,41 @@ class Served:
         """Write out what programs changed in mapped files: that is the kernel's until then."""
         if self.read_only:
             return
-        import ctypes
+        after = ""
+        # One by one: a kernel does not wait for such writes when it is told to write out all of a mount.
+        while paths := self._ask("mappable", after=after):
+            for path in paths:
+                with contextlib.suppress(OSError):
+                    place = os.path.join(os.fsencode(self.shown), to_bytes(path))
+                    descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+                    try:
+                        os.fsync(descriptor)
+                    finally:
+                        os.close(descriptor)
+            after = paths[-1]
 
-        with contextlib.suppress(OSError, AttributeError):
-            descriptor = os.open(self.shown, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                ctypes.CDLL(None).syncfs(descriptor)
-            finally:
-                os.close(descriptor)
-
-    def _ask(self, verb: str) -> None:
+    def _ask(self, verb: str, **more: str) -> Any:
         with self._lock:
             self._last += 1
             number = self._last
         with contextlib.suppress(OSError):
-            self._control.send(json.dumps({"do": verb, "n": number}).encode())
-        self._wait(number)
+            self._control.send(json.dumps({"do": verb, "n": number, **more}).encode())
+        return self._wait(number)
 
-    def _wait(self, number: int) -> None:
+    def _wait(self, number: int) -> Any:
         with self._lock:
             while number not in self._answers:
                 if self._ended:
                     raise Refused("ExecutionError", f"the process that serves {self.shown} ended")
                 self._lock.wait()
-            error = self._answers.pop(number)
+            answer = self._answers.pop(number)
+        error = answer.get("error")
         if error is not None:
             kind, text, code = error
             if kind == "RuntimeError":
                 raise RuntimeError(text)
             raise OSError(code, text) if code else Refused(kind, text)
+        return answer.get("value")
 
     def _listen(self) -> None:
         while True:
@@ -375,7 +390,7 @@ class Served:
                 self._say(message["say"])
                 continue
             with self._lock:
-                self._answers[message["n"]] = message["error"]
+                self._answers[message["n"]] = message
                 self._lock.notify_all()
         with self._lock:
             self._ended = True
