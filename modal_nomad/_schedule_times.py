@@ -7,6 +7,7 @@ from datetime import datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
 from .exception import InvalidError
+from .wire.crontab import plain
 from .wire.spec import ScheduleSpec
 
 _LONGEST_MONTH = 31
@@ -42,7 +43,7 @@ def _next_cron(spec: ScheduleSpec, after: float) -> float:
             f"Cron {spec.cron!r} has not five fields: minute, hour, day of the month, month, day of the week"
         )
     try:
-        return next(CronSim(spec.cron, datetime.fromtimestamp(after, zone))).timestamp()
+        return next(CronSim(plain(spec.cron), datetime.fromtimestamp(after, zone))).timestamp()
     except CronSimError as error:
         raise InvalidError(
             f"Cron {spec.cron!r} cannot be read ({error}): give minute, hour, day of the month, month, "

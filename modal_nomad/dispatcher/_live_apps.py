@@ -123,7 +123,7 @@ class LiveApps:
         jobs = [entry["job"] for entry in args.get("functions") or ()]
         await self._place(environment, jobs, token)
         # Before anything is recorded: an engine that refuses leaves the App as it was.
-        await asyncio.gather(*(self.engine.submit(job, token=token) for job in jobs))
+        await self._submit(jobs, token)
         published = await self.apps.publish(args, deployed_by=session.identity.name)
         app = published.app
         self._environments[app.app_id] = app.environment
@@ -143,6 +143,32 @@ class LiveApps:
         self.background(self.collect_secrets())
         result = published.result(warnings=self._warnings(published.functions))
         return {**result, "web_urls": self._web_urls(published.functions)}
+
+    async def _submit(self, jobs: Sequence[Mapping[str, Any]], token: str | None) -> None:
+        """Submit an App's jobs: all of them, or none."""
+        answers = await asyncio.gather(
+            *(self.engine.submit(job, token=token) for job in jobs), return_exceptions=True
+        )
+        refused = next((answer for answer in answers if isinstance(answer, BaseException)), None)
+        if refused is None:
+            return
+        records = [record for _, functions in await self.apps.active() for record in functions]
+        before = {_job_key(record.job): record.job for record in records}
+        taken = [job for job, answer in zip(jobs, answers, strict=True) if answer is None]
+        await asyncio.gather(*(self._take_back(job, before.get(_job_key(job)), token) for job in taken))
+        raise refused
+
+    async def _take_back(
+        self, job: Mapping[str, Any], before: Mapping[str, Any] | None, token: str | None
+    ) -> None:
+        name, namespace = _job_key(job)
+        try:
+            if before is None:
+                await self.engine.stop(name, namespace=namespace, token=token)
+            else:
+                await self.engine.submit(before, token=token)
+        except EngineError as error:
+            logger.warning("job %s cannot be made what it was before: %s", name, error)
 
     def _web_urls(self, functions: Sequence[FunctionRecord]) -> dict[str, str]:
         found = {}
@@ -297,6 +323,10 @@ class LiveApps:
             await self.engine.stop(state.job_id, namespace=state.namespace, token=token)
         except EngineError as error:
             logger.warning("job %s cannot be stopped: %s", state.job_id, error)
+
+
+def _job_key(job: Mapping[str, Any]) -> tuple[str, str]:
+    return str(job.get("ID", "")), str(job.get("Namespace") or "default")
 
 
 def _where(record: FunctionRecord) -> str:

@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from modal_nomad.engines.base import ContainerEvent, EngineDenied, EngineError, EngineUnavailable
 from modal_nomad.hashicorp.nomad import NomadDenied, NomadError, NomadUnavailable
 
+_NO_POOL = "in nonexistent node pool"
+
 
 @dataclass
 class NomadContainer:
@@ -41,4 +43,10 @@ def engine_errors(needs: str = "", namespace: str = "") -> Iterator[None]:
     except NomadUnavailable as error:
         raise EngineUnavailable(str(error)) from error
     except NomadError as error:
-        raise EngineError(str(error)) from error
+        raise EngineError(_remedied(str(error))) from error
+
+
+def _remedied(text: str) -> str:
+    if _NO_POOL in text:
+        return f"{text}: make it (`nomad node pool apply`), or name another as node_pool="
+    return text

@@ -230,7 +230,8 @@ def _rule(text: str) -> str:
 def _exhausted(dimension: str, count: int, asked: Sequence[Mapping[str, Any]], core_mhz: int) -> str:
     amount = sum(int(ask.get(_ASKED.get(dimension, "")) or 0) for ask in asked)
     if not amount:
-        return f"{dimension} exhausted on {_nodes(count)}"
+        less = ": ask for less with ephemeral_disk=" if dimension == "disk" else ""
+        return f"{dimension} exhausted on {_nodes(count)}{less}"
     needs = {
         "memory": f"{amount:,} MiB of memory",
         "cpu": f"{amount / core_mhz:g} cores ({amount:,} MHz)",

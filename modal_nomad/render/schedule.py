@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from modal_nomad.wire.crontab import plain
 from modal_nomad.wire.spec import ScheduleSpec
 
 _TASK = "launch"
@@ -50,7 +51,7 @@ def schedule_job(job: Mapping[str, Any], spec: ScheduleSpec) -> dict[str, Any] |
         "Type": "batch",
         "Periodic": {
             "Enabled": True,
-            "Specs": [spec.cron],
+            "Specs": [plain(spec.cron)],
             "SpecType": "cron",
             "TimeZone": spec.timezone,
             "ProhibitOverlap": spec.prohibit_overlap,

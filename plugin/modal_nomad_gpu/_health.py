@@ -9,6 +9,8 @@ from modal_nomad_gpu._cards import Card, Event, Survey
 
 # In a few words, for the operator who reads it in Nomad; all others go by their number.
 _XIDS = {
+    32: "corrupted commands, mostly by the PCIe link",
+    46: "stopped processing",
     48: "double-bit ECC error",
     62: "the GPU's own controller halted",
     63: "a row or page was retired",
@@ -21,6 +23,10 @@ _XIDS = {
     119: "the GPU's system processor does not answer",
     120: "error of the GPU's system processor",
     140: "unrecovered ECC error",
+    143: "could not be initialized",
+    158: "fatal time-out",
+    171: "uncorrectable error of the card's memory",
+    172: "uncorrectable error of the chip's memory",
 }
 
 

@@ -125,8 +125,8 @@ def _parts(
 def _slices(share: Share, card: Card) -> tuple[int, int]:
     if share.slices:
         return share.slices, card.memory // share.slices
-    # A card smaller than one slice is one slice.
-    memory = min(share.slice_memory, card.memory)
+    # A card smaller than one slice is one slice; so is one whose memory cannot be read.
+    memory = min(share.slice_memory, card.memory) or share.slice_memory
     return min(MOST_SLICES, max(1, card.memory // memory)), memory
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures
 
-from modal_nomad_gpu._cards import Backend, BackendError
+from modal_nomad_gpu._cards import Backend, BackendError, Survey
 from modal_nomad_gpu._config import Config
 from modal_nomad_gpu._health import Health
 from modal_nomad_gpu._inventory import Group, inventory
@@ -13,6 +14,7 @@ from modal_nomad_gpu._log import log
 from modal_nomad_gpu._stats import device_stats
 
 _FIRST_LOOK_SECONDS = 60.0
+_PATIENCE_SECONDS = 30.0
 
 
 class Monitor:
@@ -21,11 +23,14 @@ class Monitor:
     Args:
         backend: where cards come from.
         config: what is offered of them.
+        patience: seconds that a look may take.
     """
 
-    def __init__(self, backend: Backend, config: Config) -> None:
+    def __init__(self, backend: Backend, config: Config, patience: float = _PATIENCE_SECONDS) -> None:
         self._backend = backend
         self._config = config
+        self._patience = patience
+        self._survey: futures.Future[Survey] | None = None
         self._health = Health(config.ignored_xids)
         self._news = threading.Condition()
         self._groups: list[Group] | None = None
@@ -83,6 +88,10 @@ class Monitor:
         while not self._closed:
             try:
                 self._look()
+                if self._survey is not None:
+                    # Who still looks may let go of that in which events are waited for.
+                    futures.wait((self._survey,), self._config.fingerprint_period)
+                    continue
                 for event in self._backend.events(self._config.fingerprint_period):
                     counts = self._health.report(event)
                     level, words = ("error", "") if counts else ("info", ", an error of its program: ignored")
@@ -94,7 +103,7 @@ class Monitor:
 
     def _look(self) -> None:
         try:
-            checked = self._health.check(self._backend.survey())
+            checked = self._health.check(self._found())
             self._say("")
         except BackendError as error:
             checked = self._health.silent(str(error))
@@ -108,6 +117,23 @@ class Monitor:
                 self._groups = groups
                 self._version += 1
                 self._news.notify_all()
+
+    def _found(self) -> Survey:
+        """Return what a look finds. Raises BackendError when the driver does not answer, or not soon."""
+        if self._survey is None:
+            self._survey = futures.Future()
+            # A call into a driver that hangs never returns; nobody waits for its thread.
+            look = threading.Thread(target=_fulfil, args=(self._survey, self._backend.survey), daemon=True)
+            look.start()
+        try:
+            found = self._survey.result(self._patience)
+        except futures.TimeoutError:
+            raise BackendError(f"a look at the cards takes longer than {self._patience:g} s") from None
+        except BaseException:
+            self._survey = None
+            raise
+        self._survey = None
+        return found
 
     def _compare(self, groups: Sequence[Group], mps: bool) -> None:
         unwell = {device.id: device.fault for group in groups for device in group.devices if device.fault}
@@ -125,3 +151,10 @@ class Monitor:
         if words and words != self._said:
             log("warn", words)
         self._said = words
+
+
+def _fulfil(answer: futures.Future[Survey], ask: Callable[[], Survey]) -> None:
+    try:
+        answer.set_result(ask())
+    except BaseException as error:
+        answer.set_exception(error)

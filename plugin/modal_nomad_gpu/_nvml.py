@@ -16,8 +16,11 @@ _LANE = {1: 256, 2: 512, 3: 1024, 4: 2048, 5: 4096, 6: 8192}
 _RECOVERY = {
     1: "needs a reset",
     2: "needs a reboot of its node",
-    3: "peer-to-peer work has to be drained",
+    3: "needs its peer-to-peer work drained",
     4: "needs to be drained and reset",
+    5: "needs its IMEX domain to be recovered",
+    6: "needs a reset of its bus",
+    7: "needs a reboot of its node",
 }
 _WAIT_MS = 1000
 _NO_INSTANCE = 0xFFFFFFFF
@@ -72,12 +75,14 @@ class Nvml:
             try:
                 data = lib.nvmlEventSetWait_v2(source, step)
             except lib.NVMLError as error:
-                if getattr(error, "value", None) != lib.NVML_ERROR_TIMEOUT:
-                    # No event comes from a driver that is gone; the next look says so.
-                    self._pause.wait(step / 1000)
-                    return []
-                left -= step
-                continue
+                code = getattr(error, "value", None)
+                if code == lib.NVML_ERROR_TIMEOUT:
+                    left -= step
+                    continue
+                # A driver that has none sends none; nor does one that is gone, as the next look says.
+                has_none = code in (lib.NVML_ERROR_NOT_SUPPORTED, lib.NVML_ERROR_FUNCTION_NOT_FOUND)
+                self._pause.wait((left if has_none else step) / 1000)
+                return []
             return self._event(data)
         return []
 
@@ -87,11 +92,9 @@ class Nvml:
             for uuid, handle in self._handles():
                 found[uuid] = self._used(handle)
                 for part in self._mig_handles(handle) or ():
-                    memory = self._try(self._lib.nvmlDeviceGetMemoryInfo, part)
-                    if memory is not None:
-                        found[_text(self._lib.nvmlDeviceGetUUID(part))] = Usage(
-                            memory_used=memory.used // _MIB, memory_total=memory.total // _MIB
-                        )
+                    name, memory = self._try(self._lib.nvmlDeviceGetUUID, part), self._memory(part)
+                    if name is not None and memory is not None:
+                        found[_text(name)] = Usage(memory_used=memory[1], memory_total=memory[0])
             return found
 
     def mps_ready(self, pipe_directory: str) -> bool:
@@ -144,9 +147,23 @@ class Nvml:
         parts = [self._try(lib.nvmlDeviceGetMigDeviceHandleByIndex, handle, n) for n in range(count)]
         return [part for part in parts if part is not None]
 
+    def _memory(self, handle: Any) -> tuple[int, int] | None:
+        """Return how many MiB there are and how many are used; None where that cannot be read."""
+        lib = self._lib
+        try:
+            memory = lib.nvmlDeviceGetMemoryInfo(handle)
+        except lib.NVMLError as error:
+            if getattr(error, "value", None) != lib.NVML_ERROR_NOT_SUPPORTED:
+                return None
+            # On one chip with the processors: what they have together is the machine's.
+            page = os.sysconf("SC_PAGE_SIZE")
+            total, free = (os.sysconf(name) * page // _MIB for name in ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES"))
+            return total, total - free
+        return memory.total // _MIB, memory.used // _MIB
+
     def _card(self, handle: Any, uuid: str, faults: dict[str, str]) -> Card:
         lib = self._lib
-        memory = self._try(lib.nvmlDeviceGetMemoryInfo, handle)
+        memory = self._memory(handle)
         power = self._try(lib.nvmlDeviceGetPowerManagementLimit, handle)
         bar1 = self._try(lib.nvmlDeviceGetBAR1MemoryInfo, handle)
         pci = self._try(lib.nvmlDeviceGetPciInfo, handle)
@@ -161,7 +178,7 @@ class Nvml:
         return Card(
             uuid=uuid,
             name=_text(self._try(lib.nvmlDeviceGetName, handle) or "N/A"),
-            memory=memory.total // _MIB if memory else 0,
+            memory=memory[0] if memory else 0,
             power=None if power is None else power // 1000,
             bar1=None if bar1 is None else bar1.bar1Total // _MIB,
             cores_clock=self._try(lib.nvmlDeviceGetMaxClockInfo, handle, lib.NVML_CLOCK_GRAPHICS),
@@ -170,13 +187,19 @@ class Nvml:
             display_state=_enabled(self._try(lib.nvmlDeviceGetDisplayMode, handle)),
             persistence_mode=_enabled(self._try(lib.nvmlDeviceGetPersistenceMode, handle)),
             pci_bus_id="" if pci is None else _text(pci.busId),
-            mig=None if parts is None else tuple(self._instance(uuid, part) for part in parts),
+            mig=None if parts is None else tuple(self._known(uuid, parts)),
         )
 
-    def _instance(self, card: str, handle: Any) -> Instance:
+    def _known(self, card: str, handles: Sequence[Any]) -> Iterator[Instance]:
+        for handle in handles:
+            uuid = self._try(self._lib.nvmlDeviceGetUUID, handle)
+            # One that was removed in this moment hides nothing else.
+            if uuid is not None:
+                yield self._instance(card, _text(uuid), handle)
+
+    def _instance(self, card: str, uuid: str, handle: Any) -> Instance:
         lib = self._lib
-        uuid = _text(lib.nvmlDeviceGetUUID(handle))
-        memory = self._try(lib.nvmlDeviceGetMemoryInfo, handle)
+        memory = self._memory(handle)
         attributes = self._try(lib.nvmlDeviceGetAttributes_v2, handle)
         # The instance's own name ends in its profile: "NVIDIA A100-SXM4-40GB MIG 1g.5gb".
         name = _text(self._try(lib.nvmlDeviceGetName, handle) or "")
@@ -187,8 +210,9 @@ class Nvml:
         gpu_instance = self._try(lib.nvmlDeviceGetGpuInstanceId, handle) or 0
         compute_instance = self._try(lib.nvmlDeviceGetComputeInstanceId, handle) or 0
         self._instances[card, gpu_instance, compute_instance] = uuid
-        size = memory.total // _MIB if memory else 0
-        return Instance(uuid, profile or "unknown", size, gpu_instance, compute_instance)
+        return Instance(
+            uuid, profile or "unknown", memory[0] if memory else 0, gpu_instance, compute_instance
+        )
 
     # -- health
 
@@ -258,7 +282,7 @@ class Nvml:
 
     def _used(self, handle: Any) -> Usage:
         lib = self._lib
-        memory = self._try(lib.nvmlDeviceGetMemoryInfo, handle)
+        memory = self._memory(handle)
         bar1 = self._try(lib.nvmlDeviceGetBAR1MemoryInfo, handle)
         rates = self._try(lib.nvmlDeviceGetUtilizationRates, handle)
         power = self._try(lib.nvmlDeviceGetPowerUsage, handle)
@@ -279,8 +303,8 @@ class Nvml:
             encoder=None if encoder is None else encoder[0],
             decoder=None if decoder is None else decoder[0],
             temperature=self._try(lib.nvmlDeviceGetTemperature, handle, lib.NVML_TEMPERATURE_GPU),
-            memory_used=None if memory is None else memory.used // _MIB,
-            memory_total=None if memory is None else memory.total // _MIB,
+            memory_used=None if memory is None else memory[1],
+            memory_total=None if memory is None else memory[0],
             bar1_used=None if bar1 is None else bar1.bar1Used // _MIB,
             bar1_total=None if bar1 is None else bar1.bar1Total // _MIB,
             ecc_l1=None if ecc is None else ecc.l1Cache,

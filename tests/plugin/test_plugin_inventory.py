@@ -53,6 +53,16 @@ def test_a_card_has_the_names_that_jobs_know() -> None:
     assert [(d.id, d.fault, d.pci_bus_id) for d in group.devices] == [("GPU-a", "", "00000000:3B:00.0")]
 
 
+def test_a_card_whose_memory_cannot_be_read_hides_no_other() -> None:
+    broken = replace(L4, uuid="GPU-x", memory=0)
+    found = groups(broken, L4, share=(Share(slice_memory=10_000),))
+    assert [d.id for group in found for d in group.devices] == [
+        "GPU-l-slice-1",
+        "GPU-l-slice-2",
+        "GPU-x-slice-1",
+    ]
+
+
 def test_what_a_card_does_not_say_is_no_attribute() -> None:
     (group,) = groups(L4)
     always = {"memory", "driver_version", "display_state", "persistence_mode", "healthy"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -159,6 +160,48 @@ def test_mig_instances_are_read() -> None:
     assert backend.events(1) == [Event("GPU-a", 79)]
 
 
+def test_an_instance_that_is_removed_in_this_moment_hides_nothing() -> None:
+    """Who answers to a handle is gone before its name is asked for."""
+    memory = SimpleNamespace(total=9728 * MIB, used=12 * MIB)
+    parts = [{"GetMemoryInfo": memory}, {"GetUUID": "MIG-2", "GetMemoryInfo": memory}]
+    whole = card(
+        "GPU-a", GetMigMode=[1, 1], GetMaxMigDeviceCount=2, GetMigDeviceHandleByIndex=parts.__getitem__
+    )
+    backend = Nvml(Driver(a=whole, b=card("GPU-b")))
+    survey = backend.survey()
+    assert survey.faults == {} and len(survey.cards) == 2
+    assert [x.uuid for x in survey.cards[0].mig or ()] == ["MIG-2"]
+    assert set(backend.usage()) == {"GPU-a", "MIG-2", "GPU-b"}
+
+
+def test_what_shares_the_machines_memory_has_it_all() -> None:
+    """As GB10 and Thor, of whose memory the driver says that the question is not supported."""
+    backend = Nvml(Driver(a=card("GPU-a", GetMemoryInfo=None)))
+    survey = backend.survey()
+    assert survey.faults == {}
+    assert survey.cards[0].memory == os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // MIB
+    used = backend.usage()["GPU-a"]
+    assert used.memory_total == survey.cards[0].memory
+    assert used.memory_used is not None and 0 < used.memory_used < used.memory_total
+
+
+@pytest.mark.parametrize("code", [pynvml.NVML_ERROR_NOT_SUPPORTED, pynvml.NVML_ERROR_FUNCTION_NOT_FOUND])
+def test_a_driver_without_events_is_not_looked_at_more_often(
+    code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    driver = Driver(a=card("GPU-a"))
+    backend = Nvml(driver)
+    backend.survey()
+
+    def none(source: Any, milliseconds: int) -> Any:
+        raise pynvml.NVMLError(code)
+
+    driver.nvmlEventSetWait_v2 = none  # type: ignore[method-assign]
+    waited: list[float] = []
+    monkeypatch.setattr(backend, "_pause", SimpleNamespace(wait=waited.append))
+    assert backend.events(15) == [] and waited == [15]
+
+
 def test_errors_are_told_with_their_card() -> None:
     driver = Driver(a=card("GPU-a"), b=card("GPU-b"))
     backend = Nvml(driver)
@@ -173,6 +216,10 @@ def test_errors_are_told_with_their_card() -> None:
     assert backend.events(1) == [Event("GPU-a", 79), Event("GPU-b", 79)]
 
 
+def unknown() -> None:
+    raise pynvml.NVMLError(pynvml.NVML_ERROR_UNKNOWN)
+
+
 @pytest.mark.parametrize(
     ("more", "words"),
     [
@@ -182,7 +229,11 @@ def test_errors_are_told_with_their_card() -> None:
             {"GetFieldValues": [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=1))]},
             "the driver says that it needs a reset",
         ),
-        ({"GetMemoryInfo": None}, "memory cannot be read"),
+        (
+            {"GetFieldValues": [SimpleNamespace(nvmlReturn=0, value=SimpleNamespace(uiVal=3))]},
+            "the driver says that it needs its peer-to-peer work drained",
+        ),
+        ({"GetMemoryInfo": unknown}, "memory cannot be read"),
     ],
 )
 def test_what_the_driver_knows_is_wrong(more: dict[str, Any], words: str) -> None:

@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 
@@ -76,6 +76,25 @@ def region(x: int): ...
 def main(name: str = "everywhere"):
     print(json.dumps(app.registered_functions[name].remote(3)))
 """
+FINE = """
+import modal
+from modal import nomad
+
+app = modal.App("whole")
+
+@app.function(nomad=nomad.Placement(priority=33))
+def a(): ...
+
+@app.function(nomad=nomad.Placement(priority=33))
+def b(): ...
+"""
+REFUSED = (
+    FINE.replace("33", "44")
+    + """
+@app.function(nomad=nomad.Placement(node_pool="nowhere"))
+def c(): ...
+"""
+)
 UNKNOWN = """
 import modal
 
@@ -207,3 +226,28 @@ def test_a_proxy_that_the_cluster_lacks_is_one_clear_line(stack: Stack, command:
     assert done.returncode != 0
     assert "this cluster has no proxy 'home' (it has office, pooled)" in done.stderr, done.stderr
     assert "[proxies.home]" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_app_that_nomad_refuses_leaves_nothing_behind_and_what_was_deployed_as_it_was(
+    stack: Stack,
+) -> None:
+    """One job is refused for its node pool; the others, which are not, go with it."""
+
+    def jobs() -> dict[str, dict[str, Any]]:
+        found = get(stack.nomad, "/v1/jobs?prefix=whole-")
+        return {x["ID"]: get(stack.nomad, f"/v1/job/{x['ID']}") for x in found if not x["Stop"]}
+
+    done = modal_nomad(stack.folder, stack.url, "run", "app.py::a", file=REFUSED)
+    assert done.returncode != 0
+    assert 'nonexistent node pool "nowhere"' in done.stderr and "node pool apply" in done.stderr, done.stderr
+    assert jobs() == {}
+    assert modal_nomad(stack.folder, stack.url, "deploy", "app.py", file=FINE).returncode == 0
+    before = jobs()
+    try:
+        assert set(before) == {"whole-a", "whole-b"}
+        assert modal_nomad(stack.folder, stack.url, "deploy", "app.py", file=REFUSED).returncode != 0
+        after = jobs()
+        assert set(after) == set(before)
+        assert {x["Priority"] for x in after.values()} == {33}
+    finally:
+        modal_nomad(stack.folder, stack.url, "app", "stop", "whole")

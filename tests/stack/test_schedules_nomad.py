@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import modal_nomad as modal
+from modal_nomad._schedule_times import next_run
+from modal_nomad.render import RenderSettings, render_function, schedule_job
+from modal_nomad.wire.spec import FunctionSpec
 from tests.stack._dispatcher import dispatcher, get, modal_nomad, put
 
 FILE = """
@@ -72,6 +77,22 @@ def test_a_periodic_job_makes_the_call(nomad_address: str, tmp_path: Path) -> No
         finally:
             modal_nomad(tmp_path, url, "app", "stop", "timed")
         assert get(nomad_address, f"/v1/job/{FAILS}")["Stop"] is True
+
+
+def test_the_next_run_that_is_shown_is_nomads(nomad_address: str) -> None:
+    days = "0 6 * * 5-7|0 0 */7 * 2|0 0 1 * */2|0 0 13 * */1|0 0 L * *|0 0 * * 5L|0 0 * * 1#2"
+    settings = RenderSettings(server_url="http://127.0.0.1:1", runtime_sha="a" * 64)
+    for line in ("*/60 * * * *", "1-30/70 * * * *", *days.split("|")):
+        for zone in ("UTC", "America/New_York"):
+            spec = modal.Cron(line, timezone=zone)._spec
+            job = render_function(FunctionSpec("timed", "f"), settings)
+            periodic = schedule_job(job, spec)
+            assert periodic is not None
+            answer = put(nomad_address, f"/v1/job/{periodic['ID']}/plan", {"Job": periodic})
+            said = datetime.fromisoformat(answer["NextPeriodicLaunch"].replace("Z", "+00:00")).timestamp()
+            # A minute may have begun in between.
+            now = time.time()
+            assert said in {next_run(spec, at, at) for at in (now - 60, now)}, (line, zone, answer)
 
 
 def test_who_is_no_launched_job_is_refused(nomad_address: str, tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from modal_nomad.engines.base import Engine
 from modal_nomad.exception import InvalidError
 from modal_nomad.render import RenderSettings, render_function, schedule_job
 from modal_nomad.schedule import Schedule
+from modal_nomad.wire.crontab import plain
 from modal_nomad.wire.spec import FunctionSpec, ScheduleSpec
 
 DAY = 86400.0
@@ -108,6 +109,31 @@ def test_positions_and_equality() -> None:
 )
 def test_when_a_crontab_line_comes_true(line: str, zone: str, after: str, due: str) -> None:
     assert told(next_run(spec(modal.Cron(line, zone)), at(after, zone), 0.0), zone) == due
+
+
+@pytest.mark.parametrize(
+    ("line", "same"),
+    [
+        ("0 6 * * *", "0 6 * * *"),
+        ("*/60 */24 * * *", "0 0 * * *"),
+        ("5/61,1-10/70 * * * *", "5,1 * * * *"),
+        ("0 0 */2 * MON", "0 0 1-31/2 * MON"),
+        ("0 0 1 */13 */2", "0 0 1 1 0-6/2"),
+        ("0 0 13 * */1", "0 0 13 * *"),
+        ("0 0 * * 1,5-7", "0 0 * * 1,0,5,6"),
+        ("0 0 * * 0-7/2", "0 0 * * 0,2,4,6"),
+        ("*/0 0 * * 5-7/0", "*/0 0 * * 5-7/0"),
+    ],
+)
+def test_lines_that_are_read_in_two_ways_are_said_in_one(line: str, same: str) -> None:
+    assert plain(line) == same == plain(same)
+
+
+def test_either_of_two_days_will_do() -> None:
+    # 2026-11-22 is a Sunday; the next Tuesday is before the next 1st.
+    after = datetime(2026, 11, 22, tzinfo=ZoneInfo("UTC")).timestamp()
+    due = next_run(ScheduleSpec(cron="0 0 1 * */2"), after, after)
+    assert datetime.fromtimestamp(due, ZoneInfo("UTC")).isoformat() == "2026-11-24T00:00:00+00:00"
 
 
 def test_months_keep_to_their_day_or_take_the_last_one() -> None:
