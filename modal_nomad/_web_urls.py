@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from ._bridge import blocking, io
+from ._web_names import usable
 from .exception import InvalidError
 
 if TYPE_CHECKING:
@@ -35,6 +36,9 @@ class WebUrls:
     async def get_web_url(self) -> str | None:
         """Return the URL that the Function is served at, or None where it is not served on the web.
 
+        Of the embedded dispatcher's two forms it is the one that this machine resolves:
+        ``http://<label>.localhost:PORT``, else ``http://localhost:PORT/<label>``.
+
         Raises:
             ExecutionError: the Function is not hydrated, and was not looked up by name.
             NotFoundError: its App was stopped.
@@ -47,7 +51,7 @@ class WebUrls:
         client, function_id = await self._target()
         found = await io(client._request("function.web_urls", {"function_id": function_id}))
         url = found["urls"].get(self._method)
-        return str(url) if url else None
+        return (await io(usable({"": url})))[""] if url else None
 
     @property
     def web_url(self) -> str | None:

@@ -19,6 +19,7 @@ from ._options import FunctionOptions, check_object_name
 from ._publishing import publishing
 from ._secret_refs import reference_of
 from ._volume_mounts import buckets_in, check_once, volumes_in
+from ._web_names import usable
 from .config import config
 from .exception import InvalidError
 from .image import DEFINITION_VARIABLE, Image
@@ -325,7 +326,10 @@ def _mounts_of(function: Function[..., Any]) -> Mapping[str, Volume | CloudBucke
 async def send(client: Client, publication: Publication) -> dict[str, Any]:
     """Upload what the server lacks, then publish; runs on the library's loop."""
     await upload_missing(client, publication.contents)
-    return dict(await client._request("app.publish", dict(publication.args)))
+    reply = dict(await client._request("app.publish", dict(publication.args)))
+    if reply.get("web_urls"):
+        reply["web_urls"] = await usable(reply["web_urls"])
+    return reply
 
 
 async def upload_missing(client: Client, contents: Mapping[str, bytes | os.PathLike[str]]) -> int:

@@ -41,15 +41,14 @@ class Both:
         return 2 * x
 
 def ask(url, path):
-    label, _, port = url.removeprefix("http://").partition(".localhost:")
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{label}{path}", timeout=90) as answer:
+    with urllib.request.urlopen(url + path, timeout=90) as answer:
         return answer.read().decode()
 
 if __name__ == "__main__":
     with app.run():
         url = web.get_web_url()
-        assert ask(url, "/a") == "/contract-web-web-dev/a"
-        assert ask(url, "/b") == "/contract-web-web-dev/b"
+        assert ask(url, "/a").endswith("/a")
+        assert ask(url, "/b").endswith("/b")
         assert ask(Both().serve.get_web_url(), "/c") == "/c"
         assert Both().double.remote(4) == 8
     print("done")

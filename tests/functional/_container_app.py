@@ -87,10 +87,8 @@ if __name__ == "__main__":
         print(Counter().more.remote(2))
         print(keep.remote("by a container"), b"".join(volume.read_file("kept.txt")))
         if hello.get_web_url():
-            host = hello.get_web_url().split("/")[2]
-            url = "http://127.0.0.1:" + host.rpartition(":")[2]
-            request = urllib.request.Request(url, headers={{"Host": host}})
-            print(urllib.request.urlopen(request, timeout=60).read())
+            url = hello.get_web_url()
+            print(urllib.request.urlopen(url, timeout=60).read())
 """
 
 

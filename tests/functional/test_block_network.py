@@ -10,7 +10,6 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -21,6 +20,7 @@ from modal_nomad import exception
 from tests._network import netless
 from tests._ports import free_ports
 from tests._s3 import KEY_ID, SECRET_KEY, s3_server
+from tests._web_urls import at
 from tests.conftest import NO_BUCKET_MOUNTS
 
 MIB = 1 << 20
@@ -273,13 +273,6 @@ def test_a_bucket_is_mounted_from_outside(live: Live, host: int, tmp_path: Path)
             found, old = use.remote(host)
         check(found)
         assert old == "of before" and server.get("blocked", "new") == b"of a container"
-
-
-def at(url: str | None) -> str:
-    """The same endpoint at an address that everything can resolve."""
-    assert url is not None
-    parts = urlsplit(url)
-    return f"http://127.0.0.1:{parts.port}/{parts.netloc.partition('.')[0]}"
 
 
 def test_where_the_kernel_gives_no_network_namespace_no_code_runs(own: Live) -> None:

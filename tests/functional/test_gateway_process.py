@@ -23,6 +23,7 @@ from test_web_gateway import LIMIT, gate_app
 import modal_nomad as modal
 from tests._certificates import write
 from tests._ports import free_ports
+from tests._web_urls import at
 
 
 @dataclass
@@ -240,8 +241,9 @@ def test_an_edge_of_ones_own_gets_in_where_it_may(own: Live, serve: Serve) -> No
     serve(**{"web.listen": "http://127.0.0.1:0", "web.edge": True})
     with pytest.warns(modal.exception.ServerWarning, match="web: an edge .* give it min_containers=1"):
         app = gate_app("edged", max_containers=1).deploy()
-    base = str(app["web"].get_web_url()).rpartition(":")[2]
-    pid = int(httpx.get(f"http://127.0.0.1:{base}/edged-web/", timeout=LIMIT).text.split()[1])
+    url = at(app["web"].get_web_url(), "/")
+    base = url.removesuffix("/edged-web/")
+    pid = int(httpx.get(url, timeout=LIMIT).text.split()[1])
     (port,) = listening_ports(pid)
     direct = f"http://127.0.0.1:{port}"
     assert httpx.get(f"{direct}/.well-known/modal-nomad/health", timeout=LIMIT).status_code == 200
@@ -275,7 +277,7 @@ def test_an_edge_of_ones_own_gets_in_where_it_may(own: Live, serve: Serve) -> No
     guarded.deploy()
     made = own.request("proxy_token.create", environment="main", label="")
     good = {"Modal-Key": made["token_id"], "Modal-Secret": made["token_secret"]}
-    answer = httpx.get(f"http://127.0.0.1:{base}/guarded-edge-web/", headers=good, timeout=LIMIT)
+    answer = httpx.get(f"{base}/guarded-edge-web/", headers=good, timeout=LIMIT)
     (port,) = listening_ports(int(answer.text))
     assert httpx.get(f"http://127.0.0.1:{port}/", headers=good, timeout=LIMIT).status_code == 421
 
@@ -302,7 +304,7 @@ def test_an_edge_of_ones_own_gets_in_where_it_may(own: Live, serve: Serve) -> No
 
     with pytest.warns(modal.exception.ServerWarning, match="min_containers=1"):
         several.deploy()
-    answer = httpx.get(f"http://127.0.0.1:{base}/several-both-one/", timeout=LIMIT)
+    answer = httpx.get(f"{base}/several-both-one/", timeout=LIMIT)
     (port,) = listening_ports(int(answer.text.split()[1]))
     # An edge has one pool of connections for a container, and each request says what it is for.
     with httpx.Client(timeout=LIMIT, headers={"Connection": "keep-alive"}) as edge:

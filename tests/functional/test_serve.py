@@ -10,11 +10,12 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
 from conftest import Live, until
+
+from tests._web_urls import at
 
 LIMIT = 90.0
 PROGRAM = """
@@ -57,8 +58,7 @@ class Serving:
 
     def base(self) -> str:
         """Where its one endpoint is, at an address that everything can resolve."""
-        url = urlsplit(self.text.split(" => ")[1].split()[0])
-        return f"http://127.0.0.1:{url.port}/{url.netloc.partition('.')[0]}"
+        return at(self.text.split(" => ")[1].split()[0])
 
     def end(self) -> int:
         code = self.process.wait(LIMIT)
@@ -159,7 +159,7 @@ def test_functions_come_and_go(live: Live) -> None:
             text + "\n\n@app.function()\n@modal.asgi_app()\ndef other():\n    return web.local()\n"
         )
         served.wait_for("Updated in")
-        assert "Created function other." in served.text and "going-other-dev." in served.text
+        assert "Created function other." in served.text and "going-other-dev" in served.text
         other = served.base().replace("going-web", "going-other")
         assert httpx.get(other, timeout=LIMIT).text == "one"
         program.write_text(text)
@@ -174,7 +174,7 @@ def test_it_ends_after_its_time(live: Live) -> None:
     try:
         with serving(live, str(program), "--timeout", "0.01", "--env", "served-there") as served:
             assert served.end() == 0, served.text
-            assert "timed-web-served-there-dev." in served.text
+            assert "timed-web-served-there-dev" in served.text
         found = json.loads(live.cli("app", "list", "--env", "served-there", "--json").stdout)
         assert [(x["Description"], x["State"]) for x in found] == [("timed", "stopped")]
     finally:

@@ -20,6 +20,7 @@ from conftest import Live, until
 
 import modal_nomad as modal
 from modal_nomad.exception import AlreadyExistsError, DeprecationError, InvalidError
+from tests._web_urls import named
 
 LIMIT = 90.0
 
@@ -74,7 +75,7 @@ def test_an_asgi_app(base: str) -> None:
 
 def test_the_host_name_leads_there_too(base: str) -> None:
     url = served.app["raw"].get_web_url()
-    host = urlsplit(str(url)).netloc
+    host = named(url)
     assert host.startswith("served-raw-dev.localhost:")
     answer = get(f"{base}/deep/", headers={"Host": host})
     assert answer.text.splitlines()[:2] == ["GET /deep/ ", "root "]
@@ -449,9 +450,7 @@ def test_a_label_belongs_to_one_deployed_app(base: str, live: Live) -> None:
         assert get(f"{base}/mine/").text == "first"
         labelled("first").deploy()
         assert get(f"{base}/mine/").text == "first"
-        assert str(modal.Function.from_name("first", "web").get_web_url()).startswith(
-            "http://mine.localhost:"
-        )
+        assert named(modal.Function.from_name("first", "web").get_web_url()).startswith("mine.localhost:")
     finally:
         live.request("app.stop", app_id=first.app_id)
     assert get(f"{base}/mine/").status_code == 404
@@ -475,11 +474,13 @@ def test_urls_are_printed(live: Live) -> None:
             pass
         """,
     )
-    assert (
-        "Created web function web => http://printed-web-dev.localhost:" in live.cli("run", str(script)).stdout
-    )
-    deployed = live.cli("deploy", str(script)).stdout
-    assert "Created web function web => http://printed-web.localhost:" in deployed
+
+    def printed(word: str) -> str:
+        said = live.cli(word, str(script)).stdout
+        return named(said.partition("Created web function web => ")[2].split()[0])
+
+    assert printed("run").startswith("printed-web-dev.localhost:")
+    assert printed("deploy").startswith("printed-web.localhost:")
     assert live.cli("app", "stop", "printed").returncode == 0
 
 

@@ -14,16 +14,10 @@ import pytest
 from conftest import Live
 
 import modal_nomad as modal
+from tests._web_urls import at
 
 LIMIT = 90.0
 GIB = 1 << 30
-
-
-def at(url: str | None) -> str:
-    """The same endpoint at an address that everything can resolve."""
-    assert url is not None
-    parts = urlsplit(url)
-    return f"http://127.0.0.1:{parts.port}/{parts.netloc.partition('.')[0]}"
 
 
 def get(url: str | None, path: str = "/") -> str:

@@ -16,6 +16,7 @@ import pytest
 from conftest import Live, alive, until
 
 import modal_nomad as modal
+from tests._web_urls import at
 
 LIMIT = 90.0
 
@@ -67,8 +68,7 @@ def gate_app(name: str, word: str = "open", **options: Any) -> modal.App:
 
 
 def address(app: modal.App) -> str:
-    url = urlsplit(str(app["web"].get_web_url()))
-    return f"http://127.0.0.1:{url.port}/{url.netloc.partition('.')[0]}"
+    return at(app["web"].get_web_url())
 
 
 @pytest.fixture

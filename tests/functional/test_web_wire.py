@@ -266,6 +266,60 @@ async def test_a_container_learns_that_its_client_left() -> None:
         await left.wait()
 
 
+async def half(connect: Callable[[], Awaitable[Streams]], requests: bytes) -> bytes:
+    reader, writer = await connect()
+    writer.write(requests)
+    writer.write_eof()
+    return await reader.read()
+
+
+async def test_a_client_that_says_no_more_is_answered() -> None:
+    go_on = asyncio.Event()
+
+    async def container(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            await head(reader)
+            await go_on.wait()
+            writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with gateway(container) as connect:
+        # It is seen to be there still: what is said to it meanwhile is not refused.
+        reader, writer = await connect()
+        writer.write(GET)
+        writer.write_eof()
+        assert await head(reader) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        go_on.set()
+        assert await reader.read() == (b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok")
+        # All that came whole is answered, and nothing of what did not.
+        assert (await half(connect, GET * 3)).count(b"\r\n\r\nok") == 3
+        assert (await half(connect, GET * 3 + GET[:9])).count(b"\r\n\r\nok") == 3
+        assert await half(connect, GET[:-2]) == b""
+        short = GET.replace(b"\r\n\r\n", b"\r\nContent-Length: 9\r\n\r\nshort")
+        assert await half(connect, short) == b""
+
+
+async def test_a_client_that_has_gone_is_found_out() -> None:
+    came, left = asyncio.Event(), asyncio.Event()
+
+    async def container(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await head(reader)
+        came.set()
+        try:
+            await reader.read()
+        finally:
+            left.set()
+
+    for version in (b"HTTP/1.1", b"HTTP/1.0"):
+        async with gateway(container) as connect:
+            _, writer = await connect()
+            writer.write(GET.replace(b"HTTP/1.1", version))
+            await came.wait()
+            writer.close()
+            await left.wait()
+        came.clear()
+        left.clear()
+
+
 async def test_a_request_that_was_not_taken_is_given_to_another() -> None:
     """A container has got the port that another one had: it knows no such key, whatever the method."""
     came: list[bytes] = []

@@ -83,6 +83,14 @@ def test_nowhere(routes: Routes, host: str, target: bytes) -> None:
     assert routes.find(host, target) is None
 
 
+def test_who_asks_in_vain_is_told_where_endpoints_are(routes: Routes) -> None:
+    assert "/<label>" in routes.nothing_at("localhost:8000") and "<label>.localhost" in routes.nothing_at(
+        "localhost"
+    )
+    assert "label" not in routes.nothing_at("other.localhost")
+    assert "label" not in Routes("modal.example.com").nothing_at("localhost")
+
+
 def test_paths_lead_nowhere_on_a_real_domain() -> None:
     made = Routes("modal.example.com")
     made.put("fu-1", [Route("shop-web", "fu-1")])

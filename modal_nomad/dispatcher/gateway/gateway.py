@@ -18,7 +18,7 @@ from modal_nomad.dispatcher.gateway.forwarding import (
     redirect_fields,
 )
 from modal_nomad.dispatcher.gateway.pending import Calls, Peers, new_tag
-from modal_nomad.dispatcher.gateway.routes import Route, Routes
+from modal_nomad.dispatcher.gateway.routes import NOT_HERE, Route, Routes
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
 from modal_nomad.wire.http1.client import Client
 from modal_nomad.wire.http1.exchange import Exchange, Limits, Router
@@ -33,7 +33,6 @@ _CONNECT_SECONDS = 5.0
 _TRIES = 3
 _REFUSED_AT = 2
 _RETRY_AFTER = b"Retry-After: 1\r\n"
-_NOT_HERE = "no web endpoint is served at this address"
 _LEFT = "the endpoint was stopped"
 
 CheckToken = Callable[[str, str, Route], Awaitable[bool]]
@@ -87,6 +86,8 @@ class Gateway(Router):
         sink: is told the load.
         check_token: says whether a proxy auth token opens an endpoint.
     """
+
+    half_closing = True
 
     def __init__(self, settings: GatewaySettings, sink: Sink, check_token: CheckToken) -> None:
         super().__init__(
@@ -226,7 +227,7 @@ class Gateway(Router):
         service = self._services.get(found[0].function_id) if found is not None else None
         if found is None or service is None:
             if self.ready:
-                exchange.refuse(404, _NOT_HERE)
+                exchange.refuse(404, self.routes.nothing_at(request.host))
             else:
                 exchange.refuse(503, "this gateway has heard of no dispatcher yet; try again", _RETRY_AFTER)
             return
@@ -412,7 +413,7 @@ class Gateway(Router):
         found = self.routes.find(exchange.request.host, exchange.request.target)
         service = self._services.get(found[0].function_id) if found is not None else None
         if found is None or service is None:
-            exchange.refuse(404, _NOT_HERE)
+            exchange.refuse(404, NOT_HERE)
             return
         exchange.state = _State(*found, service)
         self._claim(exchange, call_id)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from modal_nomad.wire.labels import host_of
 
+NOT_HERE = "no web endpoint is served at this address"
 LOOPBACK = frozenset(("localhost", "127.0.0.1", "::1"))
 
 
@@ -108,6 +109,15 @@ class Routes:
             if found:
                 return found[-1], f"/{label}"
         return None
+
+    def nothing_at(self, authority: str) -> str:
+        """Return what is said where ``find`` finds nothing."""
+        if host_of(authority) in LOOPBACK and self.domain == "localhost":
+            return (
+                f"{NOT_HERE}; on this host endpoints are at /<label>, and one whose pages link to paths "
+                "without it is better asked at <label>.localhost"
+            )
+        return NOT_HERE
 
 
 def _drop(table: dict[str, list[Route]], key: str, route: Route) -> None:

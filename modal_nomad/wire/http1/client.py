@@ -6,6 +6,7 @@ from typing import Optional, Tuple
 
 from .body import Body, body_of, chunk, last_chunk
 from .exchange import FOREVER, KEPT_BYTES, NOTHING, Exchange, Router
+from .half_close import HalfClosed
 from .head import (
     CHUNKED,
     KEPT_HEAD_BYTES,
@@ -72,6 +73,7 @@ class Client(asyncio.Protocol):
         self._paused = False
         self._parsing = False
         self._closing = False
+        self._half: Optional[HalfClosed] = None
         self._stuck_since = FOREVER
         self._deadline = monotonic() + router.limits.head_seconds
 
@@ -88,9 +90,25 @@ class Client(asyncio.Protocol):
     def connection_lost(self, error: Optional[Exception]) -> None:
         self._closing = True
         self.router.clients.discard(self)
+        if self._half is not None:
+            self._half.ended()
         exchange = self.exchange
         if exchange is not None:
             exchange.end()
+
+    def eof_received(self) -> bool:
+        """Nothing more will come; tell whether the connection is kept for what is to be answered."""
+        exchange = self.exchange
+        if self.secure or not self.router.half_closing or self._tunnelled or self._closing:
+            return False
+        if exchange is None or not exchange.complete:
+            return False
+        if self._half is None:
+            self._half = HalfClosed(self.transport)
+            self.transport = self._half  # type: ignore[assignment]
+            self._half.look(self)
+        self._keep_alive = self._keep_alive and bool(self._buffer)
+        return True
 
     def pause_writing(self) -> None:
         exchange = self.exchange
@@ -215,7 +233,7 @@ class Client(asyncio.Protocol):
     def _begin(self, request: Request) -> None:
         self.minor = request.minor
         self._method = request.method
-        self._keep_alive = request.keep_alive
+        self._keep_alive = request.keep_alive and (self._half is None or bool(self._buffer))
         self._deadline = FOREVER
         self.exchange = exchange = Exchange(request, self)
         if request.length:
@@ -309,6 +327,17 @@ class Client(asyncio.Protocol):
                 self.resume()
             if self._buffer:
                 self._parse()
+            if self._half is not None and not self._closing:
+                self._end_of_half()
+
+    def _end_of_half(self) -> None:
+        """Close where no whole request is left: what there is of another one is all that will be."""
+        exchange = self.exchange
+        if exchange is None:
+            self._close()
+        elif not exchange.complete:
+            exchange.end()
+            self._close()
 
     def answer(self, status: int, text: str, fields: bytes = b"", close: bool = False) -> None:
         """Answer in words of our own."""

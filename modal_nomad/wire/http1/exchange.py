@@ -54,7 +54,10 @@ class Router:
     Attributes:
         limits: for its clients.
         clients: the open connections.
+        half_closing: clients may shut their writing side down and wait for the answer.
     """
+
+    half_closing = False
 
     def __init__(self, limits: Limits) -> None:
         self.limits = limits
