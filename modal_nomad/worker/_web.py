@@ -185,21 +185,30 @@ class WebPool(LoopPool):
     def _room(self) -> bool:
         return len(self.active) + len(self.requests) < self.slots
 
-    async def enter(self, request: Any) -> None:
-        """Wait for a slot and take it."""
+    async def enter(self, request: Any, patience: Optional[float] = None) -> bool:
+        """Wait for a slot and take it; False where none was free for so many seconds."""
+        until = None if patience is None else monotonic() + patience
         while not self._room():
-            turn = self.loop.create_future()
+            left = None if until is None else until - monotonic()
+            if left is not None and left <= 0:
+                return False
+            turn: "asyncio.Future[None]" = self.loop.create_future()
             self._waiting.append(turn)
+            timer = None if left is None else self.loop.call_later(left, self._give_turn, turn)
             try:
                 await turn
             except asyncio.CancelledError:
                 if turn.done() and not turn.cancelled():
                     self._wake_next()
                 raise
+            finally:
+                if timer is not None:
+                    timer.cancel()
         self.requests.add(request)
         if self.open_to_all:
             self._entered_at[id(request)] = monotonic()
             self._count()
+        return True
 
     def leave(self, request: Any) -> None:
         """Give a slot back."""
@@ -232,6 +241,12 @@ class WebPool(LoopPool):
     def _wake_next(self) -> None:
         while self._waiting:
             turn = self._waiting.popleft()
-            if not turn.done():
-                turn.set_result(None)
+            if self._give_turn(turn):
                 return
+
+    @staticmethod
+    def _give_turn(turn: "asyncio.Future[None]") -> bool:
+        if turn.done():
+            return False
+        turn.set_result(None)
+        return True

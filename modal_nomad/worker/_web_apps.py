@@ -7,7 +7,7 @@ from .._execution_context import current_work
 from ..exception import ExecutionError, InvalidError
 from ..wire.ids import new_id
 from ..wire.spec import WebSpec
-from ..wire.web import CALL, FIELDS, PREFIX
+from ..wire.web import CALL, FIELDS, PATIENCE, PREFIX, patience_of
 
 if TYPE_CHECKING:
     from ._web import WebPool
@@ -193,6 +193,7 @@ class Request:
         self._left = False
         self._late = False
         self._begun = False
+        self._closed: "Optional[asyncio.Future[None]]" = None
 
     async def run(self, receive: Receive, send: Send) -> None:
         """Answer it."""
@@ -201,15 +202,19 @@ class Request:
         self._task = asyncio.current_task()
         front.request = self
         timer: Optional[asyncio.TimerHandle] = None
+        entered = False
 
         async def told(message: Message) -> None:
             self._begun = True
             await send(message)
 
         try:
-            call_id = _adapt(self._scope, self._served.state)
+            call_id, patience = _adapt(self._scope, self._served.state)
             current_work.set((None, call_id, 0, 0, b"", ""))
-            await pool.enter(self)
+            entered = await pool.enter(self, patience)
+            if not entered:
+                await self._refuse(front)
+                return
             timer = pool.loop.call_later(pool.timeout, self._out_of_time)
             await self._served.app(self._scope, receive, told)
         except asyncio.CancelledError:
@@ -219,9 +224,16 @@ class Request:
             front.request = None
             if timer is not None:
                 timer.cancel()
-            pool.leave(self)
+            if entered:
+                pool.leave(self)
         if self._late and not self._left and not self._begun:
             await _say_late(self._scope, send, pool.timeout)
+
+    async def _refuse(self, front: "Front") -> None:
+        self._closed = self._pool.loop.create_future()
+        front.refuse_full()
+        # What read the request has to see the end of its connection first, or it answers as well.
+        await self._closed
 
     def client_left(self) -> None:
         """Cancel the work, of which nobody waits for the result any more.
@@ -230,6 +242,10 @@ class Request:
         by itself.
         """
         self._left = True
+        if self._closed is not None:
+            if not self._closed.done():
+                self._closed.set_result(None)
+            return
         grace = _SOCKET_GRACE if self._scope["type"] == "websocket" else _GRACE
         self._pool.loop.call_later(grace, self.cancel)
 
@@ -248,10 +264,11 @@ def _front(pool: "WebPool", scope: Dict[str, Any]) -> Any:
     return pool.fronts[number]
 
 
-def _adapt(scope: Dict[str, Any], state: Dict[str, Any]) -> str:
-    """Make a scope what the user's app is to see; gives the call that the request is."""
+def _adapt(scope: Dict[str, Any], state: Dict[str, Any]) -> Tuple[str, Optional[float]]:
+    """Make a scope what the user's app is to see; gives the call that the request is, and its patience."""
     kept: List[Tuple[bytes, bytes]] = []
     call_id = prefix = ""
+    patience: Optional[float] = None
     client: Optional[Tuple[str, int]] = None
     for name, value in scope["headers"]:
         if name in FIELDS:
@@ -259,6 +276,8 @@ def _adapt(scope: Dict[str, Any], state: Dict[str, Any]) -> str:
                 call_id = value.decode("latin-1")
             elif name == PREFIX:
                 prefix = value.decode("latin-1")
+            elif name == PATIENCE:
+                patience = patience_of(value)
             continue
         if name == b"x-forwarded-for":
             client = (value.decode("latin-1").partition(",")[0].strip(), 0)
@@ -272,7 +291,7 @@ def _adapt(scope: Dict[str, Any], state: Dict[str, Any]) -> str:
         scope["root_path"] = prefix
         scope["path"] = prefix + scope["path"]
         scope["raw_path"] = prefix.encode("latin-1") + (scope.get("raw_path") or b"")
-    return call_id or new_id("fc")
+    return call_id or new_id("fc"), patience
 
 
 async def _say_late(scope: Dict[str, Any], send: Send, timeout: float) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Optional
 from ..wire.http1.client import Client
 from ..wire.http1.head import MAX_HEAD_BYTES, HttpError, Request, parse_request
 from ..wire.services import HEALTH
-from ..wire.web import KEY, METHOD, REFUSED
+from ..wire.web import FULL, KEY, METHOD, REFUSED, refusal
 
 if TYPE_CHECKING:
     from ._web import WebPool
@@ -28,6 +28,7 @@ class Front(asyncio.Protocol):
         self._pool = pool
         self._inner: Any = None
         self._buffer = b""
+        self._key: Optional[bytes] = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -60,7 +61,7 @@ class Front(asyncio.Protocol):
             status = b"503 Service Unavailable" if pool.leaving else b"200 OK"
             self._answer(status)
             return
-        key = request.value(KEY)
+        key = self._key = request.value(KEY)
         known = key is not None and hmac.compare_digest(key, pool.key)
         if (not known and not pool.open_to_all) or (pool.single_use and pool.taken):
             self._refuse()
@@ -96,7 +97,15 @@ class Front(asyncio.Protocol):
 
     def _refuse(self) -> None:
         """Say that the request was not taken: it was for another container, which had this port before."""
-        self._answer(b"421 Misdirected Request", REFUSED + b": 1\r\n")
+        self._answer(b"421 Misdirected Request", self.refusal())
+
+    def refuse_full(self) -> None:
+        """Say that the request was not taken, past whoever read it: there is no place for it now."""
+        self._answer(b"421 Misdirected Request", self.refusal(FULL))
+
+    def refusal(self, why: bytes = b"") -> bytes:
+        """Return the field that a gateway believes; nothing for whoever is none."""
+        return REFUSED + b": " + refusal(self._key) + why + b"\r\n" if self._key else b""
 
     def _answer(self, status: bytes, fields: bytes = b"") -> None:
         head = b"HTTP/1.1 " + status + b"\r\n" + fields

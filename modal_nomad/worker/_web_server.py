@@ -10,7 +10,7 @@ from ..wire.http1.exchange import Exchange, Limits, Router
 from ..wire.http1.head import CHUNKED, end_to_end
 from ..wire.http1.upstream import Upstream
 from ..wire.spec import WebSpec
-from ..wire.web import FIELDS
+from ..wire.web import FIELDS, FULL, PATIENCE, REFUSED, patience_of, refusal
 
 if TYPE_CHECKING:
     from ._web import WebPool
@@ -70,8 +70,12 @@ class ServerRouter(Router):
 
     async def _send(self, exchange: Exchange) -> None:
         slot: _Slot = exchange.state
-        await self._pool.enter(slot)
-        slot.entered = True
+        patience = patience_of(exchange.request.value(PATIENCE))
+        slot.entered = await self._pool.enter(slot, patience)
+        if not slot.entered:
+            proof = refusal(self._pool.key)
+            exchange.refuse(421, "there is no place for it now", REFUSED + b": " + proof + FULL + b"\r\n")
+            return
         if exchange.over:
             slot.end()
             return

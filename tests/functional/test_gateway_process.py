@@ -128,6 +128,45 @@ def _waits_for_one(own: Live, serve: Serve, running: Running, app: modal.App) ->
     until(lambda: httpx.get(running.url("patient-web"), timeout=LIMIT).status_code == 404)
 
 
+def test_no_request_waits_behind_another_gateways_while_a_container_is_free(
+    site: Site, deploy: Deploy, tmp_path: Path
+) -> None:
+    one, other = site.one, site.other
+    deploy(gate_app("crowded", max_inputs=1, min_containers=2, max_containers=2))
+    ended: list[int] = []
+    go_on = tmp_path / "go-on"
+
+    def wait(running: Running, name: str) -> None:
+        url = f"{running.url('crowded-web')}/wait?{go_on}&{tmp_path / name}"
+        ended.append(httpx.post(url, timeout=LIMIT).status_code)
+
+    def begin(running: Running, name: str) -> threading.Thread:
+        thread = threading.Thread(target=wait, args=(running, name))
+        thread.start()
+        until((tmp_path / name).exists, LIMIT)
+        return thread
+
+    # Each has had an answer of the second container as well: both are known.
+    warm = begin(one, "warm")
+    assert pid_at(one, "crowded-web") == pid_at(other, "crowded-web")
+    go_on.touch()
+    warm.join(LIMIT)
+    go_on.unlink()
+    # Without the dispatcher neither knows what the other one sends where.
+    with site.halted():
+        threads = [begin(one, "first")]
+        for _ in range(4):
+            assert pid_at(other, "crowded-web")
+        threads.append(begin(other, "second"))
+        # Both are full now, as neither knows: what comes waits, and is no third at a time.
+        late = threading.Thread(target=lambda: ended.append(pid_at(one, "crowded-web")))
+        late.start()
+        go_on.touch()
+        for thread in (*threads, late):
+            thread.join(LIMIT)
+    assert len(ended) == 4 and ended.count(200) == 3
+
+
 def test_a_killed_gateway_takes_its_own_requests_along_alone(
     site: Site, more: Gateways, deploy: Deploy, tmp_path: Path
 ) -> None:

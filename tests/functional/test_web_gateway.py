@@ -21,12 +21,12 @@ from tests._web_urls import at
 LIMIT = 90.0
 
 
-def gate_app(name: str, word: str = "open", **options: Any) -> modal.App:
+def gate_app(name: str, word: str = "open", max_inputs: int = 20, **options: Any) -> modal.App:
     """An App whose requests to ``/wait`` are answered when a file appears."""
     app = modal.App(name)
 
     @app.function(serialized=True, name="web", **options)
-    @modal.concurrent(max_inputs=20)
+    @modal.concurrent(max_inputs=max_inputs)
     @modal.asgi_app()
     def web() -> Any:
         import asyncio

@@ -11,8 +11,11 @@ from modal_nomad.dispatcher.gateway.discovery import ContainerAddress, ServedFun
 from modal_nomad.dispatcher.gateway.gateway import Gateway
 from modal_nomad.dispatcher.gateway.routes import Route
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
+from modal_nomad.wire.web import FULL, refusal
 
 LIMIT = 60.0
+NOT_TAKEN = b"HTTP/1.1 421 Misdirected Request\r\nX-Modal-Nomad-Refused: %b\r\nContent-Length: 0\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: web.localhost\r\nContent-Length: 4\r\n\r\nbody"
 GET = b"GET / HTTP/1.1\r\nHost: web.localhost\r\n\r\n"
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
@@ -327,16 +330,57 @@ async def test_a_request_that_was_not_taken_is_given_to_another() -> None:
     async def container(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         came.append(await head(reader) + await reader.readexactly(4))
         if len(came) == 1:
-            writer.write(
-                b"HTTP/1.1 421 Misdirected Request\r\nX-Modal-Nomad-Refused: 1\r\nContent-Length: 0\r\n\r\n"
-            )
+            writer.write(NOT_TAKEN % refusal(b"the-key"))
         else:
             writer.write(b"HTTP/1.1 421 Of the App\r\nContent-Length: 2\r\n\r\nok")
         await writer.drain()
 
     async with gateway(container, _containers=2) as connect:
         reader, writer = await connect()
-        writer.write(b"POST / HTTP/1.1\r\nHost: web.localhost\r\nContent-Length: 4\r\n\r\nbody")
+        writer.write(POST)
         assert (await head(reader)).startswith(b"HTTP/1.1 421 Of the App")
         assert await reader.readexactly(2) == b"ok"
     assert len(came) == 2 and all(x.endswith(b"body") for x in came)
+
+
+async def test_a_full_container_is_asked_again_and_no_app_can_say_that_it_was_one() -> None:
+    came: list[bytes] = []
+
+    async def container(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while True:
+            came.append(await head(reader) + await reader.readexactly(4))
+            if len(came) <= 5:
+                writer.write(NOT_TAKEN % (refusal(b"the-key") + FULL))
+            elif len(came) == 6:
+                # It knows no key: what an app would have to guess.
+                writer.write(NOT_TAKEN % b"1")
+            else:
+                writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+            await writer.drain()
+
+    async with gateway(container) as connect:
+        reader, writer = await connect()
+        writer.write(POST)
+        # However often it had no place: that was no try.
+        assert (await head(reader)).startswith(b"HTTP/1.1 421")
+        assert len(came) == 6
+        writer.write(POST)
+        assert (await head(reader)).startswith(b"HTTP/1.1 200")
+    assert all(x.endswith(b"body") for x in came)
+
+
+async def test_the_only_container_is_asked_again_after_a_connection_broke() -> None:
+    asked = 0
+
+    async def container(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        await head(reader)
+        asked += 1
+        if asked in (1, 3):
+            return
+        writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")
+
+    async with gateway(container) as connect:
+        for _ in range(2):
+            assert (await exchange(connect)).startswith(b"HTTP/1.1 200")
+    assert asked == 4

@@ -89,6 +89,8 @@ def test_the_less_busy_of_two() -> None:
         service.begin(one)
     assert service.choose(0.0) is other
     assert service.choose(0.0, [other]) is one
+    # Where there are no others than those it had, it gets one of these.
+    assert service.choose(0.0, [one, other]) is other
     other.blocked_until = 5.0
     assert service.choose(0.0) is one and service.choose(5.0) is other
 
@@ -153,6 +155,18 @@ def test_requests_of_other_gateways_take_room_too() -> None:
     assert chosen is not None
     service.begin(chosen)
     assert service.choose(0.0) is None
+
+
+def test_a_request_that_was_not_taken_is_no_finished_one() -> None:
+    service = Service("fu", 1, False)
+    one = instance("ta-1")
+    service.add(one)
+    assert not service.begin(one)
+    service.back(one)
+    assert service.load() == {} and service.finished == 0
+    # One of theirs ended: ours takes its turn there.
+    service.others({"ta-1": 1}, 1)
+    assert service.begin(one)
 
 
 def test_what_all_gateways_say_is_added_up() -> None:

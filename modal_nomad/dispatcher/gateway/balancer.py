@@ -9,6 +9,7 @@ from typing import Any
 
 from modal_nomad.wire.http1.exchange import Exchange
 from modal_nomad.wire.http1.upstream import Upstream
+from modal_nomad.wire.web import refusal
 
 BLOCKED_SECONDS = 1.0
 """A container that took no connection is left alone for so long, while there are others."""
@@ -21,7 +22,9 @@ class Instance:
         running: requests that it has from us.
         elsewhere: those that it has from other gateways, as far as we have heard.
         out: it gets no more.
-        blocked_until: it took no connection, and is not asked before.
+        blocked_until: it took no connection or had no place, and is not asked before.
+        refusal: what it proves with that it did not take a request.
+        unmet: that it took no connection was said.
         idle: open connections without a request, by the method of the class that they lead to.
     """
 
@@ -34,7 +37,9 @@ class Instance:
         "key",
         "out",
         "port",
+        "refusal",
         "running",
+        "unmet",
     )
 
     def __init__(self, container_id: str, host: str, port: int, key: str) -> None:
@@ -42,9 +47,11 @@ class Instance:
         self.host = host
         self.port = port
         self.key = key.encode()
+        self.refusal = refusal(self.key)
         self.running = 0
         self.elsewhere = 0
         self.out = False
+        self.unmet = False
         self.blocked_until = 0.0
         self.idle: dict[str, list[Upstream]] = {}
 
@@ -62,6 +69,7 @@ class Service:
     Attributes:
         limit: requests that one container takes at a time.
         single_use: a container takes one request in its life.
+        shared: other gateways have had requests for it.
         instances: the containers that take requests, by id.
         waiting: requests that no container had room for, the oldest first.
         finished: requests that ended since this was last asked.
@@ -72,6 +80,7 @@ class Service:
 
     def __init__(self, function_id: str, limit: int, single_use: bool) -> None:
         self.turns = 0
+        self.shared = False
         self.function_id = function_id
         self.limit = limit
         self.single_use = single_use
@@ -102,8 +111,15 @@ class Service:
         return instance
 
     def choose(self, now: float, tried: Any = ()) -> Instance | None:
-        """Return the less busy of two containers picked at random, or any that has room; None for none."""
+        """Return the less busy of two containers picked at random, or any that has room; None for none.
+
+        Args:
+            now: the time.
+            tried: containers that are chosen only where there are no others.
+        """
         open_ = self._open
+        if tried and all(x in tried for x in open_):
+            tried = ()
         count = len(open_)
         if count == 1:
             only = open_[0]
@@ -127,14 +143,18 @@ class Service:
     def others(self, running: Mapping[str, int], finished: int) -> None:
         """Note what containers have from other gateways, and how many of those ended since the last time."""
         self.turns = finished
+        if running or finished:
+            self.shared = True
         for instance in self._open:
             instance.elsewhere = running.get(instance.container_id, 0)
 
-    def begin(self, instance: Instance) -> None:
-        """Count a request that a container gets."""
+    def begin(self, instance: Instance) -> bool:
+        """Count a request that a container gets; True where it takes its turn there with those of others."""
         instance.running += 1
+        in_turn = False
         if instance.elsewhere and instance.running + instance.elsewhere > self.limit and self.turns:
             self.turns -= 1
+            in_turn = True
         if self.single_use:
             # Out of rotation after this one.
             self.instances.pop(instance.container_id, None)
@@ -142,12 +162,17 @@ class Service:
                 self._open.remove(instance)
             instance.out = True
             self.leaving[instance.container_id] = instance
+        return in_turn
 
     def end(self, instance: Instance, seconds: float) -> None:
         """Count a request that a container no longer has."""
-        instance.running -= 1
         self.finished += 1
         self.seconds += seconds
+        self.back(instance)
+
+    def back(self, instance: Instance) -> None:
+        """Count a request that a container did not take."""
+        instance.running -= 1
         if instance.out and not instance.running:
             self.leaving.pop(instance.container_id, None)
             instance.close_idle()

@@ -9,7 +9,7 @@ from urllib.parse import quote
 from modal_nomad.dispatcher.gateway.routes import Route
 from modal_nomad.wire.http1.exchange import Exchange
 from modal_nomad.wire.http1.head import CHUNKED, HttpError, Request, end_to_end
-from modal_nomad.wire.web import CALL, KEY, METHOD, PREFIX
+from modal_nomad.wire.web import CALL, KEY, METHOD, PATIENCE, PREFIX
 
 CALL_PARAMETER = b"__modal_function_call_id"
 _CLAIMED = re.compile(rb"[?&]__modal_function_call_id=(fc-[0-9A-Za-z]{1,64})(?:&|\Z)")
@@ -20,7 +20,7 @@ _FORWARDED = (
     b"x-forwarded-prefix",
     b"forwarded",
 )
-_OURS = frozenset((b"host", KEY, METHOD, CALL, PREFIX, *_FORWARDED))
+_OURS = frozenset((b"host", KEY, METHOD, CALL, PREFIX, PATIENCE, *_FORWARDED))
 _WITH_TOKEN = _OURS | {b"modal-key", b"modal-secret"}
 # And what says where a message ends, of which servers behind `web_server` may read the other spelling, too.
 _RESERVED = _WITH_TOKEN | {b"connection", b"content-length", b"expect", b"transfer-encoding", b"upgrade"}
@@ -44,6 +44,7 @@ def head_for(
     call_id: str,
     key: bytes,
     trusted: Collection[str],
+    patience: bytes = b"",
 ) -> bytes:
     """Return a request's head as the container gets it."""
     request = exchange.request
@@ -56,6 +57,8 @@ def head_for(
     own = CALL + b": " + call_id.encode()
     if key:
         own += b"\r\n" + KEY + b": " + key
+    if patience:
+        own += b"\r\n" + PATIENCE + b": " + patience
     head: bytes = passed[2] + own + passed[3]
     return head
 

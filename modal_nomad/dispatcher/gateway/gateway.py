@@ -6,7 +6,6 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
-from typing import Protocol
 
 from modal_nomad.dispatcher.gateway.balancer import BLOCKED_SECONDS, Instance, Service
 from modal_nomad.dispatcher.gateway.discovery import ContainerAddress, ServedFunction
@@ -20,10 +19,12 @@ from modal_nomad.dispatcher.gateway.forwarding import (
 from modal_nomad.dispatcher.gateway.pending import Calls, Peers, new_tag
 from modal_nomad.dispatcher.gateway.routes import NOT_HERE, Route, Routes
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
+from modal_nomad.dispatcher.gateway.state import AT_ONCE, GONE, IN_TURN, NO_ROOM, Sink, State
 from modal_nomad.wire.http1.client import Client
-from modal_nomad.wire.http1.exchange import Exchange, Limits, Router
+from modal_nomad.wire.http1.exchange import KEPT_BYTES, Exchange, Limits, Router
 from modal_nomad.wire.http1.head import HttpError
 from modal_nomad.wire.http1.upstream import Upstream
+from modal_nomad.wire.web import FULL
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
@@ -31,6 +32,9 @@ _SWEEP_SECONDS = 1.0
 _REPORT_SECONDS = 0.02
 _CONNECT_SECONDS = 5.0
 _TRIES = 3
+"""Containers may break so often over a request."""
+_FULL_SECONDS = 0.05
+"""A container that had no place is left alone for so long, or until we hear more of it."""
 _REFUSED_AT = 2
 _RETRY_AFTER = b"Retry-After: 1\r\n"
 _LEFT = "the endpoint was stopped"
@@ -39,36 +43,11 @@ CheckToken = Callable[[str, str, Route], Awaitable[bool]]
 """Says whether a proxy auth token (key, secret) opens an endpoint."""
 
 
-class Sink(Protocol):
-    """Who is told what the gateway sees: the dispatcher, or the connection to one."""
-
-    def web_load(
-        self, function_id: str, waiting: int, running: Mapping[str, int], finished: int, seconds: float
-    ) -> None:
-        """Take a Function's load: requests that wait, those that each container has, those that ended."""
-
-
 class _Refused(asyncio.Protocol):
     """A connection that is one too many."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         transport.abort()  # type: ignore[attr-defined]
-
-
-class _State:
-    """What the gateway knows of one request."""
-
-    __slots__ = ("call_id", "call_since", "instance", "left_at", "prefix", "route", "service", "tried")
-
-    def __init__(self, route: Route, prefix: str, service: Service) -> None:
-        self.route = route
-        self.prefix = prefix
-        self.service = service
-        self.call_id = ""
-        self.instance: Instance | None = None
-        self.tried: list[Instance] = []
-        self.call_since = 0.0
-        self.left_at = 0.0
 
 
 class Gateway(Router):
@@ -111,7 +90,7 @@ class Gateway(Router):
         self._services: dict[str, Service] = {}
         self._dirty: dict[str, Service] = {}
         self._pending: dict[str, Exchange] = {}
-        self._failures: dict[str, tuple[float, _State, int, str]] = {}
+        self._failures: dict[str, tuple[float, State, int, str]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._report_at: asyncio.Handle | None = None
@@ -232,7 +211,7 @@ class Gateway(Router):
                 exchange.refuse(503, "this gateway has heard of no dispatcher yet; try again", _RETRY_AFTER)
             return
         route, prefix = found
-        exchange.state = _State(route, prefix, service)
+        exchange.state = State(route, prefix, service)
         if route.requires_proxy_auth:
             key, secret = request.value(b"modal-key"), request.value(b"modal-secret")
             if key is None or secret is None:
@@ -267,12 +246,17 @@ class Gateway(Router):
                 else:
                     self._claim(exchange, call_id)
                 return
-        state: _State = exchange.state
+        state: State = exchange.state
         service = state.service
         state.call_id = self._calls.new()
         state.call_since = monotonic()
         if not service.waiting and self._place(exchange, service):
             return
+        if service.waiting and service.waiting[0].state.tried:
+            # The first one waits for another container; this one may have room.
+            self._feed(service)
+            if not service.waiting and self._place(exchange, service):
+                return
         if len(service.waiting) >= self.settings.max_waiting:
             exchange.refuse(503, "too many requests wait for a container; try again", _RETRY_AFTER)
             return
@@ -281,15 +265,15 @@ class Gateway(Router):
 
     def _place(self, exchange: Exchange, service: Service) -> bool:
         """Send a request to a container that has room; False where none has."""
-        state: _State = exchange.state
+        state: State = exchange.state
         instance = service.choose(monotonic(), state.tried)
         if instance is None:
             return False
         state.instance = instance
-        service.begin(instance)
+        state.patience = IN_TURN if service.begin(instance) else AT_ONCE
         self._touch(service)
         idle = instance.idle.get(state.route.method)
-        if idle:
+        if idle and not state.broken:
             upstream = idle.pop()
             self._send(exchange, upstream)
         else:
@@ -297,19 +281,28 @@ class Gateway(Router):
         return True
 
     def _send(self, exchange: Exchange, upstream: Upstream) -> None:
-        state: _State = exchange.state
+        state: State = exchange.state
         instance = state.instance
         assert instance is not None
         # The first request on a connection alone carries it.
         key = b"" if upstream.used else instance.key
         upstream.used = True
+        service, length = state.service, exchange.request.length
+        # What has a long body is not said twice: it waits where it is.
+        choosy = (service.shared or len(service.instances) > 1) and 0 <= length <= KEPT_BYTES
         head = head_for(
-            exchange, state.route, state.prefix, state.call_id, key, self.settings.trusted_proxies
+            exchange,
+            state.route,
+            state.prefix,
+            state.call_id,
+            key,
+            self.settings.trusted_proxies,
+            state.patience if choosy else b"",
         )
         exchange.send(upstream, head)
 
     async def _connect(self, exchange: Exchange, instance: Instance) -> None:
-        state: _State = exchange.state
+        state: State = exchange.state
         method = state.route.method
 
         def idle(upstream: Upstream) -> None:
@@ -329,16 +322,36 @@ class Gateway(Router):
                 _CONNECT_SECONDS,
             )
         except (OSError, asyncio.TimeoutError) as error:
-            logger.info("container %s takes no connection: %s", instance.container_id, error)
+            if not instance.unmet:
+                instance.unmet = True
+                logger.warning(
+                    "container %s takes no connection at %s:%d (%s): gateways must reach the nodes' ports",
+                    instance.container_id,
+                    instance.host,
+                    instance.port,
+                    error or "no answer",
+                )
             instance.blocked_until = monotonic() + BLOCKED_SECONDS
             if not exchange.over:
-                # Nothing was sent: any request may be tried elsewhere.
+                # Nothing was sent: any request may be tried elsewhere, or waits for who takes it.
+                state.refused = GONE
                 self._again(exchange, True)
             return
         if exchange.over or state.instance is not instance:
             idle(upstream)
         else:
             self._send(exchange, upstream)
+
+    def refused(self, exchange: Exchange, proof: bytes) -> bool:
+        state: State | None = exchange.state
+        if state is None or state.instance is None:
+            return False
+        own = state.instance.refusal
+        if proof == own + FULL:
+            state.refused = NO_ROOM
+        elif proof == own:
+            state.refused = GONE
+        return bool(state.refused)
 
     def failed(self, exchange: Exchange, again: bool) -> None:
         if exchange.state is None:
@@ -348,29 +361,37 @@ class Gateway(Router):
 
     def _again(self, exchange: Exchange, again: bool) -> None:
         """Try a request that broke before any answer at another container, or give it up."""
-        state: _State = exchange.state
-        service, instance = state.service, state.instance
+        state: State = exchange.state
+        service, instance, refused = state.service, state.instance, state.refused
+        state.instance, state.refused = None, ""
         if instance is not None:
-            state.tried.append(instance)
-            state.instance = None
-            service.end(instance, monotonic() - state.call_since)
+            if refused == NO_ROOM:
+                instance.blocked_until = monotonic() + _FULL_SECONDS
+                self._loop.call_later(_FULL_SECONDS, self._feed, service)
+            else:
+                state.tried.append(instance)
+            if refused:
+                service.back(instance)
+            else:
+                state.broken += 1
+                service.end(instance, monotonic() - state.call_since)
             self._touch(service)
             self._feed(service)
-        if not again or len(state.tried) >= _TRIES or service.function_id not in self._services:
+        if not again or state.broken >= _TRIES or service.function_id not in self._services:
             self._give_up(exchange, 502, "the container ended before it answered")
         elif not self._place(exchange, service):
             service.waiting.appendleft(exchange)
             self._touch(service, soon=True)
 
     def _give_up(self, exchange: Exchange, status: int, text: str) -> None:
-        state: _State = exchange.state
+        state: State = exchange.state
         if exchange.client is None and not exchange.over:
             # Kept for who comes back for it.
             self._failures[state.call_id] = (monotonic(), state, status, text)
         exchange.refuse(status, text, _RETRY_AFTER if status == 503 else b"")
 
     def ended(self, exchange: Exchange) -> None:
-        state: _State | None = exchange.state
+        state: State | None = exchange.state
         if state is None:
             return
         self._pending.pop(state.call_id, None)
@@ -387,18 +408,22 @@ class Gateway(Router):
     def _feed(self, service: Service) -> None:
         """Send what waits, as far as there is room."""
         waiting = service.waiting
+        left: list[Exchange] = []
         while waiting:
             exchange = waiting.popleft()
             if exchange.over:
                 continue
             if not self._place(exchange, service):
-                waiting.appendleft(exchange)
-                return
+                left.append(exchange)
+                if not exchange.state.tried:
+                    break
+        # Those that wait for a container other than those they had hold nobody up.
+        waiting.extendleft(reversed(left))
 
     # --- pending results --------------------------------------------------------------------------
 
     def late(self, exchange: Exchange) -> None:
-        state: _State | None = exchange.state
+        state: State | None = exchange.state
         client = exchange.client
         if state is None or client is None:
             return
@@ -415,11 +440,11 @@ class Gateway(Router):
         if found is None or service is None:
             exchange.refuse(404, NOT_HERE)
             return
-        exchange.state = _State(*found, service)
+        exchange.state = State(*found, service)
         self._claim(exchange, call_id)
 
     def _claim(self, exchange: Exchange, call_id: str) -> None:
-        state: _State = exchange.state
+        state: State = exchange.state
         failure = self._failures.get(call_id)
         if failure is not None and failure[1].route.function_id == state.route.function_id:
             del self._failures[call_id]

@@ -71,6 +71,10 @@ class Router:
         """Its connection broke unanswered: ``exchange.send`` it again where that may be, or refuse it."""
         exchange.refuse(502, "the container ended before it answered")
 
+    def refused(self, exchange: "Exchange", proof: bytes) -> bool:
+        """Say whether a container's word that it did not take a request is its own; ``failed`` is next."""
+        return False
+
     def ended(self, exchange: "Exchange") -> None:
         """All is over: answered, failed or left. Said once for each ``begin``."""
 

@@ -127,9 +127,11 @@ class Upstream(asyncio.Protocol):
                 if client is not None:
                     client.tunnel(exchange, response, data)
                 return None
-            if response.status == 421 and any(key == REFUSED for key, _, _ in response.fields):
-                self._refused(exchange)
-                return None
+            if response.status == 421:
+                proof = next((x for key, _, x in response.fields if key == REFUSED), None)
+                if proof is not None and exchange.router.refused(exchange, proof):
+                    self._refused(exchange)
+                    return None
             if response.status >= 200:
                 break
             exchange.interim(response)
