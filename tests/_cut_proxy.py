@@ -7,6 +7,8 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
+from tests._loops import end_all
+
 
 class CutProxy:
     """Passes connections on to a port of 127.0.0.1.
@@ -22,7 +24,6 @@ class CutProxy:
         self._to = to
         self._loop = asyncio.new_event_loop()
         self.there, self.back = asyncio.Event(), asyncio.Event()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._stop = asyncio.Event()
         self._started = threading.Event()
         self._thread = threading.Thread(
@@ -55,14 +56,9 @@ class CutProxy:
         self._started.set()
         await self._stop.wait()
         server.close()
-        for task in list(self._tasks):
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end_all()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        self._tasks.add(task)
         behind = None
         try:
             await self.there.wait()
@@ -71,7 +67,6 @@ class CutProxy:
         except (OSError, asyncio.CancelledError):
             pass
         finally:
-            self._tasks.discard(task)
             for end in (writer, *((behind[1],) if behind else ())):
                 end.transport.abort()
 

@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 
+from tests._loops import end_all
 from tests._ports import free_ports
 
 
@@ -47,12 +48,8 @@ def balancer(backends: Sequence[int]) -> Iterator[int]:
     """Yield the port on 127.0.0.1 behind which the backends are."""
     (port,) = free_ports(1)
     loop = asyncio.new_event_loop()
-    connections: set[asyncio.Task[None]] = set()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        task = asyncio.current_task()
-        assert task is not None
-        connections.add(task)
         try:
             for backend in backends:
                 if await healthy(backend):
@@ -64,17 +61,14 @@ def balancer(backends: Sequence[int]) -> Iterator[int]:
                             await _close(back[1])
                         return
         finally:
-            connections.discard(task)
             await _close(writer)
 
     async def run() -> None:
-        async with await asyncio.start_server(serve, "127.0.0.1", port):
-            started.set()
-            await stop.wait()
-            for task in list(connections):
-                task.cancel()
-            await asyncio.gather(*connections, return_exceptions=True)
-            await loop.shutdown_asyncgens()
+        server = await asyncio.start_server(serve, "127.0.0.1", port)
+        started.set()
+        await stop.wait()
+        server.close()
+        await end_all()
 
     started, stop = threading.Event(), asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)
