@@ -43,7 +43,7 @@ from modal_nomad.dispatcher.schedules import Schedules
 from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
-from modal_nomad.dispatcher.store import Store
+from modal_nomad.dispatcher.store import Store, StoreError
 from modal_nomad.dispatcher.tunnels import AssignedTunnels, Tunnels
 from modal_nomad.dispatcher.tunnels.room import Room
 from modal_nomad.dispatcher.volumes import Volumes
@@ -121,7 +121,7 @@ class Dispatcher:
         # Leases of an earlier process of this dispatcher must never be taken for ours.
         self.calls = CallEngine(self._ceiling(0), first_lease=int(time.time() * 1000) << 10)
         self.functions: dict[str, FunctionState] = {}
-        self.secrets = Secrets.from_settings(settings)
+        self.secrets = Secrets.from_settings(settings, store)
         builds = settings.build_settings()
         jobs = getattr(engine, "client", None)
         self.image_jobs: OnNomad | None = None
@@ -235,6 +235,7 @@ class Dispatcher:
         # After the calls in progress: a run may not be made while the one before it is among them.
         self.background(self.schedules.run())
         self.background(self._collect_secrets())
+        self.background(self._take_back_leases())
         self.background(self.durable.expire())
         self.background(self.objects.expire())
         self.background(self.garbage.run())
@@ -263,6 +264,12 @@ class Dispatcher:
             await self.live_apps.collect_secrets()
         except SecretStoreError as error:
             logger.warning("Secrets of ended Apps cannot be removed now: %s", error)
+
+    async def _take_back_leases(self) -> None:
+        try:
+            await self.secrets.take_back(self.containers.infos.__contains__)
+        except StoreError as error:
+            logger.warning("leases of containers that are gone cannot be revoked now: %s", error)
 
     async def _follow_capacity(self) -> None:
         async for capacity in self.engine.capacities():

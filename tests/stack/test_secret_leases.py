@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import pytest
 
 from modal_nomad.dispatcher.secrets.leases import Leases
 from modal_nomad.hashicorp.vault import VaultClient, VaultError, VaultSettings
+from tests._postgresql import PASSWORD, Postgresql
 from tests.stack._dispatcher import dispatcher, modal_nomad
 from tests.stack._openbao import Bao, bao_binary, bao_server
 from tests.stack._rabbitmq import rabbitmq_engine
@@ -38,6 +44,20 @@ def who() -> str:
 @app.local_entrypoint()
 def main():
     print("user", who.remote())
+"""
+
+DATABASE = """
+import os
+import modal
+
+app = modal.App("database")
+
+@app.function(
+    scaledown_window=600,
+    secrets=[modal.Secret.from_vault("database/creds/readonly", keys={"A": "username", "B": "password"})],
+)
+def who():
+    return os.environ["A"], os.environ["B"]
 """
 
 
@@ -184,3 +204,94 @@ def test_a_vault_without_the_path_is_said_to_the_caller(bao: Bao, tmp_path: Path
     with dispatcher(tmp_path, {}, engine="local", auth="none", vault=vault) as url:
         ran = modal_nomad(tmp_path, url, "run", "app.py", file=FILE)
     assert ran.returncode == 1 and "Vault has nothing at 'rabbitmq/creds/readonly'" in ran.stderr, ran.stderr
+
+
+ASKED = """
+import os
+import sys
+import modal_nomad as modal
+from modal_nomad.cli._client import request
+
+what = modal.Function.from_name("killed", "who").remote()
+print(*what, request(modal.Client.from_env(), "server.status", {})["pid"])
+"""
+
+
+def test_leases_end_with_what_is_killed(bao: Bao, tmp_path: Path) -> None:
+    bao.call("POST", "secret/data/modal/main/stored", {"data": {"A": "1"}})
+    vault = {"address": bao.address, "token": bao.token}
+    killed = FILE.replace('"leased"', '"killed"').replace("secrets=[", "scaledown_window=900, secrets=[", 1)
+    killed = killed.replace("-> str:", "-> tuple:").replace(
+        'return os.environ["MQ_USER"] + " " + os.environ["A"]', 'return os.getpid(), os.environ["MQ_USER"]'
+    )
+    (tmp_path / "ask.py").write_text(ASKED)
+
+    def ask(url: str) -> tuple[int, str, int]:
+        env = {**os.environ, "MODAL_CONFIG_PATH": "/nonexistent", "MODAL_SERVER_URL": url}
+        done = subprocess.run(
+            [sys.executable, "ask.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=250
+        )
+        assert done.returncode == 0, done.stderr
+        worker, user, server = done.stdout.split()
+        return int(worker), user, int(server)
+
+    with rabbitmq_engine(bao, ttl=900) as users:
+        with dispatcher(tmp_path, {}, engine="local", auth="none", vault=vault) as url:
+            assert modal_nomad(tmp_path, url, "deploy", "app.py", file=killed).returncode == 0
+            worker, first, _ = ask(url)
+            assert users == {first}
+            os.kill(worker, signal.SIGKILL)
+            asyncio.run(become(lambda: first not in users))
+            _, second, server = ask(url)
+            assert users == {second}
+            os.kill(server, signal.SIGKILL)
+            asyncio.run(become(lambda: not Path(f"/proc/{server}/fd/0").exists()))
+        assert users == {second}
+        with dispatcher(tmp_path, {}, engine="local", auth="none", vault=vault) as url:
+            asyncio.run(become(lambda: second not in users))
+            _, third, _ = ask(url)
+            assert users == {third}
+        # An ordinary end takes all back at once.
+        assert not users and bao.leases(PATH) == []
+
+
+def test_a_database_user_of_its_own(bao: Bao, postgresql: Postgresql, tmp_path: Path) -> None:
+    server = f"127.0.0.1:{postgresql.port}"
+    plugin = {
+        "plugin_name": "postgresql-database-plugin",
+        "allowed_roles": "readonly",
+        "connection_url": f"postgresql://{{{{username}}}}:{{{{password}}}}@{server}/postgres?sslmode=disable",
+        "username": "postgres",
+        "password": PASSWORD,
+    }
+    login = "CREATE ROLE \"{{name}}\" LOGIN PASSWORD '{{password}}' VALID UNTIL '{{expiration}}'"
+    role = {"db_name": "tests", "creation_statements": [login], "default_ttl": "15m", "max_ttl": "1h"}
+    bao.call("POST", "sys/mounts/database", {"type": "database"})
+    bao.call("POST", "database/config/tests", plugin)
+    bao.call("POST", "database/roles/readonly", role)
+
+    async def users(user: str = "postgres", password: str = PASSWORD) -> set[str]:
+        address = f"postgresql://{server}/postgres"
+        connection = await asyncpg.connect(address, user=user, password=password)
+        try:
+            rows = await connection.fetch("SELECT rolname FROM pg_roles WHERE rolname LIKE 'v-%'")
+            return {row["rolname"] for row in rows}
+        finally:
+            await connection.close()
+
+    vault = {"address": bao.address, "token": bao.token}
+    with dispatcher(tmp_path, {}, engine="local", auth="none", vault=vault) as url:
+        assert modal_nomad(tmp_path, url, "deploy", "app.py", file=DATABASE).returncode == 0
+        ask = "import modal_nomad as modal; print(*modal.Function.from_name('database', 'who').remote())"
+        (tmp_path / "ask.py").write_text(ask)
+        env = {**os.environ, "MODAL_CONFIG_PATH": "/nonexistent", "MODAL_SERVER_URL": url}
+        done = subprocess.run(
+            [sys.executable, "ask.py"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=250
+        )
+        assert done.returncode == 0, done.stderr
+        user, password = done.stdout.split()
+        assert asyncio.run(users(user, password)) == {user}
+        assert modal_nomad(tmp_path, url, "app", "stop", "database").returncode == 0
+        asyncio.run(become(lambda: asyncio.run(users()) == set()))
+    with pytest.raises(asyncpg.InvalidPasswordError):
+        asyncio.run(users(user, password))

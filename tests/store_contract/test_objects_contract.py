@@ -6,6 +6,7 @@ import asyncio
 from dataclasses import replace
 
 from modal_nomad.dispatcher.store import Store, StoreError, TokenRecord
+from modal_nomad.dispatcher.store.leases import LeaseRecord
 from modal_nomad.dispatcher.store.objects import (
     Entry,
     EnvironmentRecord,
@@ -171,6 +172,14 @@ async def test_schedules_are_followed_until_they_are_removed(store: Store) -> No
     await store.remove_schedule("fu-2")
     await store.remove_schedule("fu-none")
     assert await store.schedules() == [replace(first, next_at=3.5, last_call="fc-1")]
+
+
+async def test_leases_are_kept_until_they_are_revoked(store: Store) -> None:
+    first = LeaseRecord("a/creds/b/1", "ta-1", "a/creds/b")
+    for record in (first, replace(first, lease_id="a/creds/b/2"), first):
+        await store.put_lease(record)
+    await store.remove_leases(["a/creds/b/2", "none"])
+    assert await store.leases() == [first]
 
 
 async def test_items_of_many_clients_are_put_and_taken_at_once(store: Store) -> None:

@@ -28,12 +28,15 @@ from modal_nomad.wire.spec import FunctionSpec, canonical_json
 if TYPE_CHECKING:
     from modal_nomad.dispatcher.secrets.leases import Leases
     from modal_nomad.dispatcher.settings import Settings
+    from modal_nomad.dispatcher.store.leases import LeaseStore
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
 _MOST_LEASES = 100
 PENDING_SECONDS = 600.0
 """How long an ephemeral Secret waits for the publication that it was sent for."""
+RETURN_SECONDS = 100.0
+"""How long containers on Nomad may take to be known to a new dispatcher."""
 
 
 class Secrets:
@@ -71,8 +74,8 @@ class Secrets:
         self._ephemeral: set[SecretKey] = set()
 
     @classmethod
-    def from_settings(cls, settings: Settings) -> Secrets:
-        """Return the Secrets that a configuration asks for."""
+    def from_settings(cls, settings: Settings, book: LeaseStore) -> Secrets:
+        """Return the Secrets that a configuration asks for; ``book`` keeps the ids of leases."""
         home, delivers = Path(settings.home), settings.engine == "local"
         vault = settings.vault_settings()
         if vault is None:
@@ -88,7 +91,7 @@ class Secrets:
             VaultSecretStore(client, settings.vault_prefix),
             home,
             delivers=delivers,
-            leases=Leases(client),
+            leases=Leases(client, book=book),
             vault=True,
             kept_out=f"{vault.mount}/",
         )
@@ -283,6 +286,22 @@ class Secrets:
         for lease_id in leases[:_MOST_LEASES]:
             if isinstance(lease_id, str) and paths and lease_id.startswith(paths):
                 self._leases.adopt(container_id, lease_id)
+
+    async def take_back(self, lives: Callable[[str], bool]) -> None:
+        """Revoke what containers had that ended while no dispatcher ran.
+
+        Args:
+            lives: tells whether a container is known.
+        """
+        if self._leases is None:
+            return
+        left = await self._leases.resume()
+        if left and not self._delivers:
+            # Containers on Nomad live on; those of this machine ended with the process that had them.
+            await asyncio.sleep(RETURN_SECONDS)
+        for container_id in left:
+            if self._delivers or not lives(container_id):
+                await self._leases.end(container_id)
 
     async def ended(self, container_id: str) -> None:
         """Take back what a container had for its life only."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 from modal_nomad.dispatcher.store._sql_apps import SqlApps
 from modal_nomad.dispatcher.store._sql_calls import SqlCalls
 from modal_nomad.dispatcher.store._sql_images import SqlImages
+from modal_nomad.dispatcher.store._sql_leases import SqlLeases
 from modal_nomad.dispatcher.store._sql_objects import SqlObjects
 from modal_nomad.dispatcher.store._sql_schedules import SqlSchedules
 from modal_nomad.dispatcher.store._sql_volumes import SqlVolumes
 from modal_nomad.dispatcher.store.base import Store
 
 
-class SqlStore(SqlApps, SqlCalls, SqlObjects, SqlVolumes, SqlSchedules, SqlImages, Store):
+class SqlStore(SqlApps, SqlCalls, SqlObjects, SqlVolumes, SqlSchedules, SqlImages, SqlLeases, Store):
     """What SQLite's and PostgreSQL's stores have in common."""

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from modal_nomad.dispatcher.store.images import ImageStore
+from modal_nomad.dispatcher.store.leases import LeaseStore
 from modal_nomad.dispatcher.store.objects import ObjectStore
 from modal_nomad.dispatcher.store.schedules import ScheduleStore
 from modal_nomad.dispatcher.store.volumes import VolumeStore
@@ -185,7 +186,7 @@ class TokenRecord:
     created_at: float = 0.0
 
 
-class Store(ObjectStore, VolumeStore, ScheduleStore, ImageStore):
+class Store(ObjectStore, VolumeStore, ScheduleStore, ImageStore, LeaseStore):
     """Durable state. All methods raise StoreError when the medium fails them.
 
     Attributes:

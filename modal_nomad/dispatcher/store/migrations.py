@@ -331,6 +331,15 @@ CREATE TABLE image_names (
 );
 """
 
+_LEASES = """
+-- What Vault gave to containers, and nobody has revoked yet.
+CREATE TABLE secret_leases (
+    lease_id TEXT PRIMARY KEY,
+    container_id TEXT NOT NULL,
+    path TEXT NOT NULL
+);
+"""
+
 STEPS: tuple[str, ...] = (
     _INITIAL,
     _AUTOSCALER,
@@ -346,5 +355,6 @@ STEPS: tuple[str, ...] = (
     _STAGES,
     _PINS,
     _IMAGE_NAMES,
+    _LEASES,
 )
 VERSION = len(STEPS)
