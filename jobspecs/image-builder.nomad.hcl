@@ -89,6 +89,8 @@ job "image-builder" {
 
     task "builder" {
       driver = var.driver
+      # It ends the containers of its build first.
+      kill_timeout = "30s"
 
       config {
         command = var.python

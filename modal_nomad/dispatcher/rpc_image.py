@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import msgspec
 
 from modal_nomad.dispatcher import scope
+from modal_nomad.dispatcher._peer import NORMAL
 from modal_nomad.dispatcher._requests import Answer, method, optional, text
 from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT
 from modal_nomad.dispatcher.core import Dispatcher
@@ -36,7 +38,15 @@ async def _ensure(server: Dispatcher, session: ClientSession, args: Mapping[str,
         session.send_frame(header, [f"{line}\n".encode()])
 
     scoped = session.identity.environments
-    return {"reference": await server.images.ensure(spec, environment, version, follow, scoped)}, []
+    built = asyncio.ensure_future(server.images.ensure(spec, environment, version, follow, scoped))
+    either: tuple[asyncio.Future[Any], ...] = (built, session.peer.closed)
+    await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+    if not built.done():
+        # Gone for good at once when it said so; else it may ask again over another connection.
+        grace = 0.0 if session.peer.close_code == NORMAL else server.settings.client_grace
+        await asyncio.wait({built}, timeout=grace)
+        built.cancel()
+    return {"reference": await built}, []
 
 
 @method("image.publish")

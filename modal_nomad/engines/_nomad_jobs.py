@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from modal_nomad.engines.base import EngineError
-from modal_nomad.hashicorp.nomad import NomadClient, NomadError
+from modal_nomad.hashicorp.nomad import NomadClient, NomadError, NomadNotFound
 
 _ENDED = ("complete", "failed", "lost")
 
@@ -30,6 +30,15 @@ class NomadJobs:
         """
         try:
             return await self._client.dispatch(job_id, namespace=self._namespace, meta=meta, key=key)
+        except NomadError as error:
+            raise EngineError(str(error)) from error
+
+    async def stop_job(self, job_id: str) -> None:
+        """End a child that nobody waits for any more. Raises EngineError."""
+        try:
+            await self._client.deregister(job_id, namespace=self._namespace)
+        except NomadNotFound:
+            return
         except NomadError as error:
             raise EngineError(str(error)) from error
 

@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import io
 import json
+import signal
 import subprocess
 import sys
 import threading
@@ -15,7 +16,7 @@ from typing import Any
 
 import pytest
 from _image_builds import Builds, build, build_all, building, wheel
-from conftest import Live
+from conftest import Live, until
 
 import modal_nomad as modal
 from tests._docker import Docker
@@ -263,6 +264,35 @@ def test_two_who_want_one_image_have_it_built_once(builds: Builds) -> None:
         thread.join()
     assert len(set(found)) == 1 and len(found) == 2
     assert sum(line.startswith("build ") for line in builds.asked()) == 1
+
+
+_ENDLESS = """
+import modal_nomad as modal
+
+secrets = [modal.Secret.from_dict({{"TOKEN": "x"}})] if {secret} else []
+image = modal.Image.debian_slim("3.11").run_commands("echo {word}; sleep 1000003", secrets=secrets)
+app = modal.App("endless", image=image)
+app.function(serialized=True, name="f")(lambda: 1)
+"""
+
+
+@pytest.mark.parametrize("secret", [False, True])
+def test_a_build_that_nobody_waits_for_is_ended(builds: Builds, tmp_path: Path, secret: bool) -> None:
+    """It is a container of docker's builder, or one that has the values of Secrets."""
+    path = tmp_path / "endless.py"
+    path.write_text(_ENDLESS.format(secret=secret, word=f"endless {secret}"))
+
+    def running() -> bool:
+        return "sleep 1000003" in builds.docker("ps", "--all", "--no-trunc", "--format", "{{.Command}}")
+
+    clients = [builds.live.start("-m", "modal_nomad", "deploy", str(path)) for _ in range(2)]
+    said = [(until(client.stdout.readline), client)[1] for client in clients if client.stdout]
+    until(running, what="the build's container")
+    for client in said:
+        assert running() and client.poll() is None
+        client.send_signal(signal.SIGINT)
+        client.communicate(timeout=100)
+    until(lambda: not running(), what="the end of the build's container")
 
 
 def test_two_images_of_one_app(builds: Builds) -> None:

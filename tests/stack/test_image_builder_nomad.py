@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +37,34 @@ with modal.enable_output():
         print("FAILED:", error)
 """
 
+READ = """
+import sys
+
+import modal_nomad as modal
+
+image = modal.Image.from_registry(sys.argv[1]).run_commands(sys.argv[2])
+app = modal.App("read", image=image)
+
+def read():
+    with open("/kept") as file:
+        return file.read()
+
+function = app.function(serialized=True)(read)
+with modal.enable_output(), app.run():
+    print("ANSWER", function.remote())
+"""
+ENDLESS = """
+import sys
+
+import modal_nomad as modal
+
+image = modal.Image.from_registry(sys.argv[1]).run_commands(sys.argv[2])
+app = modal.App("endless", image=image)
+app.function(serialized=True, name="f")(lambda: 1)
+with modal.enable_output():
+    modal.runner.deploy_app(app)
+"""
+
 
 @dataclass
 class Cluster:
@@ -41,15 +73,33 @@ class Cluster:
     docker: Docker
     folder: Path
 
-    def deploy(self, command: str, url: str = "") -> str:
+    def start(self, command: str, url: str = "", text: str = PROGRAM) -> subprocess.Popen[str]:
         program = self.folder / "app.py"
-        program.write_text(PROGRAM)
+        program.write_text(text)
         clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_"))}
         env = {**clean, "MODAL_SERVER_URL": url or self.url, "MODAL_CONFIG_PATH": "/nonexistent"}
         words = [sys.executable, "-W", "ignore", str(program), self.docker.image, command]
-        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=250)
-        assert done.returncode == 0, done.stdout + done.stderr
-        return done.stdout
+        return subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def deploy(self, command: str, url: str = "", text: str = PROGRAM) -> str:
+        with self.start(command, url, text) as program:
+            said, trouble = program.communicate(timeout=250)
+        assert program.returncode == 0, said + trouble
+        return said
+
+    def forget(self, reference: str) -> None:
+        """Take an image out of the registry."""
+        place = f"http://{self.host}/v2/modal/manifests"
+        user = base64.b64encode(f"{USER}:{PASSWORD}".encode()).decode()
+        headers = {
+            "Authorization": f"Basic {user}",
+            "Accept": "application/vnd.docker.distribution.manifest.v2+json",
+        }
+        tag = reference.rpartition(":")[2]
+        with urllib.request.urlopen(urllib.request.Request(f"{place}/{tag}", headers=headers)) as answer:
+            digest = answer.headers["Docker-Content-Digest"]
+        request = urllib.request.Request(f"{place}/{digest}", headers=headers, method="DELETE")
+        urllib.request.urlopen(request).close()
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +157,31 @@ def test_a_cluster_without_the_job_says_what_to_register(
     with dispatcher(tmp_path, {"address": nomad_docker_address}, auth="none", images=images) as url:
         said = cluster.deploy("echo another", url)
     assert "'no-such-job' cannot be started" in said and "jobspecs/image-builder.nomad.hcl" in said
+
+
+def test_an_image_that_somebody_removed_is_built_anew(cluster: Cluster) -> None:
+    assert "ANSWER kept" in cluster.deploy("echo kept > /kept", text=READ)
+    listed = cluster.docker("image", "ls", f"{cluster.host}/modal", "--format", "{{.Repository}}:{{.Tag}}")
+    for reference in listed.split():
+        cluster.docker("image", "rm", "--force", reference)
+        cluster.forget(reference)
+    said = cluster.deploy("echo kept > /kept", text=READ)
+    assert "is gone, and is built anew" in said and "ANSWER kept" in said
+
+
+def test_a_build_that_nobody_waits_for_is_ended(cluster: Cluster) -> None:
+    def running() -> bool:
+        return "sleep 1000005" in cluster.docker("ps", "--no-trunc", "--format", "{{.Command}}")
+
+    with cluster.start("sleep 1000005", text=ENDLESS) as program:
+        until(running)
+        program.send_signal(signal.SIGINT)
+        program.communicate(timeout=100)
+    until(lambda: not running())
+
+
+def until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 200
+    while not true():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import re
@@ -27,6 +28,10 @@ class Jobs(Protocol):
 
     async def dispatch_job(self, job_id: str, meta: dict[str, str], key: str) -> str:
         """Start a child of a parameterized job and return its id. Raises EngineError."""
+        ...
+
+    async def stop_job(self, job_id: str) -> None:
+        """End a child. Raises EngineError."""
         ...
 
     async def job_trouble(self, job_id: str) -> str | None:
@@ -94,6 +99,11 @@ class OnNomad:
                 ) from None
             build.dispatched.set()
             await self._follow(build, say)
+        except asyncio.CancelledError:
+            if build.child:
+                with contextlib.suppress(EngineError):
+                    await self._jobs.stop_job(build.child)
+            raise
         finally:
             del self._builds[build_id]
 
@@ -109,7 +119,9 @@ class OnNomad:
                 if trouble is None or not build.events.empty():
                     continue
                 if not trouble.startswith("waiting"):
-                    raise ImageBuildError(f"the image builder's job {build.child} {trouble}") from None
+                    raise ImageBuildError(
+                        f"the image builder's job {build.child} {trouble}; run or deploy again to build anew"
+                    ) from None
                 if trouble != told:
                     told = trouble
                     await say({"line": f"image builder: {trouble}"})

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any
@@ -14,6 +16,7 @@ from modal_nomad.dispatcher.images.settings import TOOLS
 from modal_nomad.exception import ImageBuildError
 
 _ANSWER_SECONDS = 30.0
+_END_SECONDS = 30.0
 _LONGEST_LINE = 1 << 20
 
 
@@ -82,8 +85,7 @@ class OnTheSpot:
         failed = ""
         try:
             # Values of Secrets go this way, which nobody else reads.
-            process.stdin.write(json.dumps(plan).encode())
-            process.stdin.close()
+            process.stdin.write(json.dumps(plan).encode() + b"\n")
             said = asyncio.ensure_future(process.stderr.read())
             async for line in process.stdout:
                 event = json.loads(line)
@@ -91,14 +93,26 @@ class OnTheSpot:
                 await say(event)
             code, trouble = await process.wait(), (await said).decode("utf-8", "replace")
         except BaseException:
-            if process.returncode is None:
-                os.killpg(process.pid, 9)
-                await process.wait()
+            await _ended(process)
             raise
+        finally:
+            process.stdin.close()
         if failed:
             raise ImageBuildError(failed)
         if code != 0:
             raise ImageBuildError(f"the image builder ended with exit code {code}:\n{trouble[-2000:]}")
+
+
+async def _ended(process: asyncio.subprocess.Process) -> None:
+    """End a build that nobody wants: it is told so by the end of its input, and removes what it began."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        await asyncio.wait_for(asyncio.shield(process.wait()), _END_SECONDS)
+    except (asyncio.TimeoutError, asyncio.CancelledError):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
 
 
 async def _answers(*command: str) -> bool:

@@ -87,6 +87,7 @@ class Images:
         self._nfs = nfs
         self.scopes: dict[str, tuple[str, ...]] = {}
         self._building: dict[str, _Build] = {}
+        self._ending: set[asyncio.Task[str]] = set()
 
     async def name_of(self, spec: ImageSpec, version: str) -> str:
         """Return the reference of an image; of one that was never built, the tag that it is going to have."""
@@ -158,26 +159,38 @@ class Images:
         if build is None:
             build = self._building[key] = _Build()
             build.task = asyncio.ensure_future(self._build(build, layers, environment, version, scope))
-            build.task.add_done_callback(lambda done: self._ended(key, done))
+            begun = build
+            build.task.add_done_callback(lambda done: self._ended(key, begun, done))
         for number, text in enumerate(build.lines):
             follow(number, text)
         build.followers.append(follow)
         assert build.task is not None
         try:
-            # Shielded: one asker who goes must not take the image from the others.
+            # Shielded: an asker who goes must not take the image from the others.
             return await asyncio.shield(build.task)
         finally:
             build.followers.remove(follow)
+            if not build.followers and not build.task.done():
+                # Nobody wants it: a command that never ends would hold the machine, and whoever asks again.
+                self._forget(key, build)
+                self._ending.add(build.task)
+                build.task.cancel()
 
     async def close(self) -> None:
         """End the builds under way."""
         tasks = [build.task for build in self._building.values() if build.task is not None]
+        tasks += self._ending
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
-    def _ended(self, key: str, done: asyncio.Task[str]) -> None:
-        del self._building[key]
+    def _forget(self, key: str, build: _Build) -> None:
+        if self._building.get(key) is build:
+            del self._building[key]
+
+    def _ended(self, key: str, build: _Build, done: asyncio.Task[str]) -> None:
+        self._forget(key, build)
+        self._ending.discard(done)
         if not done.cancelled():
             # Looked at, or the loop would complain when everybody who asked has gone.
             done.exception()

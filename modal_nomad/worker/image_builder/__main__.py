@@ -1,7 +1,14 @@
-"""The program: a plan comes in, what happens goes out."""
+"""The program: a plan comes in, what happens goes out.
+
+The plan is one line. When the input ends after it, whoever wanted the images is gone: the build ends, and
+leaves nothing running.
+"""
 
 import json
+import os
+import signal
 import sys
+import threading
 from typing import Any, Dict
 
 from modal_nomad.exception import ImageBuildError
@@ -14,9 +21,23 @@ def _say(event: Dict[str, Any]) -> None:
     sys.stdout.flush()
 
 
+def _ends(number: int, frame: Any) -> None:
+    # Only once: what removes the remains must not be interrupted itself.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    raise SystemExit(128 + number)
+
+
+def _watch(descriptor: int) -> None:
+    while os.read(descriptor, 1024):
+        continue
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main() -> int:
     """Carry out the plan on the standard input; returns the exit code."""
-    plan = json.load(sys.stdin)
+    plan = json.loads(sys.stdin.buffer.readline())
+    signal.signal(signal.SIGTERM, _ends)
+    threading.Thread(target=_watch, args=(sys.stdin.fileno(),), daemon=True).start()
     blobs = BlobClient(plan["server"]["url"], plan["server"]["token"])
     try:
         Build(plan, _say, blobs.get).run()

@@ -5,11 +5,17 @@ The dispatcher knows the job by its workload identity. Standard library alone, l
 
 import json
 import os
+import signal
 import sys
 import threading
+import time
 from typing import Any, Dict, List
 
 _FLUSH_SECONDS = 0.2
+# A command may say nothing for hours: whether anybody waits for it is asked this often.
+_ASK_SECONDS = 15.0
+# A dispatcher that is started anew knows nothing of this build, and says so.
+_AWAY_SECONDS = 120.0
 
 
 class _Teller:
@@ -21,6 +27,7 @@ class _Teller:
         self._waiting: List[Dict[str, Any]] = []
         self._lock = threading.Lock()
         self._over = threading.Event()
+        self._told = time.monotonic()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
 
@@ -37,22 +44,45 @@ class _Teller:
         self._over.set()
         self._thread.join()
         self.say(event)
-        self._flush()
+        while self._flush() and self._waiting:
+            time.sleep(1.0)
 
     def _run(self) -> None:
         while not self._over.wait(_FLUSH_SECONDS):
-            self._flush()
+            if not self._flush():
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
-    def _flush(self) -> None:
+    def _flush(self) -> bool:
+        """Send what waits; false when the dispatcher wants nothing of it, or is away for too long."""
         with self._lock:
             events, self._waiting = self._waiting, []
-        if not events:
-            return
+        silent = time.monotonic() - self._told
+        if not events and silent < _ASK_SECONDS:
+            return True
         body = "".join(json.dumps(event) + "\n" for event in events).encode()
-        status, said = self._client.exchange("POST", f"{self._path}/events", body)
-        if status >= 300:
-            sys.stderr.write(f"the dispatcher refuses what this build says: {status} {said!r}\n")
-            os._exit(1)
+        try:
+            status, said = self._client.exchange("POST", f"{self._path}/events", body)
+        except OSError as error:
+            with self._lock:
+                self._waiting[:0] = events
+            if silent < _AWAY_SECONDS:
+                return True
+            status, said = 0, str(error).encode()
+        self._told = time.monotonic()
+        if 200 <= status < 300:
+            return True
+        sys.stderr.write(
+            f"nobody waits for this build any more: {status} {said.decode('utf-8', 'replace')}\n"
+        )
+        return False
+
+
+def _ends(number: int, frame: Any) -> None:
+    # Only once: what removes the remains must not be interrupted itself.
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, signal.SIG_IGN)
+    raise SystemExit(128 + number)
 
 
 def main() -> int:
@@ -64,8 +94,13 @@ def main() -> int:
     from modal_nomad.wire.transport import BlobClient
     from modal_nomad.worker.image_builder.build import Build
 
-    with open(os.environ["MODAL_WORKER_TOKEN_FILE"]) as file:
-        client = BlobClient(os.environ["MODAL_SERVER_URL"], file.read().strip())
+    def token() -> str:
+        with open(os.environ["MODAL_WORKER_TOKEN_FILE"]) as file:
+            return file.read().strip()
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(name, _ends)
+    client = BlobClient(os.environ["MODAL_SERVER_URL"], token)
     path = f"/v1/image-builds/{os.environ['MODAL_BUILD']}"
     status, body = client.exchange("GET", f"{path}/plan")
     if status != 200:
@@ -79,6 +114,9 @@ def main() -> int:
     except ImageBuildError as error:
         teller.end({"end": str(error)})
         return 1
+    except SystemExit:
+        teller.end({"end": "the image builder was stopped; run or deploy again to build anew"})
+        raise
     except BaseException as error:
         teller.end({"end": f"the image builder failed: {error!r}"})
         raise

@@ -21,6 +21,12 @@ _NOISE = (
     "DEPRECATED: The legacy builder is deprecated",
     "Install the buildx component to build images",
     "https://docs.docker.com/go/buildx/",
+    # They are, for the time of a build, in a folder of its own.
+    "credentials are stored unencrypted",
+    "Configure a credential helper",
+    "https://docs.docker.com/go/credential-store/",
+    "credential-stores",
+    "Login Succeeded",
 )
 
 
@@ -187,7 +193,7 @@ class Tool:
         if timeout is not None:
             timer.start()
         assert process.stdout is not None
-        with process:
+        with process, _ended(process):
             if stdin is not None and process.stdin is not None:
                 process.stdin.write(stdin.encode())
                 process.stdin.close()
@@ -334,6 +340,21 @@ def _shares(terms: Terms) -> List[str]:
 def sourcing(place: str, command: str) -> str:
     """Return a command that has the variables of a file."""
     return f". {shlex.quote(place)} && {command}"
+
+
+@contextlib.contextmanager
+def _ended(process: "subprocess.Popen[bytes]") -> Iterator[None]:
+    """End a program when what follows it is ended."""
+    try:
+        yield
+    except BaseException:
+        # Asked first: without a daemon it has containers of its own to end.
+        process.terminate()
+        try:
+            process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
 
 
 @contextlib.contextmanager
