@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from benchmarks import peers, queues, subject, table, volumes, web
+from benchmarks import containers, peers, queues, subject, table, volumes, web
 from benchmarks.home import private_home
 from benchmarks.imports import import_times
 
@@ -73,6 +73,8 @@ def main() -> int:
     plugin = subject.run("gpu_plugin", 5 * rounds)
     _say("ours: web endpoints, beside nginx")
     served = web.measure(2.0 if quick else 10.0, 1 if quick else rounds)
+    _say("ours: images and containers, beside docker")
+    contained = containers.measure(rounds)
     _say("imports")
     imports = import_times(10 if quick else 30)
     sizes = table.Sizes(inputs, peer_inputs, sets, peer_sets)
@@ -85,6 +87,8 @@ def main() -> int:
     print(volumes.render(files, measured.get("copies", {})))
     print()
     print(web.render(served))
+    print()
+    print(containers.render(contained))
     return 0 if ours and cold and memory and held["power"] and files else 1
 
 
