@@ -28,9 +28,13 @@ def server_of(
         yield url
 
 
+def environment(server: str) -> dict[str, str]:
+    """Return the variables of a program that knows of nothing but a server."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_"))}
+    return {**clean, "MODAL_SERVER_URL": server, "MODAL_CONFIG_PATH": "/nonexistent"}
+
+
 def run(server: str, file: Path, *words: str, timeout: float = 100) -> subprocess.CompletedProcess[str]:
     """Run a program that knows of nothing but a server."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("NOMAD_", "MODAL_"))}
-    environment = {**clean, "MODAL_SERVER_URL": server, "MODAL_CONFIG_PATH": "/nonexistent"}
     command = [sys.executable, "-W", "ignore", str(file), *words]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(command, env=environment(server), capture_output=True, text=True, timeout=timeout)

@@ -1,69 +1,132 @@
-"""Web endpoints must behave alike on every engine: started from zero, asked, ended."""
+"""Web endpoints must behave alike on every engine: started from zero, asked, replaced, ended."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import httpx
 import pytest
 
-from tests.engine_contract._program import run, server_of
+from tests._ports import free_ports
+from tests.engine_contract._program import environment, run, server_of
 
-PROGRAM = """
-import urllib.request
+LIMIT = 200
+SHOP = """
+import modal
+import words
 
-import modal_nomad as modal
+app = modal.App("contract-shop")
 
-app = modal.App("contract-web")
-
-async def hello(scope, receive, send):
-    if scope["type"] == "http":
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        await send({"type": "http.response.body", "body": scope["path"].encode()})
-
-@app.function(scaledown_window=2)
+@app.function()
+@modal.concurrent(max_inputs=10)
 @modal.asgi_app()
 def web():
-    return hello
-
-def by_wsgi(environ, start_response):
-    start_response("200 OK", [])
-    return [environ["PATH_INFO"].encode()]
-
-@app.cls()
-class Both:
-    @modal.wsgi_app()
-    def serve(self):
-        return by_wsgi
-
-    @modal.method()
-    def double(self, x):
-        return 2 * x
-
-def ask(url, path):
-    with urllib.request.urlopen(url + path, timeout=90) as answer:
-        return answer.read().decode()
-
-if __name__ == "__main__":
-    with app.run():
-        url = web.get_web_url()
-        assert ask(url, "/a").endswith("/a")
-        assert ask(url, "/b").endswith("/b")
-        assert ask(Both().serve.get_web_url(), "/c") == "/c"
-        assert Both().double.remote(4) == 8
-    print("done")
+    async def served(scope, receive, send):
+        if scope["type"] == "http":
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            await send({"type": "http.response.body", "body": words.WORD.encode()})
+    return served
 """
 
 
-@pytest.fixture(params=["local", "nomad"])
+@pytest.fixture(params=["local", "nomad"], scope="module")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with server_of(request, tmp_path_factory, web={"listen": "http://127.0.0.1:0"}) as url:
+    web = {"listen": "http://127.0.0.1:0", "answer_seconds": 1.0}
+    with server_of(request, tmp_path_factory, web=web) as url:
         yield url
 
 
-def test_web(server: str, tmp_path: Path) -> None:
+def test_web(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "contract_web.py"
-    file.write_text(PROGRAM)
-    done = run(server, file, timeout=110)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["done"]
+    shutil.copy(Path(__file__).with_name("_web_program.py"), file)
+    monkeypatch.setenv("TEST_PORT", str(free_ports(1)[0]))
+    monkeypatch.setenv("TEST_FOLDER", str(tmp_path))
+    done = run(server, file, timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split()[-1] == "done"
+
+
+@contextmanager
+def asked(url: str) -> Iterator[Callable[[str], None]]:
+    """Ask all the time: nothing may fail. Gives a function that waits for an answer."""
+    answers: list[str] = []
+    changed = threading.Condition()
+    enough = threading.Event()
+
+    def ask() -> None:
+        with httpx.Client(timeout=LIMIT, follow_redirects=True) as client:
+            while not enough.is_set():
+                try:
+                    found = client.get(url)
+                    text = found.text if found.status_code == 200 else f"failed: {found.status_code}"
+                except httpx.HTTPError as error:
+                    text = f"failed: {error!r}"
+                with changed:
+                    answers.append(text)
+                    changed.notify_all()
+
+    def wait(word: str) -> None:
+        with changed:
+            assert changed.wait_for(lambda: word in answers, LIMIT), (word, answers[-1:])
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield wait
+    finally:
+        enough.set()
+        thread.join(LIMIT)
+    assert not [x for x in answers if x.startswith("failed")]
+
+
+@pytest.mark.parametrize("server", ["nomad"], indirect=True)
+def test_versions_follow_each_other_under_load(server: str, tmp_path: Path) -> None:
+    words, file = tmp_path / "words.py", tmp_path / "shop.py"
+    words.write_text("WORD = 'one'\n")
+    file.write_text(SHOP)
+    command = [sys.executable, "-u", "-m", "modal_nomad"]
+    serving = subprocess.Popen(
+        [*command, "serve", str(file)], env=environment(server), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert serving.stdout is not None
+        url = next(x for x in serving.stdout if " => " in x).split()[-1]
+        assert "contract-shop-web-dev" in url
+        said = threading.Thread(target=serving.stdout.read)
+        said.start()
+        with asked(url) as wait:
+            wait("one")
+            words.write_text("WORD = 'two, longer'\n")
+            wait("two, longer")
+        serving.send_signal(signal.SIGINT)
+        assert serving.wait(LIMIT) == 0
+        said.join(LIMIT)
+        assert httpx.get(url, timeout=LIMIT).status_code == 404
+    finally:
+        serving.kill()
+        serving.wait(LIMIT)
+        assert serving.stdout is not None
+        serving.stdout.close()
+
+    def deploy() -> str:
+        done = subprocess.run(
+            [*command, "deploy", str(file)], env=environment(server), capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return next(x for x in done.stdout.splitlines() if " => " in x).split()[-1]
+
+    url = deploy()
+    assert "-dev" not in os.path.basename(url)
+    with asked(url) as wait:
+        wait("two, longer")
+        words.write_text("WORD = 'three'\n")
+        deploy()
+        wait("three")
