@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import socket
@@ -15,6 +16,7 @@ from .config import config
 from .exception import ConnectionError
 
 _START_SECONDS = 30.0
+_END_SECONDS = 5.0
 
 
 def answers(folder: Path) -> bool:
@@ -72,16 +74,21 @@ def _start(folder: Path) -> None:
             env=_environment(),
         )
     os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
-        # The daemon writes one byte when it listens; its end without one closes the pipe.
-        started = _readable(pipe.fileno(), _START_SECONDS) and pipe.read(1) == b"1"
-    if not started:
-        process.poll()
+    try:
+        with os.fdopen(reader, "rb") as pipe:
+            # The daemon writes one byte when it listens; its end without one closes the pipe.
+            said = pipe.read(1) if _readable(pipe.fileno(), _START_SECONDS) else None
+        if said == b"":
+            # Else it would stay a zombie until this program ends.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)
+    finally:
+        # It may live on by itself; this silences the interpreter's reminder that a child was not awaited.
+        process.returncode = 0
+    if said != b"1":
         raise ConnectionError(
             f"the embedded dispatcher does not start: {_last_line(folder / LOG)} (its log is {folder / LOG})"
         )
-    # It lives on by itself; this silences the interpreter's reminder that a child was not awaited.
-    process.returncode = 0
 
 
 def _environment() -> dict[str, str]:

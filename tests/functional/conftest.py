@@ -85,6 +85,11 @@ class Live:
         os.kill(pid, signal.SIGKILL)
         until(lambda: not alive(pid), what="the dispatcher's end")
 
+    def end(self) -> None:
+        """End the dispatcher of this home, and this process's clients, who would start it again."""
+        _close_clients()
+        _end(processes_of(self.home))
+
     def write(self, name: str, text: str) -> Path:
         path = self.folder / name
         path.write_text(dedent(text))
