@@ -122,7 +122,7 @@ class Postgresql:
     def kill(self) -> None:
         """SIGKILL it with all its processes, as a machine's end would."""
         assert self.process is not None
-        pids = _family(self.process.pid)
+        pids = family(self.process.pid)
         for pid in pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -192,7 +192,8 @@ def contents(dsn: str) -> list[tuple[Any, ...]]:
         return thread.submit(lambda: asyncio.run(run())).result()
 
 
-def _family(pid: int) -> list[int]:
+def family(pid: int) -> list[int]:
+    """Return a process and its children."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     return [pid, *(int(x) for x in children)]
 

@@ -14,7 +14,7 @@ import pytest
 
 pytest.importorskip("asyncpg")
 
-from modal_nomad.dispatcher.store import StoreError, _postgresql_session
+from modal_nomad.dispatcher.store import StoreError, _postgresql_session, _postgresql_watch
 from modal_nomad.dispatcher.store.objects import EnvironmentRecord, Item, Ticket
 from modal_nomad.dispatcher.store.postgresql import PostgresqlStore
 from tests import _certificates
@@ -30,7 +30,7 @@ def proxy(postgresql: Postgresql) -> Iterator[CutProxy]:
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_postgresql_session, "STATEMENT_SECONDS", 1.0)
+    monkeypatch.setattr(_postgresql_watch, "LOOK_SECONDS", 1.0)
     monkeypatch.setattr(_postgresql_session, "BEAT_SECONDS", 1.0)
     monkeypatch.setattr(_postgresql_session, "CONNECT_SECONDS", 1.0)
 

@@ -13,6 +13,7 @@ from urllib.parse import unquote, urlsplit
 import asyncpg
 
 from modal_nomad.dispatcher.store._postgresql_schema import PostgresqlDialect, translate
+from modal_nomad.dispatcher.store._postgresql_watch import Watch
 from modal_nomad.dispatcher.store.base import StoreError, StoreFull
 from modal_nomad.dispatcher.store.migrations import STEPS, VERSION
 
@@ -21,7 +22,7 @@ SCHEMA = "modal_nomad"
 OLDEST = 13
 CONNECT_SECONDS = 10.0
 STATEMENT_SECONDS = 600.0
-"""A statement that takes longer is taken for a connection that nobody is at the other end of."""
+"""A statement that takes longer is given up, whatever the server says of it."""
 BEAT_SECONDS = 10.0
 """A server that does not answer the shortest of statements by then is cut off."""
 _DISPATCHER_LOCK = 0x6D6E6D64_00000001
@@ -265,15 +266,19 @@ class Session:
         if connection is None or connection.is_closed():
             raise Away(self.describe(ConnectionError("the connection is closed")))
         guard = self._loop.call_later(seconds or STATEMENT_SECONDS, connection.terminate)
+        watch = Watch(self._loop, connection, self._dsn) if seconds is None else None
         try:
             return self._loop.run_until_complete(statement(connection))
         except Exception as exc:
             if isinstance(exc, _GONE) or connection.is_closed():
                 self.drop()
-                raise Away(str(self.describe(exc))) from exc
+                reason = ConnectionError(watch.reason) if watch is not None and watch.reason else exc
+                raise Away(str(self.describe(reason))) from exc
             raise
         finally:
             guard.cancel()
+            if watch is not None:
+                watch.end()
 
     # --- words
 

@@ -58,6 +58,7 @@ class PostgresqlStore(SqlStore):
         self._readers: queue.LifoQueue[Session] = queue.LifoQueue()
         self._threads: ThreadPoolExecutor | None = None
         self._closed = False
+        self._away = ""
 
     async def open(self) -> None:
         if self._writer is None:
@@ -111,19 +112,28 @@ class PostgresqlStore(SqlStore):
     async def _look(self, operation: Callable[[Connection], T]) -> T:
         if self._threads is None:
             raise StoreError("the store is closed: open it first")
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._read, operation)
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        return await asyncio.get_running_loop().run_in_executor(
+            self._threads, self._read, operation, deadline
+        )
 
-    def _read(self, operation: Callable[[Connection], T]) -> T:
+    def _read(self, operation: Callable[[Connection], T], deadline: float) -> T:
         # There are as many sessions as threads.
         session = self._readers.get()
-        deadline = time.monotonic() + PATIENCE_SECONDS
         try:
             while True:
+                away = self._away
+                if away and time.monotonic() >= deadline:
+                    # It has waited for others that found nobody: one try more would keep the next one.
+                    raise StoreError(away)
                 try:
                     if not session.connected:
                         session.connect()
-                    return operation(session)
+                    found = operation(session)
+                    self._away = ""
+                    return found
                 except Away as exc:
+                    self._away = str(exc)
                     if self._closed or time.monotonic() >= deadline:
                         raise StoreError(str(exc)) from exc
                     time.sleep(_RETRY_SECONDS)
