@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -49,7 +50,14 @@ class _Session:
     def clients(self) -> dict[tuple[str, str], Client]:
         if self._pid != os.getpid():
             self._pid, self._clients = os.getpid(), {}
+            atexit.unregister(self._bye)
+            atexit.register(self._bye)
         return self._clients
+
+    def _bye(self) -> None:
+        if self._pid == os.getpid():
+            for client in list(self._clients.values()):
+                client._bye()
 
 
 _session = _Session()
@@ -385,6 +393,10 @@ class Client:
     def _event(self, header: Header, payloads: list[bytes]) -> None:
         for handler in list(self._handlers.get(header.get("a", ""), ())):
             handler(header, payloads[0] if payloads else b"")
+
+    def _bye(self) -> None:
+        if not self.is_closed():
+            self._live().bye()
 
     @blocking
     async def _close(self) -> None:

@@ -465,11 +465,24 @@ class Dispatcher:
             return
         del self.clients[session.owner]
         self.queues.owner_left(session.owner)
+        if cleanly or session.said_bye:
+            self._forget_answers(session)
         if cleanly:
             self._client_gone(session.owner)
         else:
             owner = session.owner
-            self._graces.begin(owner, self.settings.client_grace, self._client_gone, owner)
+            grace = self.settings.client_grace
+            self._graces.begin(owner, grace, lambda _: self._client_lost(session), owner)
+
+    def _client_lost(self, session: ClientSession) -> None:
+        self._client_gone(session.owner)
+        if session.identity.container and session.identity.container not in self.containers.infos:
+            self._forget_answers(session)
+
+    def _forget_answers(self, session: ClientSession) -> None:
+        # Nobody is left to ask for them again.
+        if session.answers:
+            self.background(self.store.forget_answers(session.owner))
 
     def _client_gone(self, owner: str) -> None:
         if not owner.startswith("ta-"):

@@ -263,6 +263,8 @@ class Server:
         elif kind == "more":
             index, taken = integers([header.get("x"), header.get("n")])
             dispatcher.items_taken(session, text(header.get("c")), index, taken)
+        elif kind == "bye":
+            session.said_bye = True
         elif kind != "hb":
             raise frames.FrameError(f"a client sent a frame of type {kind!r}")
 
@@ -297,6 +299,8 @@ class Server:
             method = find(header.get("m"))
             await scope.check_request(self.dispatcher, session.identity, header.get("m"), args)
             own, answered = _whole(number), _whole(header.get("k"))
+            if "r" in header:
+                session.answers.confirm(integers(header["r"]))
             value, payloads = await method(self.dispatcher, Request(session, args, sent, own, answered))
         except Exception as error:
             session.send_frame({"t": "rs", "i": number, "e": _error(error)})

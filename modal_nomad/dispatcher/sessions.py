@@ -27,6 +27,42 @@ class Session:
         self.send(encode(header, payloads))
 
 
+class KeptAnswers:
+    """Which answers the store keeps for a client, for it may ask for them again.
+
+    Args:
+        again: it may have been given some up to this number over an earlier connection.
+    """
+
+    def __init__(self, again: int = 0) -> None:
+        self._again = again
+        # In the order in which they came, which is nearly that of their numbers.
+        self._kept: dict[int, None] = {}
+        self._confirmed: list[int] = []
+
+    def __bool__(self) -> bool:
+        return self._again > 0 or bool(self._kept)
+
+    def keep(self, number: int) -> None:
+        """Note that the answer to a request is kept."""
+        self._kept[number] = None
+
+    def confirm(self, numbers: Sequence[int]) -> None:
+        """Note that the client has the answers to some requests."""
+        self._confirmed += [x for x in numbers if x in self._kept or x <= self._again]
+
+    def confirmed(self, below: int) -> tuple[int, ...]:
+        """Return which are needed no more besides all below a number, once; they are removed then."""
+        found = tuple(x for x in self._confirmed if x >= below)
+        self._confirmed.clear()
+        kept = self._kept
+        for number in found:
+            kept.pop(number, None)
+        while kept and (first := next(iter(kept))) < below:
+            del kept[first]
+        return found
+
+
 class ClientSession(Session):
     """A caller: an SDK process, or a container that calls Functions.
 
@@ -34,11 +70,15 @@ class ClientSession(Session):
         owner: the client's id, made unique by its container for callers inside one.
         caller: whose calls these are for the call engine: the container, or the client outside of one.
         again: requests with numbers up to this one may have come before, over an earlier connection.
+        answers: which answers are kept for it.
+        said_bye: its program has come to its end.
     """
 
     def __init__(self, peer: Peer, identity: Identity, owner: str, again: int = 0) -> None:
         super().__init__(peer, identity)
         self.again = again
+        self.answers = KeptAnswers(again)
+        self.said_bye = False
         self.owner = owner
         self.caller = identity.container or owner
 

@@ -170,6 +170,7 @@ class Requests:
         self._loop = loop
         self._lock = threading.Lock()
         self._open: Dict[int, Any] = {}
+        self._forgotten: List[int] = []
         self._peer: Optional["Socket"] = None
         self._closed = False
         self._sweep_at = _NEVER
@@ -178,12 +179,13 @@ class Requests:
     def __len__(self) -> int:
         return len(self._open)
 
-    def begin(self, asked: Any, frame: Callable[[int, int], bytes]) -> Optional["Socket"]:
+    def begin(self, asked: Any, frame: Callable[[int, int, List[int]], bytes]) -> Optional["Socket"]:
         """Number and keep a request; returns the socket to send it over, None while there is none.
 
         Args:
             asked: the request.
-            frame: gives what to send, from its number and the lowest number that is not answered.
+            frame: gives what to send, from its number, the lowest number that is not answered, and
+                higher ones that are, which it empties when it tells them.
 
         Raises:
             ConnectionError: the client is closed.
@@ -193,7 +195,7 @@ class Requests:
                 raise ConnectionError("the client is closed")
             self.last += 1
             asked.number = self.last
-            asked.frame = frame(self.last, next(iter(self._open), self.last))
+            asked.frame = frame(self.last, next(iter(self._open), self.last), self._forgotten)
             self._open[self.last] = asked
             peer = self._peer
         if asked.until < self._sweep_at:
@@ -203,7 +205,10 @@ class Requests:
     def forget(self, asked: Any) -> None:
         """Nobody waits for a request."""
         with self._lock:
-            self._open.pop(asked.number, None)
+            known = self._open.pop(asked.number, None) is not None
+            # One that waits for long must not keep the answers to all that came after it.
+            if known and next(iter(self._open), asked.number) < asked.number:
+                self._forgotten.append(asked.number)
 
     def find(self, number: int) -> Any:
         """Return a request that waits for its answer, or None."""

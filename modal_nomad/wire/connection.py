@@ -75,6 +75,12 @@ class Connection:
         """Connect once. Raises Refused, OSError or ValueError."""
         await self._connect()
 
+    def bye(self) -> None:
+        """Say that this program ends: nothing that was answered will be asked again. From any thread."""
+        peer = self._protocol
+        if self._ready and peer is not None:
+            self._write_raw(peer, websocket.encode(frames.encode({"t": "bye"}), key=self._key))
+
     async def close(self) -> None:
         """Close; whatever is unanswered fails."""
         self._flush_ended()
@@ -132,7 +138,7 @@ class Connection:
         waits = []
         for batch in batches(inputs) if inputs else [inputs]:
 
-            def frame(number: int, _: int, batch: List[Input] = batch) -> bytes:
+            def frame(number: int, _: int, __: List[int], batch: List[Input] = batch) -> bytes:
                 header = {"t": "in", "c": call.call_id, "f": call.function_id, "d": 1, "i": number}
                 if total is not None:
                     header["n"] = total
@@ -193,7 +199,7 @@ class Connection:
 
     # --- below: the loop's side -------------------------------------------------------------------
 
-    def _ask(self, frame: Callable[[int, int], bytes]) -> "asyncio.Future[Any]":
+    def _ask(self, frame: Callable[[int, int, List[int]], bytes]) -> "asyncio.Future[Any]":
         asked = LoopAsked(self.loop, self._thread)
         peer = self._requests.begin(asked, frame)
         asked.future.add_done_callback(lambda _: self._requests.forget(asked))
@@ -455,9 +461,17 @@ class Connection:
             call.on_outputs(outputs)
 
 
-def _asking(method: str, args: Mapping[str, Any], payloads: Sequence[bytes]) -> Callable[[int, int], bytes]:
-    def frame(number: int, unanswered: int) -> bytes:
+def _asking(
+    method: str, args: Mapping[str, Any], payloads: Sequence[bytes]
+) -> Callable[[int, int, List[int]], bytes]:
+    def frame(number: int, unanswered: int, answered: List[int]) -> bytes:
         # Answers to earlier requests than the unanswered ones need not be kept for us.
-        return frames.encode({"t": "rq", "i": number, "m": method, "a": args, "k": unanswered}, payloads)
+        header = {"t": "rq", "i": number, "m": method, "a": args, "k": unanswered}
+        if answered:
+            later = [x for x in answered if x > unanswered]
+            answered.clear()
+            if later:
+                header["r"] = later
+        return frames.encode(header, payloads)
 
     return frame

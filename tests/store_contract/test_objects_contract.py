@@ -182,6 +182,25 @@ async def test_leases_are_kept_until_they_are_revoked(store: Store) -> None:
     assert await store.leases() == [first]
 
 
+async def test_answers_that_arrived_are_not_kept_because_an_earlier_request_waits(store: Store) -> None:
+    async def put(number: int, *confirmed: int) -> Kept:
+        item = Item(number, "", 1, 1e9)
+        return await store.queue_put("qu-1", [(item, b"x")], Ticket("c", number, 1, confirmed))
+
+    async def kept() -> list[int]:
+        return [x for x in range(1, 9) if await store.kept_answer(Ticket("c", x)) is not None]
+
+    await put(2)
+    await put(3)
+    await put(4, 2, 3)
+    assert await kept() == [4]
+    await store.dict_put("di-1", [Entry(b"a", b"1")], 1e9, 0.0, Ticket("c", 5, 1, (4,)))
+    assert await kept() == [5]
+    await store.dict_clear("di-1", Ticket("d", 5))
+    await store.forget_answers("c")
+    assert await kept() == [] and await store.kept_answer(Ticket("d", 5)) == Kept({})
+
+
 async def test_items_of_many_clients_are_put_and_taken_at_once(store: Store) -> None:
     async def put(client: int) -> Kept:
         item = (Item(client + 1, "p", 1, 50.0), b"%d" % client)

@@ -14,7 +14,7 @@ from modal_nomad.wire._requests import Asked, LoopAsked, NoAnswer, Outcome, Requ
 PEER = cast(Any, object())
 
 
-def frame(number: int, unanswered: int) -> bytes:
+def frame(number: int, unanswered: int, answered: list[int]) -> bytes:
     return b"%d of %d" % (number, unanswered)
 
 
@@ -30,6 +30,29 @@ async def test_a_request_that_crosses_a_reconnect_is_sent_by_one_side() -> None:
     requests.forget(before)
     requests.forget(after)
     assert len(requests) == 0 and requests.find(2) is None
+
+
+async def test_what_was_answered_after_one_that_waits_is_told_once() -> None:
+    requests = Requests(asyncio.get_running_loop())
+    told: list[list[int]] = []
+
+    def telling(number: int, unanswered: int, answered: list[int]) -> bytes:
+        told.append([unanswered, *answered])
+        answered.clear()
+        return b""
+
+    waits, one, two, three = (Asked() for _ in range(4))
+    for asked in (waits, one, two):
+        requests.begin(asked, telling)
+    requests.forget(two)
+    requests.forget(one)
+    requests.begin(three, telling)
+    assert told[3] == [1, 3, 2]
+    requests.forget(waits)
+    requests.forget(three)
+    # By themselves they are below the lowest that is not answered.
+    requests.begin(Asked(), telling)
+    assert told[4] == [5]
 
 
 async def test_numbers_of_many_threads_are_one_each() -> None:

@@ -21,7 +21,8 @@ def ticket(request: Request) -> Ticket:
     """Return what a store knows a request by. Raises InvalidError."""
     if request.number < 1:
         raise InvalidError("a request that changes something needs a number of its own")
-    return Ticket(request.session.owner, request.number, min(request.answered, request.number))
+    session, answered = request.session, min(request.answered, request.number)
+    return Ticket(session.owner, request.number, answered, session.answers.confirmed(answered))
 
 
 def answer(kept: Kept) -> Answer:
@@ -64,6 +65,7 @@ class Answers:
         running = self._running[key] = asyncio.get_running_loop().create_future()
         try:
             made = await work(pass_on)
+            request.session.answers.keep(request.number)
             running.set_result(made)
             return made
         except BaseException as error:

@@ -69,6 +69,14 @@ def move(db: Connection, moves: list[Move]) -> list[Kept]:
             " WHERE object_answers.client = needed.client AND object_answers.number < needed.number",
             (list(needed), list(needed.values())),
         )
+        confirmed = [(x.ticket.client, number) for x in fresh for number in x.ticket.confirmed]
+        if confirmed:
+            db.execute(
+                "DELETE FROM object_answers USING unnest(CAST(?1 AS TEXT[]), CAST(?2 AS BIGINT[]))"
+                " AS gone(client, number)"
+                " WHERE object_answers.client = gone.client AND object_answers.number = gone.number",
+                _columns(confirmed, 2),
+            )
         db.execute(
             "INSERT INTO object_answers (client, number, at, value, payload, flags) SELECT *, 0 FROM"
             " unnest(CAST(?1 AS TEXT[]), CAST(?2 AS BIGINT[]), CAST(?3 AS DOUBLE PRECISION[]),"

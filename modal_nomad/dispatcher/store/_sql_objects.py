@@ -116,6 +116,9 @@ class SqlObjects(SqlPart):
     async def kept_answer(self, ticket: Ticket) -> Kept | None:
         return await self._look(lambda db: _kept(db, ticket))
 
+    async def forget_answers(self, client: str) -> None:
+        await self._execute("DELETE FROM object_answers WHERE client = ?", (client,))
+
     async def expire_objects(self, now: float, answers_before: float) -> None:
         def write(db: Connection) -> None:
             db.execute("DELETE FROM dict_entries WHERE expires_at <= ?", (now,))
@@ -323,6 +326,11 @@ class SqlObjects(SqlPart):
             db.execute(
                 "DELETE FROM object_answers WHERE client = ? AND number < ?", (ticket.client, ticket.answered)
             )
+            if ticket.confirmed:
+                db.executemany(
+                    "DELETE FROM object_answers WHERE client = ? AND number = ?",
+                    [(ticket.client, x) for x in ticket.confirmed],
+                )
             db.execute(
                 "INSERT INTO object_answers (client, number, at, value, payload, flags) VALUES (?,?,?,?,?,?)",
                 (ticket.client, ticket.number, now, json.dumps(made.value), made.payload, made.flags),

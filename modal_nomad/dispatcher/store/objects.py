@@ -53,11 +53,13 @@ class Ticket(NamedTuple):
         client: whose.
         number: which.
         answered: answers to that client's requests below this number are needed no more.
+        confirmed: nor are those to these.
     """
 
     client: str
     number: int
     answered: int = 0
+    confirmed: tuple[int, ...] = ()
 
 
 class Kept(NamedTuple):
@@ -130,6 +132,10 @@ class ObjectStore(abc.ABC):
     @abc.abstractmethod
     async def kept_answer(self, ticket: Ticket) -> Kept | None:
         """Return the answer that a request got, if it has been carried out."""
+
+    @abc.abstractmethod
+    async def forget_answers(self, client: str) -> None:
+        """Remove the answers that are kept for a client: it asks no more."""
 
     @abc.abstractmethod
     async def drop_orphans(self) -> None:
