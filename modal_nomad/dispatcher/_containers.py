@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
+from modal_nomad.dispatcher._edge_drains import EdgeDrains
 from modal_nomad.dispatcher._gone_images import GoneImages
 from modal_nomad.dispatcher._parked import Parked
 from modal_nomad.dispatcher.auth import WorkerTokens
@@ -175,6 +176,7 @@ class Containers:
         self.background = background
         self.parked = Parked(functions, lambda container_id: self.stop(container_id, force=False))
         self._loop = asyncio.get_running_loop()
+        self.edges = EdgeDrains(functions, self.infos, web)
 
     def session(self, container_id: str) -> WorkerSession | None:
         """Return the connection of a container's worker, if it has one."""
@@ -241,12 +243,12 @@ class Containers:
 
     def drain(self, container_id: str) -> None:
         """Ask a container to end after what it runs."""
-        session = self.session(container_id)
         self.leaving(container_id)
-        if session is not None:
-            session.send_frame({"t": "drain"})
-        else:
+        info = self.infos.get(container_id)
+        if info is None or info.session is None:
             self.stop(container_id, force=False)
+        else:
+            self.edges.drain(info)
 
     def leaving(self, container_id: str) -> None:
         """Have a container get no more requests: it ends after those that it has."""
@@ -327,6 +329,7 @@ class Containers:
         info = self.infos.pop(container_id, None)
         if info is None:
             return
+        self.edges.ended(info)
         if info.function.spec.secret_refs:
             self.background(self.secrets.ended(container_id))
         # A container that did all it was asked to is nothing to tell the user of.
@@ -355,6 +358,7 @@ class Containers:
     def ready(self, info: ContainerInfo, slots: int, web: Any = None) -> None:
         """Take a worker into service; ``web`` is the address that it takes requests at."""
         info.state = "ready"
+        self.edges.ready(info)
         function = info.function
         self.hub.event(function.app_id, function.label, info.container_id, "ready")
         self.web.container_up(info, web)
@@ -364,7 +368,7 @@ class Containers:
         """Take a worker whose socket closed out of service, with the engine's reason when it comes soon."""
         if info.session is not session:
             return
-        self.web.container_out(info)
+        self.web.container_gone(info)
         if not info.ended.is_set():
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(info.ended.wait(), _END_GRACE)

@@ -58,6 +58,7 @@ class FunctionPolicy:
         target_inputs: inputs per container that the autoscaler aims at; None means the maximum.
         single_use: a container ends after one input.
         cpu: cores that one container asks for, or None.
+        linger: seconds that a container may take requests after it was told to end.
     """
 
     version_key: str
@@ -73,6 +74,7 @@ class FunctionPolicy:
     target_inputs: int | None = None
     single_use: bool = False
     cpu: float | None = None
+    linger: float = 0.0
 
     @classmethod
     def from_spec(cls, spec: FunctionSpec, version_key: str | None = None) -> FunctionPolicy:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher._containers import FunctionState, takes_snapshots
+from modal_nomad.dispatcher._edge_drains import hold_seconds
 from modal_nomad.dispatcher._graces import Graces
 from modal_nomad.dispatcher._namespaces import EnvironmentNamespaces
 from modal_nomad.dispatcher._publication import check_publication
@@ -306,7 +308,8 @@ class LiveApps:
     def _add_function(self, record: FunctionRecord, deployed: bool) -> FunctionState:
         state = FunctionState(record, deployed=deployed)
         self.functions[record.function_id] = state
-        self.handle(ev.FunctionAdded(record.function_id, state.policy()))
+        policy = replace(state.policy(), linger=hold_seconds(state.spec, self.web))
+        self.handle(ev.FunctionAdded(record.function_id, policy))
         self.variants.follow(record.function_id)
         return state
 

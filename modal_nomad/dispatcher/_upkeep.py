@@ -287,7 +287,7 @@ class Upkeep(State):
             return FOREVER
         if state == "draining":
             if container.deadline == FOREVER:
-                container.deadline = now + EXIT_SECONDS
+                container.deadline = now + policy.linger + EXIT_SECONDS
             if now >= container.deadline:
                 self._force_stop(container, "it did not end after its drain")
             return container.deadline

@@ -144,6 +144,7 @@ class Dispatcher:
             self.handle,
             self.proxy_tokens.opens,
             bool(settings.web.get("edge", False)),
+            float(settings.web.get("edge_seconds", 30.0)),
         )
         places, home = settings.tunnel_settings(), Path(settings.home)
         self.tunnels: Room = (

@@ -22,6 +22,7 @@ from modal_nomad.dispatcher import runtime
 from modal_nomad.dispatcher.auth import Authenticator, WorkerTokens
 from modal_nomad.dispatcher.blobs import BlobStore, BlobStoreError, DirectoryBlobs
 from modal_nomad.dispatcher.core import Dispatcher
+from modal_nomad.dispatcher.own_certificate import OwnCertificate
 from modal_nomad.dispatcher.own_certificates import open_certificates
 from modal_nomad.dispatcher.secrets import SecretStoreError
 from modal_nomad.dispatcher.server import Server
@@ -257,16 +258,14 @@ async def _listen(application: web.Application, settings: Settings, stack: conte
             os.unlink(where.path)
         site = web.UnixSite(runner, where.path)
     else:
-        site = web.TCPSite(runner, where.host, where.port, ssl_context=_tls(settings))
+        site = web.TCPSite(runner, where.host, where.port, ssl_context=await _tls(settings, stack))
     await site.start()
 
 
-def _tls(settings: Settings) -> ssl.SSLContext | None:
+async def _tls(settings: Settings, stack: contextlib.AsyncExitStack) -> ssl.SSLContext | None:
     if not settings.tls_cert:
         return None
-    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    try:
-        context.load_cert_chain(settings.tls_cert, settings.tls_key)
-    except OSError as error:
-        raise SettingsError(f"tls_cert and tls_key cannot be used: {error}") from None
-    return context
+    shown = OwnCertificate(settings.tls_cert, settings.tls_key)
+    task = asyncio.get_running_loop().create_task(shown.run())
+    stack.callback(task.cancel)
+    return shown.context

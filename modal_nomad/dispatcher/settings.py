@@ -62,6 +62,7 @@ WEB_TYPES: Mapping[str, type] = {
     "consul_check_interval": float,
     "consul_namespace": str,
     "edge": bool,
+    "edge_seconds": float,
 }
 VAULT_NAMES = frozenset({"address", "token", "token_file", "namespace", "ca_file", "mount", "prefix", "role"})
 

@@ -201,6 +201,9 @@ consul_namespace = ""
 # Whether containers take requests from a proxy of your own as well, which has no key: then anybody does who
 # reaches a node's dynamic ports. Those whose endpoints ask for a proxy auth token do not.
 edge = false
+# What that proxy may take (seconds) to hear from Consul that a container takes requests, or no longer does:
+# the interval of the check, and its own. Old versions go so long after new ones have come.
+edge_seconds = 30.0
 
 [tunnels]
 # The name or address that tunnels to containers (modal.forward) are reached at; empty: there are none. The

@@ -58,6 +58,7 @@ class Web:
         handle: gives the call engine an event.
         check_token: says whether a proxy auth token opens an endpoint.
         edge: containers take requests without a key, from a proxy that is no gateway.
+        edge_seconds: what that one may take to hear of a container, or of its end.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Web:
         handle: Callable[[ev.Event], None],
         check_token: CheckToken,
         edge: bool = False,
+        edge_seconds: float = 30.0,
     ) -> None:
         self.registry = Registry()
         self.gateway = Gateway(settings, self, check_token)
@@ -79,6 +81,7 @@ class Web:
         self.check_token: CheckToken = check_token
         self.suffixes: dict[str, str] = {}
         self._edge = edge
+        self._edge_seconds = edge_seconds
         self._store = store
         self._key = key
         self._workspace = workspace
@@ -208,6 +211,10 @@ class Web:
     def container_out(self, info: ContainerInfo) -> None:
         """Give a container no more requests."""
         self.registry.instance_out(info.function.function_id, info.container_id)
+
+    def container_gone(self, info: ContainerInfo) -> None:
+        """Forget a container."""
+        self.container_out(info)
         self.loads.container_gone(info.function.function_id, info.container_id)
 
     def welcome(self, info: ContainerInfo) -> dict[str, Any]:
@@ -220,6 +227,10 @@ class Web:
             told["web_open"] = True
         return told
 
+    def edge_seconds(self, spec: FunctionSpec) -> float:
+        """Return how long an edge may take to hear of a container or its end; 0 where none leads there."""
+        return self._edge_seconds if spec.served and open_to_edges(spec, self._edge) else 0.0
+
     def lost_from_zero(self, spec: FunctionSpec) -> bool:
         """Say whether edges are led to a Function that may have no container, which they cannot start."""
         return bool(spec.served) and open_to_edges(spec, self._edge) and not spec.min_containers
@@ -227,8 +238,8 @@ class Web:
     def container_load(self, info: ContainerInfo, running: int, finished: int, seconds: float) -> None:
         """Take a container's own word on how many requests it has."""
         function = info.function
-        known = self.registry.has(function.function_id, info.container_id)
-        # One that is out ends after what it has, and nobody waits for its word.
+        known = self.registry.function(function.function_id) is not None
+        # Also of one that is to end: what it has still is waited for.
         if not known or not open_to_edges(function.spec, self._edge):
             return
         self.loads.say_own(function.function_id, info.container_id, running, finished, seconds)

@@ -476,7 +476,11 @@ class Runner:
         elif kind == "drain":
             self._backlog.draining = True
             self._backlog.give_back_queued()
-            self.request_drain()
+            linger = getattr(self._pool, "linger", None)
+            if linger is not None and header.get("w"):
+                linger(header["w"], self.request_drain)
+            else:
+                self.request_drain()
 
     def _end_stuck(self, lease: Any) -> None:
         pool = self._pool

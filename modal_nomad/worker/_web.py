@@ -63,6 +63,7 @@ class WebPool(LoopPool):
         self.open_to_all = open_to_all
         self.single_use = single_use
         self.taken = False
+        self.lingering = False
         self.alone = len(served) == 1
         self.only_method = next(iter(served)) if self.alone else ""
         self._tell = tell
@@ -120,8 +121,16 @@ class WebPool(LoopPool):
 
     @property
     def leaving(self) -> bool:
-        """Whether it takes no more requests."""
-        return bool(self.stopping)
+        """Whether it takes no more requests, or will take none soon."""
+        return bool(self.stopping) or self.lingering
+
+    def linger(self, seconds: float, end: Callable[[], None]) -> None:
+        """Say that no more requests are to come, and take those that do until ``end`` is called."""
+        self.lingering = True
+        self._call(lambda: self._linger(seconds, end))
+
+    def _linger(self, seconds: float, end: Callable[[], None]) -> None:
+        self.loop.call_later(seconds, end)
 
     def _quiet(self) -> bool:
         """Whether all is over: looked at when the container is to end."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,7 +27,7 @@ import modal
 
 app = modal.App("found")
 
-@app.function(min_containers=1, max_containers=1)
+@app.function(min_containers=1, max_containers=2)
 @modal.concurrent(max_inputs=20)
 @modal.asgi_app(custom_domains=["found.example.com"])
 def web():
@@ -113,7 +114,13 @@ def edge(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, 
         "server_auto_join": False,
         "auto_advertise": False,
     }
-    web = {"consul": True, "edge": True, "consul_check_interval": 1, "domain": "modal.example.com"}
+    web = {
+        "consul": True,
+        "edge": True,
+        "consul_check_interval": 1,
+        "edge_seconds": 6,
+        "domain": "modal.example.com",
+    }
     with (
         nomad_agent(binary, consul=settings) as nomad,
         dispatcher(tmp_path, {"address": nomad}, auth="none", web=web) as url,
@@ -154,8 +161,27 @@ def test_an_edge_leads_to_containers_and_to_those_of_a_new_version(
         for label in ("one", "two"):
             host = f"found-{label}.modal.example.com"
             assert until(lambda host=host: _get(address, host)) == label
-    deploy("second")
-    until(lambda: ask("found-web.modal.example.com") == "second ")
+    # Under load: not one request may fail, whichever version answers it.
+    answers: list[str] = []
+    over = threading.Event()
+
+    def load() -> None:
+        while not over.is_set():
+            answers.append(ask("found-web.modal.example.com"))
+
+    threads = [threading.Thread(target=load) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        deploy("second")
+        # The old one has gone when nobody hears of it any more.
+        until(lambda: "second " in answers)
+        until(lambda: set(answers[-400:]) == {"second "} and len(answers) > 800)
+    finally:
+        over.set()
+        for thread in threads:
+            thread.join(LIMIT)
+    assert set(answers) == {"first ", "second "}
 
 
 def _get(address: str, host: str) -> str:

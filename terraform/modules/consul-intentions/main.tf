@@ -22,16 +22,12 @@ resource "consul_config_entry" "endpoint" {
         Name       = source
         Action     = "allow"
         Type       = "consul"
-        Namespace  = "default"
-        Partition  = "default"
         Precedence = 9
       }],
       [{
         Name       = "*"
         Action     = "deny"
         Type       = "consul"
-        Namespace  = "default"
-        Partition  = "default"
         Precedence = 8
       }]
     )

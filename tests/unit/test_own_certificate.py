@@ -1,0 +1,53 @@
+"""The API's certificate, changed while it serves."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from pathlib import Path
+
+import pytest
+
+from modal_nomad.dispatcher.own_certificate import OwnCertificate
+from modal_nomad.dispatcher.settings_files import SettingsError
+from tests._certificates import write
+
+
+async def test_a_new_certificate_is_shown_and_half_of_one_is_not(tmp_path: Path) -> None:
+    cert, key = write(tmp_path, "127.0.0.1")
+    own = OwnCertificate(cert, key)
+
+    def text() -> str:
+        return Path(cert).read_text()
+
+    def spoil() -> None:
+        Path(key).write_bytes(b"no key")
+
+    async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(served, "127.0.0.1", 0, ssl=own.context)
+    port = server.sockets[0].getsockname()[1]
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+
+    async def shown() -> str:
+        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+        found = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        writer.close()
+        return ssl.DER_cert_to_PEM_cert(found)
+
+    async with server:
+        first = text()
+        assert await shown() == first
+        spoil()
+        own.look()
+        assert await shown() == first
+        write(tmp_path, "127.0.0.1")
+        own.look()
+        assert await shown() == text() != first
+
+
+def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="tls_cert and tls_key cannot be used"):
+        OwnCertificate(str(tmp_path / "none.pem"), str(tmp_path / "none.key"))
