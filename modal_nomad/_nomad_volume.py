@@ -88,9 +88,20 @@ class NomadVolume(Volume):
     async def reload(self) -> None:
         """Do nothing: what others write is seen."""
 
-    def read_only(self) -> Volume:
-        """Return the same volume, to be mounted such that containers cannot write to it."""
-        return NomadVolume._of(str(self._name), self._backend, self._access_mode or None, True)
+    def batch_upload(self, force: bool = False) -> NoReturn:
+        """Refused: only containers see into it."""
+        self._refuse()
+
+    def with_mount_options(self, *, read_only: bool | None = None, sub_path: str | None = None) -> Volume:
+        """Return the same volume, to be mounted otherwise.
+
+        Raises:
+            InvalidError: for a ``sub_path``: Nomad mounts all of a volume.
+        """
+        if sub_path:
+            raise InvalidError(f"{self!r} is mounted by Nomad, and whole: leave sub_path out")
+        wanted = self._read_only if read_only is None else read_only
+        return NomadVolume._of(str(self._name), self._backend, self._access_mode or None, wanted)
 
     def _mount(self, path: str) -> VolumeMount:
         from .wire.mounts import VolumeMount

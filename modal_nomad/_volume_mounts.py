@@ -40,6 +40,16 @@ def check_volumes(value: Any) -> dict[str, Volume | CloudBucketMount]:
     return check_once(found)
 
 
+def check_sub_path(value: Any) -> str:
+    """Return a directory's path in a Volume; empty for its top. Raises InvalidError."""
+    from .wire.volumes.entries import clean_path
+
+    try:
+        return clean_path(str(value) if isinstance(value, PurePosixPath) else value)
+    except ValueError as error:
+        raise InvalidError(f"sub_path: {error}") from None
+
+
 def check_apart(volumes: Mapping[str, Any], shared: Mapping[str, NetworkFileSystem]) -> None:
     """Raise InvalidError for a path at which a Volume or bucket and a NetworkFileSystem are to be shown."""
     for path in volumes.keys() & shared.keys():

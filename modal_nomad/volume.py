@@ -12,6 +12,7 @@ from ._bridge import blocking, blocking_function, blocking_function_context, blo
 from ._object_manager import ObjectManager
 from ._options import check_object_name
 from ._renamed import renamed
+from ._volume_mounts import check_sub_path
 from ._volume_requests import in_thread
 from .object import Object, _by_id, _default_client, check_environment_name, environment
 from .types import FileEntry, FileEntryType, VolumeInfo, described
@@ -51,6 +52,7 @@ class Volume(Object):
     label = "Volume"
     objects: ClassVar[ObjectManager[Volume]]
     _read_only: bool = False
+    _sub_path: str = ""
 
     @staticmethod
     @renamed("label", "name")
@@ -228,15 +230,31 @@ class Volume(Object):
         Example:
             >>> models = modal.Volume.from_name("models").read_only()
         """
+        return self.with_mount_options(read_only=True)
+
+    def with_mount_options(self, *, read_only: bool | None = None, sub_path: str | None = None) -> Volume:
+        """Return the same Volume, to be mounted otherwise; what is not given stays.
+
+        Args:
+            read_only: whether containers cannot write to it.
+            sub_path: the directory of it that containers see; the first commit makes it where it is missing.
+
+        Raises:
+            InvalidError: for a path that leads out of the Volume.
+
+        Example:
+            >>> one = modal.Volume.from_name("models").with_mount_options(sub_path="one", read_only=True)
+        """
         made = Volume._new(self._client, self._object_id)
         made._name, made._environment, made._create = self._name, self._environment, self._create
-        made._read_only = True
+        made._read_only = self._read_only if read_only is None else read_only
+        made._sub_path = self._sub_path if sub_path is None else check_sub_path(sub_path)
         return made
 
     def _mount(self, path: str) -> VolumeMount:
         from .wire.mounts import VolumeMount
 
-        return VolumeMount(path, self._object_id or "", self._read_only)
+        return VolumeMount(path, self._object_id or "", self._read_only, sub_path=self._sub_path)
 
     # --- in a container that has it mounted -------------------------------------------------------
 

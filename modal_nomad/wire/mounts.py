@@ -15,6 +15,7 @@ class VolumeMount:
         backend: ``csi`` or ``host`` for one that Nomad mounts.
         source: that one's name.
         access_mode: how Nomad mounts it.
+        sub_path: the directory of it that is seen; empty for all.
     """
 
     path: str
@@ -23,6 +24,7 @@ class VolumeMount:
     backend: str = ""
     source: str = ""
     access_mode: str = ""
+    sub_path: str = ""
 
 
 @dataclass(frozen=True)

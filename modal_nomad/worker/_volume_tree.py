@@ -18,7 +18,6 @@ from ..wire.volumes.entries import (
     DIRECTORY,
     FILE,
     HOLE,
-    MAX_PATH,
     REMOVED,
     SYMLINK,
     Entry,
@@ -308,7 +307,7 @@ class VolumeTree:
             return
         for found in inside:
             path = prefix + from_bytes(found.name)
-            if len(to_bytes(path)) > MAX_PATH or len(found.path) >= _LONGEST:
+            if len(to_bytes(path)) > self._client.longest or len(found.path) >= _LONGEST:
                 self._leave_out(path, "has too long a path")
                 continue
             try:

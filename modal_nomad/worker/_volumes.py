@@ -13,6 +13,7 @@ from typing import Any, Callable, Dict, List, Mapping, Optional, Sequence, Tuple
 from ..exception import ExecutionError
 from ..wire.asking import Refused
 from ..wire.mounts import VolumeMount
+from ..wire.volumes.below import ClientBelow, client_of
 from ..wire.volumes.client import VolumeClient
 from ..wire.volumes.mounted import mounts
 from ._session import Settings
@@ -52,6 +53,7 @@ class _Mounted:
         self.tree: Any = VolumeTree(place, mount.path, mount.volume_id, client, fetch, mount.read_only)
         self.shown = mount.path
         self.reason = reason
+        self.client = client
         self.served: Any = None
         self._service: Any = None
         if served:
@@ -140,7 +142,8 @@ class Volumes:
         for mount in wanted:
             place = os.path.join(folder, "volumes", mount.volume_id)
             os.makedirs(place, exist_ok=True)
-            self._mounted.append(_Mounted(mount, place, client, cache, served, reason))
+            seen = client_of(settings.address, settings.token, mount.sub_path)
+            self._mounted.append(_Mounted(mount, place, seen, cache, served, reason))
 
     @property
     def trees(self) -> List[Any]:
@@ -186,6 +189,8 @@ class Volumes:
                 _say(f"{tree.shown}: all of it is fetched before the container starts: {mounted.reason}")
             began = time.monotonic()
             try:
+                if isinstance(mounted.client, ClientBelow):
+                    mounted.client.check(tree.volume_id)
                 tree.fill()
             except (Refused, OSError, KeyError) as error:
                 full = isinstance(error, OSError) and error.errno == errno.ENOSPC

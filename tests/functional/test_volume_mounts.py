@@ -12,7 +12,7 @@ from _fuse import why_not
 from conftest import Live, until
 
 import modal_nomad as modal
-from modal_nomad.exception import InvalidError, NotFoundError
+from modal_nomad.exception import ExecutionError, InvalidError, NotFoundError
 
 pytestmark = pytest.mark.usefixtures("live")
 
@@ -191,6 +191,45 @@ def test_read_only(volume: modal.Volume, env: dict[str, str | None]) -> None:
         assert runs.remote("result = Path('/mn-data/b').read_bytes()") == b"2"
 
 
+def test_one_directory_of_it(volume: modal.Volume, env: dict[str, str | None]) -> None:
+    upload(volume, {"a": b"1", "sub/one": b"1", "sub/deep/er/two": b"2", "subway/c": b"3"})
+    app = modal.App("part")
+    part = volume.with_mount_options(sub_path="/sub/deep/")
+    new = volume.with_mount_options(sub_path="new/part")
+    runs, makes, looks, file = (
+        app.function(serialized=True, name=name, env=env, volumes={"/mn-data": mount})(runner())
+        for name, mount in (
+            ("a", part),
+            ("b", new),
+            ("c", part.with_mount_options(read_only=True)),
+            ("d", volume.with_mount_options(sub_path="a/b")),
+        )
+    )
+    look = "result = sorted(str(x) for x in Path('/mn-data').rglob('*'))"
+    with app.run():
+        assert runs.remote(look) == ["/mn-data/er", "/mn-data/er/two"]
+        # What others do beside it is not seen; below it is.
+        upload(volume, {"sub/d": b"4", "sub/deep/e": b"5", "sub/deep/er/f": bytes(9000)})
+        runs.remote("volume.reload()", volume=part)
+        assert runs.remote("result = Path('/mn-data/e').read_bytes()") == b"5"
+        code = "Path('/mn-data/er/two').unlink(); Path('/mn-data/g').write_bytes(b'g' * 9000)"
+        runs.remote(code + "; volume.commit()", volume=part)
+        assert runs.remote(look) == [f"/mn-data/{x}" for x in ("e", "er", "er/f", "g")]
+        assert paths(volume, "sub") == [
+            f"sub/{x}" for x in ("d", "deep", "deep/e", "deep/er", "deep/er/f", "deep/g", "one")
+        ]
+        assert content(volume, "sub/deep/g") == b"g" * 9000 and content(volume, "a") == b"1"
+        makes.remote("Path('/mn-data/x').touch(); volume.commit()", volume=new)
+        assert paths(volume, "new") == ["new/part", "new/part/x"]
+        with pytest.raises(OSError, match="Read-only"):
+            looks.remote("Path('/mn-data/x').touch()")
+        with pytest.raises(ExecutionError, match="a is no directory of the Volume"):
+            file.remote("")
+        volume.remove_file("sub/deep", recursive=True)
+        runs.remote("volume.reload()", volume=part)
+        assert runs.remote(look) == []
+
+
 def test_odd_names_links_and_what_is_no_file(
     volume: modal.Volume, live: Live, env: dict[str, str | None]
 ) -> None:
@@ -316,6 +355,12 @@ def test_mount_paths(volume: modal.Volume) -> None:
         app.function(serialized=True, volumes={"/a": volume, "/b": modal.Volume.from_id(volume.object_id)})
     with pytest.raises(InvalidError, match=r"modal\.Volume"):
         app.function(serialized=True, volumes={"/a": "a-name"})  # type: ignore[dict-item]
+    for wrong in ("../out", "a/../../b", "n" * 256, "\ud800"):
+        with pytest.raises(InvalidError, match="sub_path"):
+            volume.with_mount_options(sub_path=wrong)
+    same = volume.with_mount_options(sub_path="a"), volume.with_mount_options(sub_path="b")
+    with pytest.raises(InvalidError, match="/a and at /b"):
+        app.function(serialized=True, volumes={"/a": same[0], "/b": same[1]})
     with pytest.raises(InvalidError, match="not mounted here"):
         volume.commit()
     with pytest.raises(InvalidError, match="not mounted here"):

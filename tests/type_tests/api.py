@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from typing import Any
 
 import modal
 from modal.call_graph import InputInfo, InputStatus
+from modal.types import FileEntry, FileEntryType
 from typing_extensions import assert_type
 
 from modal_nomad._bridge import AsyncOrSyncIterable
@@ -121,6 +123,57 @@ async def twins() -> None:
     async with app.run() as running:
         assert_type(running, modal.App)
     await length.remote.aio(1)  # type: ignore[arg-type]
+
+
+def trees(v: modal.Volume, n: modal.NetworkFileSystem) -> None:
+    part = v.with_mount_options(sub_path="a", read_only=True)
+    assert_type([part, v.read_only()], list[modal.Volume])
+    app.function(volumes={"/v": part}, network_file_systems={"/n": n})
+    v.with_mount_options(sub_path=1)  # type: ignore[arg-type]
+    assert_type(v.listdir("/", recursive=True), list[FileEntry])
+    for entry in v.iterdir("/"):
+        assert_type(entry, FileEntry)
+        assert_type([entry.type], list[FileEntryType])
+    for part_of_file in v.read_file("a"):
+        assert_type(part_of_file, bytes)
+    assert_type(v.read_file_into_fileobj("a", io.BytesIO()), int)
+    assert_type(v.info(), modal.types.VolumeInfo)
+    with v.batch_upload(force=True) as batch:
+        batch.put_file(io.BytesIO(), "a", mode=0o600)
+        batch.put_directory("a", "b")
+    assert_type(n.write_file("a", io.BytesIO()), int)
+    assert_type(n.listdir("/"), list[FileEntry])
+    v.listdir(1)  # type: ignore[arg-type]
+
+
+async def twins_of_trees(v: modal.Volume, n: modal.NetworkFileSystem) -> None:
+    assert_type(await v.hydrate.aio(), modal.Volume)
+    assert_type(await v.listdir.aio("/"), list[FileEntry])
+    assert_type(await v.read_file_into_fileobj.aio("a", io.BytesIO()), int)
+    async for entry in v.iterdir.aio("/", recursive=False):
+        assert_type(entry, FileEntry)
+    async for part in v.read_file.aio("a"):
+        assert_type(part, bytes)
+    nothing: list[Coroutine[Any, Any, None]] = [
+        v.commit.aio(),
+        v.reload.aio(),
+        v.remove_file.aio("a", recursive=True),
+        v.copy_files.aio(["a"], "b"),
+        modal.Volume.delete.aio("v"),
+        modal.Volume.rename.aio("v", "w"),
+        n.remove_file.aio("a"),
+        n.add_local_dir.aio("a"),
+        modal.NetworkFileSystem.delete.aio("n"),
+    ]
+    async with modal.Volume.ephemeral() as made, made.batch_upload() as batch:
+        batch.put_file("a", "a")
+    assert_type(await n.write_file.aio("a", io.BytesIO()), int)
+    assert_type(await n.add_local_file.aio("a", "b"), int)
+    assert_type(await n.listdir.aio("/"), list[FileEntry])
+    async for data in n.read_file.aio("a"):
+        assert_type(data, bytes)
+    await v.listdir.aio(1)  # type: ignore[arg-type]
+    _ = nothing
 
 
 def objects() -> None:

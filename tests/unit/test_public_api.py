@@ -148,7 +148,7 @@ WITHOUT_TWIN = {
     },
     "Secret": {"from_dict", "from_dotenv", "from_local_environ", "from_vault"},
     "Queue": {"validate_partition_key"},
-    "Volume": {"batch_upload", "read_only"},
+    "Volume": {"batch_upload", "read_only", "with_mount_options"},
 }
 WITHOUT_IO = {
     "asgi_app",

@@ -13,7 +13,7 @@ import pytest
 
 from modal_nomad.wire.asking import Refused
 from modal_nomad.wire.volumes.client import Changes, Listing, VolumeClient
-from modal_nomad.wire.volumes.entries import DIRECTORY, FILE, REMOVED, Entry, to_bytes
+from modal_nomad.wire.volumes.entries import DIRECTORY, FILE, MAX_PATH, REMOVED, Entry, to_bytes
 from modal_nomad.worker.fuse import volume as volume_module
 from modal_nomad.worker.fuse.contents import Contents
 from modal_nomad.worker.fuse.listing import Listing as Fetcher
@@ -31,6 +31,8 @@ def parents(path: str) -> list[str]:
 
 class Server:
     """A dispatcher with one Volume, all of whose versions are kept."""
+
+    longest = MAX_PATH
 
     def __init__(self) -> None:
         self.versions: list[Tree] = [{}]

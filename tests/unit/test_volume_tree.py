@@ -15,7 +15,7 @@ from modal_nomad.wire.asking import Refused
 from modal_nomad.wire.mounts import VolumeMount
 from modal_nomad.wire.volumes.chunks import ChunkUploader, take_file
 from modal_nomad.wire.volumes.client import Changes
-from modal_nomad.wire.volumes.entries import CHUNK_BYTES, HOLE, REMOVED, Entry
+from modal_nomad.wire.volumes.entries import CHUNK_BYTES, HOLE, MAX_PATH, REMOVED, Entry
 from modal_nomad.worker._session import Settings
 from modal_nomad.worker._volume_cache import ChunkCache, from_environment
 from modal_nomad.worker._volume_tree import VolumeTree
@@ -24,6 +24,8 @@ from modal_nomad.worker._volumes import Volumes
 
 class Server:
     """Keeps the tree of one Volume as a dispatcher would: the last writer of each path wins."""
+
+    longest = MAX_PATH
 
     def __init__(self) -> None:
         self.chunks: dict[str, bytes] = {}

@@ -9,7 +9,7 @@ from typing import Any, Callable, Iterable, Iterator, List, NamedTuple, Optional
 
 from ..asking import again, checked
 from ..transport import BlobClient
-from .entries import Entry, decode, decode_all, encode
+from .entries import MAX_PATH, Entry, decode, decode_all, encode
 
 LAST, NEW, OVER = "last", "new", "over"
 """What a commit does to what is there: a container's wins; an upload's is refused, or wins over files."""
@@ -53,7 +53,12 @@ class VolumeClient:
         address: the server URL.
         token: the bearer token, or what gives it anew for each call.
         timeout: seconds that an answer may take.
+
+    Attributes:
+        longest: bytes that a path may have.
     """
+
+    longest = MAX_PATH
 
     def __init__(
         self, address: str, token: Union[str, Callable[[], str]] = "", timeout: float = 600.0

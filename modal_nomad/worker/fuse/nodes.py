@@ -116,9 +116,13 @@ class Tree:
         root: the top.
         partial: the directories of which some names are here and some are not.
         changed: the paths that may differ from the commits, and what is committed there (None for nothing).
+
+    Args:
+        longest: bytes that a path may have.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, longest: int = MAX_PATH) -> None:
+        self._longest = longest
         self._last = abi.ROOT
         now = time.time_ns()
         self.root = Node(abi.ROOT, DIRECTORY, 0o755, 0, now)
@@ -190,7 +194,7 @@ class Tree:
         longest = len(to_bytes(path))
         if below is not None and below.children:
             longest += max(len(to_bytes(x)) for x, _ in self.below(below, "")) + 1
-        if longest > MAX_PATH:
+        if longest > self._longest:
             raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
         return path
 

@@ -68,7 +68,7 @@ class Volume:
         say: Callable[[str], None],
         read_only: bool,
     ) -> None:
-        self.tree = Tree()
+        self.tree = Tree(client.longest)
         self.version = 0
         self._volume_id = volume_id
         self._shown = shown

@@ -66,14 +66,15 @@ def _filled(wanted: Sequence[Mapping[str, Any]]) -> List[Any]:
     """Put the Volumes' files in place. Raises OSError, Refused."""
     if not wanted:
         return []
-    from modal_nomad.wire.volumes.client import VolumeClient
+    from modal_nomad.wire.volumes.below import client_of
     from modal_nomad.wire.volumes.mounted import mounts
     from modal_nomad.worker._volume_tree import VolumeTree
 
     with open(os.environ["MODAL_WORKER_TOKEN_FILE"]) as file:
-        client = VolumeClient(os.environ["MODAL_SERVER_URL"], file.read().strip())
+        token = file.read().strip()
     trees = []
     for volume in wanted:
+        client = client_of(os.environ["MODAL_SERVER_URL"], token, str(volume.get("sub_path") or ""))
         tree = VolumeTree(
             volume["folder"],
             volume["path"],
