@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from ._image_bases import command_lines
 from ._image_steps import LOCK_FILE, UV_LOCK_FILE, FilesStep, Step, step_options
 from .exception import InvalidError
+from .wire.spec import ImageSpec
 
 if TYPE_CHECKING:
     from .gpu import GPU
@@ -23,6 +24,8 @@ class Projects:
     """The part of ``Image`` that installs the dependencies of local projects."""
 
     __slots__ = ()
+
+    _spec: ImageSpec
 
     @abstractmethod
     def _build_step(self, step: Step, name: str, force_build: bool = False) -> Image: ...
@@ -99,7 +102,8 @@ class Projects:
     ) -> Image:
         """Install the dependencies of a local uv project, as it locks them, but not the project itself.
 
-        They are put into a virtual environment of the Image, ``/.uv/.venv``, whose Python containers use.
+        In a container image they are put into a virtual environment, ``/.uv/.venv``, whose Python containers
+        use; else into the Image's Python environment, by the node's uv.
 
         Args:
             uv_project_dir: the directory with ``pyproject.toml`` and ``uv.lock``; they are read when the App
@@ -109,7 +113,8 @@ class Projects:
             extras: optional dependencies to install too.
             frozen: use the lock file just as it is; False makes or updates one in the build.
             extra_options: further words for ``uv sync``, as on a command line.
-            uv_version: of uv; by default that of the image builder's version.
+            uv_version: of uv; it needs a container runtime then, where that of the image builder's version
+                is the default.
             env: environment variables of this step.
             secrets: whose variables the step sees.
             gpu: what the step sees.
@@ -138,6 +143,9 @@ class Projects:
             "uv_version": uv_version,
         }
         options, used = step_options(name, env, secrets, gpu, **more)
+        # What the Image sets before a step holds in the step, as in a Dockerfile.
+        if held := {**self._spec.env, **options.get("env", {})}:
+            options["env"] = held
         files = [(x, os.path.join(str(uv_project_dir), x)) for x in ("pyproject.toml", UV_LOCK_FILE)]
         optional = () if frozen else (UV_LOCK_FILE,)
         step = FilesStep(name, "uv_sync", tuple(files), (), options, used, optional)

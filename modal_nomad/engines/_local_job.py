@@ -239,9 +239,10 @@ def faults_of(job: Job) -> list[str]:
 def _image_faults(image: ImageSpec | None) -> Sequence[str]:
     return [
         f"image step {number} ({' '.join((layer.kind, *layer.args))}) needs a container runtime; "
-        "use pip_install and add_local_... only, or send the app to a Nomad cluster with the docker driver"
+        "use pip_install, uv_sync and add_local_... only, or send the app to a Nomad cluster with the docker"
+        " driver"
         for number, layer in enumerate(image.layers if image else (), 1)
-        if layer.kind not in ("pip", "copy")
+        if layer.needs_container
     ]
 
 

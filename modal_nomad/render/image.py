@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from modal_nomad.render.image_settings import ImageSettings
-from modal_nomad.wire.spec import ImageLayer, ImageSpec, canonical_json, content_key
+from modal_nomad.wire.spec import ImageLayer, ImageSpec, canonical_json, content_key, sync_words
 
 SCRATCH = "/.modal-nomad"
 """Where files lie for the time of one step."""
@@ -79,6 +80,7 @@ class _Chain:
         self._prefix: list[str] = []
         self._env: dict[str, str] = {}
         self._salt = ""
+        self._venv = False
 
     def layers(self) -> tuple[BuildLayer, ...]:
         number = 0
@@ -142,6 +144,8 @@ class _Chain:
             lines = [f"COPY {_json([source, place])}"]
             self._close(step, lines, manifest=manifest, sources=(source,))
             return
+        if layer.kind == "pip" and self._venv:
+            layer = dataclasses.replace(layer, options={**options, "venv": True})
         if options.get("requirements"):
             files.append(("requirements.txt", options["requirements"], 0o644))
         render = _STEPS.get(layer.kind)
@@ -149,6 +153,8 @@ class _Chain:
             raise ValueError(f"the image step {layer.kind!r} is unknown here: update the dispatcher")
         env = {k: v for k, v in (options.get("env") or {}).items() if self._env.get(k) != v}
         lines = render(layer, self._settings, _assignments(env))
+        if layer.kind == "uv_sync":
+            self._venv = True
         self._close(step, lines, files=tuple(files), manifest=manifest, **more)
 
     def _add_python(self, version: str, step: str) -> None:
@@ -266,6 +272,9 @@ def _pip_words(layer: ImageLayer) -> list[str]:
     return words
 
 
+_VENV = "/.uv/.venv"
+
+
 def _pip(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
     version = layer.options.get("uv_version")
     install = "python -m pip install --no-cache-dir"
@@ -274,6 +283,9 @@ def _pip(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
         install = (
             f"python -m pip install --no-cache-dir {uv} && {env}python -m uv pip install --system --no-cache"
         )
+    if layer.options.get("venv"):
+        # uv's environments have no pip; the uv that made this one is on the PATH.
+        install = f"uv pip install --no-cache --python {_VENV}/bin/python"
     command = f"RUN {env}{install} {shlex.join(_pip_words(layer))}"
     if not layer.options.get("requirements"):
         return [command]
@@ -353,19 +365,16 @@ def _poetry(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
 
 def _uv_sync(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
     options = layer.options
-    words = ["--frozen"] if options.get("frozen") else []
-    for flag in ("group", "extra"):
-        words += [word for name in options.get(f"{flag}s") or () for word in (f"--{flag}", name)]
-    words += shlex.split(str(options.get("extra_options") or ""))
+    words = sync_words(options)
     uv = shlex.quote(f"uv=={options.get('uv_version') or settings.uv}")
     names = [name for name, _, _ in options["files"]]
     return [
         f"COPY {_json([*names, '/.uv/'])}",
         f"RUN {env}python -m pip install --no-cache-dir {uv}"
-        f" && {env}UV_PROJECT_ENVIRONMENT=/.uv/.venv UV_NO_CACHE=1 python -m uv sync --project /.uv"
+        f" && {env}UV_PROJECT_ENVIRONMENT={_VENV} UV_NO_CACHE=1 python -m uv sync --project /.uv"
         ' --python "$(command -v python)" --no-install-workspace --compile-bytecode'
         f" {shlex.join(words)}".rstrip(),
-        'ENV PATH="/.uv/.venv/bin:$PATH"',
+        f'ENV PATH="{_VENV}/bin:$PATH"',
     ]
 
 

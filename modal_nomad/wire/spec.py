@@ -7,8 +7,9 @@ field it does not know ignores it, so a newer SDK can talk to an older container
 import dataclasses
 import hashlib
 import json
+import shlex
 from dataclasses import dataclass, field
-from typing import Any, Dict, Mapping, Optional, Tuple
+from typing import Any, Dict, List, Mapping, Optional, Tuple
 
 from .mounts import BucketMount, NfsMount, SecretRef, VolumeMount, bucket_variables
 from .placement import PlacementSpec, SchedulerSpec
@@ -51,7 +52,7 @@ class RetrySpec:
 
 CONTAINER_DRIVERS = ("docker", "podman")
 """Nomad's task drivers that run container images."""
-ENVIRONMENT_KINDS = ("pip", "copy")
+ENVIRONMENT_KINDS = ("pip", "copy", "uv_sync")
 """The build steps that a Python environment on the node can have."""
 # They hold in the steps after them, and of the container's process anyway.
 _SETTING_KINDS = ("env", "workdir")
@@ -65,7 +66,9 @@ class ImageLayer:
         kind: ``pip`` installs the packages ``args``, by the options ``index_url``, ``extra_index_url``,
             ``find_links``, ``pre``, ``extra_options``, ``requirements`` (the SHA-256 of a
             requirements file), ``env`` and ``uv_version``; ``copy``
-            adds the files of the blob ``manifest``, a list of (path, SHA-256, mode), for later steps.
+            adds the files of the blob ``manifest``, a list of (path, SHA-256, mode), for later steps;
+            ``uv_sync`` installs what the lock file among ``files`` has, by ``groups``, ``extras``,
+            ``frozen``, ``extra_options`` and ``env``.
             All other kinds, which ``render.image`` knows, need a container runtime.
     """
 
@@ -84,6 +87,14 @@ class ImageLayer:
         if self.kind in ENVIRONMENT_KINDS:
             return any(self.options.get(name) for name in ("secrets", "gpu", "uv_version"))
         return self.kind not in _SETTING_KINDS
+
+
+def sync_words(options: Mapping[str, Any]) -> List[str]:
+    """Return what the options of a step ``uv_sync`` are on the command line of ``uv sync``."""
+    words = ["--frozen"] if options.get("frozen") else []
+    for flag in ("group", "extra"):
+        words += [word for name in options.get(f"{flag}s") or () for word in (f"--{flag}", name)]
+    return words + shlex.split(str(options.get("extra_options") or ""))
 
 
 @dataclass(frozen=True)

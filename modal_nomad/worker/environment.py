@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple, Union
 
 from modal_nomad.exception import ImageBuildError
-from modal_nomad.wire.spec import ImageLayer, ImageSpec
+from modal_nomad.wire.spec import ImageLayer, ImageSpec, sync_words
 
 Log = Callable[[str], None]
 Fetch = Callable[[str], bytes]
@@ -187,14 +187,20 @@ def _build(spec: ImageSpec, directory: Path, log: Log, fetch: Optional[Fetch]) -
             if layer.kind == "copy":
                 copied.update(_fetch_files(layer, scratch, fetch))
                 continue
-            words = _requirements(layer, scratch, fetch)
-            if not words:
-                continue
-            command = [*_installer(uv, directory), *_options(layer, uv is not None), *words]
+            env = dict(layer.options.get("env") or {})
+            if layer.kind == "uv_sync":
+                what = f"image step {number} (uv sync)"
+                command = _sync(layer, uv, directory, scratch / f"project-{number}", fetch, what)
+                env["UV_PROJECT_ENVIRONMENT"] = str(directory)
+            else:
+                what = f"image step {number} (pip install {' '.join(layer.args) or 'of requirements'})"
+                words = _requirements(layer, scratch, fetch)
+                if not words:
+                    continue
+                command = [*_installer(uv, directory), *_options(layer, uv is not None), *words]
             if copied:
                 command = _seeing(copied, command, scratch, directory.parent)
-            what = f"image step {number} (pip install {' '.join(layer.args) or 'of requirements'}) failed"
-            _run(command, log, what, layer.options.get("env"))
+            _run(command, log, f"{what} failed", env)
 
 
 def _fetch_files(layer: ImageLayer, scratch: Path, fetch: Optional[Fetch]) -> Dict[str, Tuple[str, int]]:
@@ -262,6 +268,20 @@ def _no_python(spec: ImageSpec, *, uv: bool) -> str:
         f"no usable Python {spec.python or 'interpreter'} on this machine: {install} there, or ask for "
         "another with Image.debian_slim(python_version=...)"
     )
+
+
+def _sync(
+    layer: ImageLayer, uv: Optional[str], directory: Path, project: Path, fetch: Optional[Fetch], what: str
+) -> List[str]:
+    """Lay out a uv project; return the command that installs what it locks, beside what is there already."""
+    if uv is None:
+        raise ImageBuildError(f"{what} needs uv on the node: install it there (pip install uv)")
+    project.mkdir()
+    for name, blob, _ in layer.options["files"]:
+        (project / name).write_bytes(_fetched(layer, blob, fetch))
+    command = [uv, "sync", "--project", str(project), "--python", str(directory / "bin" / "python")]
+    command += ["--inexact", "--no-install-workspace", "--no-progress"]
+    return [*command, *sync_words(layer.options)]
 
 
 def _installer(uv: Optional[str], directory: Path) -> List[str]:

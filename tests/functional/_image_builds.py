@@ -94,13 +94,15 @@ def build_all(*images: modal.Image) -> list[str]:
 
 
 @contextlib.contextmanager
-def building(docker: Docker, folder: Path, render: Mapping[str, str] = {}, **images: Any) -> Iterator[Builds]:
-    """Give a dispatcher with settings of images, and of rendering."""
+def building(
+    docker: Docker, folder: Path, render: Mapping[str, str] = {}, client: str = "", **images: Any
+) -> Iterator[Builds]:
+    """Give a dispatcher with settings of images, and of rendering, and with a docker program of one's own."""
     docker("build", "--network=none", "--tag", PYTHON, "-", data=_BASE.format(image=docker.image).encode())
     record, programs = folder / "record", folder / "programs"
     programs.mkdir()
     program = programs / "docker"
-    program.write_text(f'#!/bin/sh\necho "$*" >> {record}\nexec {shutil.which("docker")} "$@"\n')
+    program.write_text(f'#!/bin/sh\necho "$*" >> {record}\nexec {client or shutil.which("docker")} "$@"\n')
     program.chmod(0o755)
     settings = {"builder": "docker", "debian_slim": PYTHON, "network": "none", **images}
     with pytest.MonkeyPatch.context() as patch, new_home() as home:

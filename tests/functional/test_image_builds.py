@@ -6,6 +6,8 @@ import hashlib
 import importlib
 import io
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -232,6 +234,34 @@ def test_a_step_that_fails_shows_its_last_lines(builds: Builds) -> None:
     with pytest.raises(modal.exception.ImageBuildError):
         build(image)
     assert sum(line.startswith("build ") for line in builds.asked()) == 1
+
+
+def buildkit() -> str:
+    """Return a docker program that builds with BuildKit; skips where there is none."""
+    for program in (shutil.which("docker") or "", "/usr/bin/docker"):
+        command = [program, "build", "--help"]
+        if program and os.path.exists(program):
+            done = subprocess.run(command, env={**os.environ, "DOCKER_BUILDKIT": "1"}, capture_output=True)
+            if done.returncode == 0:
+                return program
+    pytest.skip("no docker program with BuildKit")
+
+
+def test_builds_by_buildkit(docker: Docker, tmp_path: Path) -> None:
+    client = f"env DOCKER_BUILDKIT=1 {buildkit()}"
+    image = (
+        base.run_commands("echo one > /one")
+        .add_local_file(__file__, "/copied", copy=True)
+        .dockerfile_commands("RUN --mount=type=cache,target=/cache touch /cache/x && ls /cache > /kept")
+        .run_commands("echo ${#TOKEN} > /two", secrets=[modal.Secret.from_dict({"TOKEN": "hunter2"})])
+    )
+    with building(docker, tmp_path, client=client) as builds:
+        reference = build(image)
+        assert builds.run(reference, "cat", "/one", "/kept", "/two") == "one\nx\n7"
+        wanted = r"(?s)^image step 5 \(run echo almost; exit 3\) failed:\n.*almost\n.*3"
+        with pytest.raises(modal.exception.ImageBuildError, match=wanted) as caught:
+            build(image.run_commands("echo almost; exit 3"))
+    assert not any(x in str(caught.value) for x in ("sha256:", "[internal]", "CACHED", "DONE"))
 
 
 def test_an_image_that_is_known_asks_docker_nothing(builds: Builds) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from conftest import Live
 
 import modal_nomad as modal
+from modal_nomad.worker.environment import find_uv
 
 
 def wheel(folder: Path) -> None:
@@ -49,6 +51,50 @@ def test_an_image_with_a_package(live: Live) -> None:
 
     with app.run():
         assert app["f"].remote() == (42, "yes")
+
+
+_PROJECT = """
+[project]
+name = "mine"
+version = "1"
+requires-python = ">=3.9"
+
+[dependency-groups]
+serving = ["mn-local-package"]
+
+[tool.uv]
+no-index = true
+find-links = ["/mn-wheels"]
+"""
+
+
+def test_a_locked_project_beside_other_packages(live: Live) -> None:
+    wheel(live.folder)
+    project = live.folder / "project"
+    project.mkdir()
+    (project / "pyproject.toml").write_text(_PROJECT.replace("/mn-wheels", str(live.folder)))
+    subprocess.run([str(find_uv()), "lock", "--quiet", "--directory", str(project)], check=True)
+    locked = modal.Image.debian_slim().uv_sync(project, groups=["serving"])
+    # Without a lock file, by wheels that only the build sees, and with a package more.
+    loose = (
+        modal.Image.debian_slim()
+        .add_local_dir(live.folder, "/mn-wheels", copy=True, ignore=["project"])
+        .pip_install("mn-local-package", find_links="/mn-wheels", extra_options="--no-index")
+        .uv_sync(live.folder / "loose", frozen=False)
+    )
+    (live.folder / "loose").mkdir()
+    (live.folder / "loose/pyproject.toml").write_text(_PROJECT.replace("serving", "unused"))
+    app = modal.App("projects")
+
+    def f() -> int:
+        import mn_local_package
+
+        return int(mn_local_package.ANSWER)
+
+    app.function(serialized=True, name="locked", image=locked)(f)
+    app.function(serialized=True, name="loose", image=loose)(f)
+    with app.run():
+        assert app["locked"].remote() == app["loose"].remote() == 42
 
 
 def test_an_image_that_does_not_build_says_why(live: Live) -> None:

@@ -137,6 +137,9 @@ def test_dependencies_that_uv_locked(tmp_path: Path) -> None:
     assert "--frozen --group serving --extra gpu --offline" in layer.dockerfile
     assert "A='b c' UV_PROJECT_ENVIRONMENT=/.uv/.venv" in layer.dockerfile
     assert layer.dockerfile.endswith('ENV PATH="/.uv/.venv/bin:$PATH"\n')
+    # Its environment has no pip.
+    *_, more = layers(image.run_commands("true").pip_install("click", pre=True))
+    assert "RUN uv pip install --no-cache --python /.uv/.venv/bin/python --pre click" in more.dockerfile
     (tmp_path / "uv.lock").write_text("version = 2")
     assert layers(image)[0].key != layer.key
     for wrong in ({"uv_project_dir": 3}, {"frozen": "yes"}, {"extra_options": "'"}, {"groups": [3]}):

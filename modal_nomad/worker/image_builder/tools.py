@@ -33,6 +33,8 @@ _NOISE = (
 # What docker says between the lines of a step: nothing of it tells why one failed.
 _BETWEEN = re.compile(
     r"Sending build context to Docker daemon| ---> |Step \d+/\d+ : FROM |Removing intermediate container "
+    r"|#\d+ (?:DONE |CACHED|sha256:|\[internal\] |transferring |resolve |exporting |writing |naming |\.\.\.)"
+    r"|#\d+ \[[^]]*\] FROM |------$"
 )
 # What runs may end by itself when its time is over, and say so.
 _END_SECONDS = 10.0
