@@ -295,7 +295,8 @@ def _pip(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
 def _pip_private(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
     # The token is part of what git rewrites addresses to, so that no command line or message has it.
     user = layer.options["git_user"]
-    lines = [f"{env}export GIT_TERMINAL_PROMPT=0 GIT_CONFIG_COUNT={len(layer.options['tokens'])}"]
+    # Exported with the rest: an assignment in front of export is no variable of what runs later.
+    lines = [f"export {env}GIT_TERMINAL_PROMPT=0 GIT_CONFIG_COUNT={len(layer.options['tokens'])}"]
     for index, (host, variable) in enumerate(sorted(layer.options["tokens"].items())):
         lines.append(f'test -n "${variable}" || {{ echo "a Secret of this step needs {variable}"; exit 1; }}')
         lines.append(

@@ -170,7 +170,7 @@ def test_private_repositories_are_reached_with_a_token_that_stays_out(builds: Bu
     (tmp_path / "pip/__init__.py").write_text("")
     (tmp_path / "pip/__main__.py").write_text(
         "import os, sys\nopen('/asked', 'w').write(repr((sys.argv[1:], os.environ['GIT_CONFIG_KEY_0'],"
-        " os.environ['GIT_CONFIG_VALUE_0'])))\n"
+        " os.environ['GIT_CONFIG_VALUE_0'], os.environ['GIT_SSL_CAINFO'])))\n"
     )
     image = (
         base.add_local_dir(tmp_path / "pip", "/root/fake/pip", copy=True)
@@ -179,11 +179,13 @@ def test_private_repositories_are_reached_with_a_token_that_stays_out(builds: Bu
             "github.com/ecorp/private@1.0",
             git_user="someone",
             secrets=[modal.Secret.from_dict({"GITHUB_TOKEN": "t0ken"})],
+            env={"GIT_SSL_CAINFO": "/etc/own authority.pem"},
         )
     )
     asked = builds.cat(build(image), "/asked")
     assert "git+https://github.com/ecorp/private@1.0" in asked
     assert "'url.https://someone:t0ken@github.com/.insteadOf', 'https://github.com/'" in asked
+    assert "'/etc/own authority.pem'" in asked
     with pytest.raises(modal.exception.ImageBuildError, match="a Secret of this step needs GITLAB_TOKEN"):
         build(
             base.pip_install_private_repos(
