@@ -10,8 +10,12 @@ from benchmarks import subject
 
 _LINES = (
     ("queue_pairs", "Queue put + get, pairs", "/s"),
+    ("queue_pairs_16", "Queue put + get, 16 threads", "/s"),
+    ("queue_pairs_64", "Queue put + get, 64 threads", "/s"),
     ("wake_us", "a waiting get wakes, p50", "us"),
     ("dict_pairs", "Dict put + get, pairs", "/s"),
+    ("dict_pairs_16", "Dict put + get, 16 threads", "/s"),
+    ("dict_pairs_64", "Dict put + get, 64 threads", "/s"),
 )
 
 _PROMISES = (

@@ -5,8 +5,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any, NamedTuple
+
+
+TOGETHER = (16, 64)
+"""So many threads of one program ask at the same time."""
 
 
 class Store(NamedTuple):
@@ -40,6 +45,11 @@ def measure(store: Store, waiter: list[str], count: int, wakes: int) -> dict[str
         for i in range(count):
             pair(i)
         result[name] = count / (time.perf_counter() - began)
+    for threads in TOGETHER:
+        result[f"queue_pairs_{threads}"] = _together(lambda i: (store.put(i), store.get()), threads, count * 2)
+        result[f"dict_pairs_{threads}"] = _together(
+            lambda i: (store.write(i % threads, i), store.read(i % threads)), threads, count * 2
+        )
     with subprocess.Popen([sys.executable, "-m", *waiter, str(wakes)]) as process:
         store.answered()
         times = []
@@ -53,6 +63,14 @@ def measure(store: Store, waiter: list[str], count: int, wakes: int) -> dict[str
         process.wait(60)
     result["wake_us"] = median(times) * 1e6
     return result
+
+
+def _together(pair: Callable[[int], Any], threads: int, count: int) -> float:
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(pair, range(threads * 2)))
+        began = time.perf_counter()
+        list(pool.map(pair, range(count)))
+        return count / (time.perf_counter() - began)
 
 
 def wait(store: Store, wakes: int) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import io
 import os
-import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ import pytest
 from conftest import Live
 
 import modal_nomad as modal
+from tests._disks import filled, mounted
 
 _MIB = 1 << 20
 
@@ -22,33 +22,11 @@ _MIB = 1 << 20
 @contextlib.contextmanager
 def small_disk(own: Live, folder: Path, mib: int) -> Iterator[None]:
     """Let a directory of a dispatcher be a disk of so many MiB, until the dispatcher has ended."""
-    folder.mkdir(parents=True, exist_ok=True)
-    command = ["mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", str(folder)]
-    try:
-        made = subprocess.run(command, capture_output=True, text=True, check=False)
-        reason = made.stderr.strip()
-    except FileNotFoundError as error:
-        reason = str(error)
-    if reason:
-        pytest.skip(f"a small disk cannot be mounted here ({reason}): it takes root")
-    try:
-        yield
-    finally:
-        own.end()
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-@contextlib.contextmanager
-def filled(folder: Path) -> Iterator[None]:
-    """Take all space that is left on a disk."""
-    filler = folder / "filler"
-    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-        while file.write(bytes(4096)):
-            pass
-    try:
-        yield
-    finally:
-        filler.unlink()
+    with mounted(folder, mib):
+        try:
+            yield
+        finally:
+            own.end()
 
 
 def upload(volume: modal.Volume, name: str, data: bytes) -> None:
