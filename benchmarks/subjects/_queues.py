@@ -9,7 +9,6 @@ from concurrent.futures import ThreadPoolExecutor
 from statistics import median
 from typing import Any, NamedTuple
 
-
 TOGETHER = (16, 64)
 """So many threads of one program ask at the same time."""
 
@@ -46,10 +45,11 @@ def measure(store: Store, waiter: list[str], count: int, wakes: int) -> dict[str
             pair(i)
         result[name] = count / (time.perf_counter() - began)
     for threads in TOGETHER:
-        result[f"queue_pairs_{threads}"] = _together(lambda i: (store.put(i), store.get()), threads, count * 2)
-        result[f"dict_pairs_{threads}"] = _together(
-            lambda i: (store.write(i % threads, i), store.read(i % threads)), threads, count * 2
-        )
+        for name, pair in (
+            ("queue_pairs", lambda i: (store.put(i), store.get())),
+            ("dict_pairs", lambda i: (store.write(i % 64, i), store.read(i % 64))),
+        ):
+            result[f"{name}_{threads}"] = _together(pair, threads, count * 2)
     with subprocess.Popen([sys.executable, "-m", *waiter, str(wakes)]) as process:
         store.answered()
         times = []

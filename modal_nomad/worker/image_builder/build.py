@@ -236,7 +236,7 @@ def _registry(tag: str) -> str:
 def _text(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         return (
-            f"no space is left in {tempfile.gettempdir()} of the machine that builds: make some there, or have"
-            " TMPDIR of what builds name another directory"
+            f"no space is left in {tempfile.gettempdir()} of the machine that builds: make some there, or"
+            " have TMPDIR of what builds name another directory"
         )
     return str(error) if isinstance(error, ImageBuildError) else f"{type(error).__name__}: {error}"
