@@ -138,6 +138,9 @@ def mounted(
 
     Returns:
         The files in the order of their paths, and where each blob's content is on this machine.
+
+    Raises:
+        InvalidError: a file has a name that is no UTF-8.
     """
     files: dict[str, MountedFile] = {}
     contents: dict[str, os.PathLike[str]] = {}
@@ -145,9 +148,22 @@ def mounted(
         found = [(remote, path, path_stat(path)) for remote, path in wish.found()]
         hashes = hashes_of(wish.source, [(path, said) for _, path, said in found])
         for (remote, path, said), sha in zip(found, hashes, strict=True):
+            if not _is_text(remote):
+                raise InvalidError(
+                    f"the name of {os.fsencode(path)!r} is no UTF-8: rename the file, or leave it out with"
+                    " ignore="
+                )
             files[remote] = MountedFile(remote, sha, file_mode(said))
             contents[sha] = path
     return tuple(files[remote] for remote in sorted(files)), contents
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def path_stat(path: os.PathLike[str]) -> os.stat_result:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path, PurePath
 
+_SPECIAL = re.compile(r"[*?\[\]\\]")
+
 
 class PatternMatcher:
     """Base of matchers: call one with a path, invert it with ``~``."""
@@ -123,7 +125,8 @@ def as_matcher(ignore: Sequence[str] | Callable[[Path], bool]) -> Callable[[Path
 
 
 def _lines(text: str) -> list[str]:
-    return [line for line in text.splitlines() if not line.startswith("#")]
+    # Other characters that end a line for Python may stand in a name.
+    return [line for line in text.split("\n") if not line.startswith("#")]
 
 
 def _compile(patterns: Iterable[str]) -> list[tuple[bool, re.Pattern[str]]]:
@@ -137,7 +140,11 @@ def _compile(patterns: Iterable[str]) -> list[tuple[bool, re.Pattern[str]]]:
             pattern = pattern[1:].strip()
             if not pattern:
                 raise ValueError('Illegal exclusion pattern: "!"')
-        pattern = posixpath.normpath(pattern).lstrip("/") or "."
+        # Once more: the space of "a /" ends the pattern only now.
+        pattern = posixpath.normpath(pattern).lstrip("/").strip()
+        if takes_back and not pattern:
+            raise ValueError(f"Illegal exclusion pattern: {text.strip()!r}")
+        pattern = pattern or "."
         if os.sep == "\\":
             pattern = pattern.replace("\\", "/")
         # The tail makes what lies under a matching folder match.
@@ -157,8 +164,12 @@ def _to_regex(pattern: str) -> str:
                 continue
             position += 1
             position += pattern.startswith("/", position)
-            # Any number of folders; at the end, all that is in them.
-            out.append(".*" if position == end else "(?:.*/)?")
+            if position == end or (position == 2 and not _SPECIAL.search(pattern, 2)):
+                # All that is in them; or whatever ends in this, as Docker has it, not whole names alone.
+                out.append(".*")
+            else:
+                # Any number of folders.
+                out.append("(?:.*/)?")
         elif char == "?":
             out.append("[^/]")
         elif char == "[":
@@ -201,5 +212,6 @@ def _character_class(pattern: str, position: int) -> tuple[int, str]:
             parts.append("")
     body = "".join(parts)
     if not body:
-        return position + 1, "[^/]" if negated else r"(?!)"
-    return position + 1, f"[^/{body}]" if negated else f"(?!/)[{body}]"
+        return position + 1, "." if negated else r"(?!)"
+    # Unlike wildcards, a class may take the border of two folders, as it does for Docker.
+    return position + 1, f"[^{body}]" if negated else f"[{body}]"

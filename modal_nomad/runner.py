@@ -21,7 +21,7 @@ from ._secret_refs import reference_of
 from ._volume_mounts import buckets_in, check_once, volumes_in
 from ._web_names import usable
 from .config import config
-from .exception import InvalidError
+from .exception import ExecutionError, InvalidError
 from .image import DEFINITION_VARIABLE, Image
 from .wire.mounts import NfsMount, SecretRef
 from .wire.spec import FunctionSpec, ImageSpec
@@ -333,16 +333,24 @@ async def send(client: Client, publication: Publication) -> dict[str, Any]:
 
 
 async def upload_missing(client: Client, contents: Mapping[str, bytes | os.PathLike[str]]) -> int:
-    """Upload the contents that the server does not have; return how many."""
+    """Upload the contents that the server does not have; return how many.
+
+    Raises:
+        ExecutionError: a file is not any more what it was when its hash was taken.
+    """
     if not contents:
         return 0
     reply = await client._request("blob.missing", {"hashes": sorted(contents)})
 
     async def put(sha: str) -> None:
         content = contents[sha]
-        await client._put_blob(
-            content if isinstance(content, bytes) else await asyncio.to_thread(_read, content)
-        )
+        if isinstance(content, bytes):
+            await client._put_blob(content)
+        elif await client._put_blob(await asyncio.to_thread(_read, content)) != sha:
+            raise ExecutionError(
+                f"{os.fspath(content)} changed while it was uploaded: try again when nothing writes to it, or"
+                " leave it out with ignore="
+            )
 
     uploads: list[Awaitable[None]] = [put(sha) for sha in reply["missing"]]
     await asyncio.gather(*uploads)

@@ -42,6 +42,17 @@ def test_a_mount_is_sent_and_has_the_id_of_its_content(live: Live) -> None:
     assert live.request("blob.missing", hashes=[_sha(sha)])["missing"] == []
 
 
+def test_a_file_that_changes_while_it_is_sent_is_said(live: Live, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = live.write("changing.txt", "once")
+    app = modal.App("changing", image=modal.Image.debian_slim().add_local_file(file, "/changing"))
+    app.function(serialized=True, name="f")(lambda: 1)
+    monkeypatch.setattr("modal_nomad.runner._read", lambda path: b"since")
+    with pytest.raises(modal.exception.ExecutionError, match=r"changing\.txt changed while it was uploaded"):
+        app.deploy()
+    with pytest.raises(modal.exception.NotFoundError):
+        modal.App.lookup("changing")
+
+
 def _sha(path: object) -> str:
     from modal_nomad._file_hashes import file_sha256
 

@@ -301,6 +301,8 @@ def everything_in(home: Path) -> bytes:
 def test_a_value_is_found_nowhere(own: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     marker, second, third = (f"hunter-{os.urandom(8).hex()}" for _ in range(3))
     monkeypatch.setenv("MN_MARKER", second)
+    # All that any part of it can say.
+    monkeypatch.setenv("MODAL_LOGLEVEL", "DEBUG")
     Secret.objects.create("plain", {"A": marker})
     Secret.from_name("plain").update({"C": third})
     file = own.write(

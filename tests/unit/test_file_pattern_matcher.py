@@ -37,7 +37,9 @@ RULES: list[tuple[str, list[str], list[str]]] = [
     ("**/notes", ["notes", "d/notes", "d/e/notes/x"], ["mynotes", "d/mynotes"]),
     ("**/.env", [".env", "d/.env"], ["a.env", "d/a.env"]),
     ("**/d/x", ["d/x", "a/d/x", "a/b/d/x"], ["x", "d/y"]),
-    ("**notes", ["notes", "d/notes"], ["mynotes"]),
+    # Without a slash after it, and with nothing special behind it, whatever ends so: as Docker has it.
+    ("**notes", ["notes", "d/notes", "mynotes", "d/mynotes/x"], ["notesx", "d/notes.txt"]),
+    ("**note?", ["notes", "d/notes"], ["mynotes"]),
     ("**/a*b", ["ab", "d/axb", "d/e/ab"], ["a/b"]),
     ("**/**/*.txt", ["a.txt", "d/a.txt", "d/e/f/a.txt"], ["a.txt2"]),
     ("d/**", ["d/a", "d/a/b"], ["d", "e/a"]),
@@ -52,12 +54,14 @@ RULES: list[tuple[str, list[str], list[str]]] = [
     ("[c-a]x", [], ["ax", "bx", "cx"]),
     (r"[\]a]x", ["]x", "ax"], ["bx"]),
     ("a[b-d]e", ["abe", "ade"], ["ae", "aae", "a/e"]),
+    ("a[^x]b", ["ayb", "a/b"], ["axb"]),
     # A backslash takes what follows as it is.
     (r"a\*", ["a*"], ["ab", "a"]),
     (r"\[a]", ["[a]"], ["a"]),
     (r"\!keep", ["!keep"], ["keep"]),
     # Space around a pattern is not part of it.
     ("  a b  ", ["a b"], ["a", " a b"]),
+    ("? /", ["a", "a/b"], ["a ", "ab"]),
     # A pattern that names the root says nothing.
     (".", [], ["a", ".a"]),
     ("/", [], ["a"]),
@@ -102,7 +106,7 @@ def test_the_last_pattern_that_matches_decides(
     assert [path for path in left if matcher(Path(path))] == []
 
 
-@pytest.mark.parametrize("pattern", ["!", " ! ", "[", "[]", "[a", "[^", "[-x]", "[x-]", "a\\"])
+@pytest.mark.parametrize("pattern", ["!", " ! ", "!/", "[", "[]", "[a", "[^", "[-x]", "[x-]", "a\\"])
 def test_bad_patterns(pattern: str) -> None:
     with pytest.raises(ValueError, match="pattern"):
         FilePatternMatcher(pattern)
@@ -118,6 +122,12 @@ def test_a_file_of_patterns_without_an_end_of_line(tmp_path: Path) -> None:
     (tmp_path / "ignore").write_bytes(b"\xef\xbb\xbf*.txt\r\n\r\n  !keep.txt  ")
     matcher = FilePatternMatcher.from_file(str(tmp_path / "ignore"))
     assert matcher(Path("a.txt")) and not matcher(Path("keep.txt"))
+
+
+def test_lines_of_a_file_end_with_nothing_but_a_line_feed(tmp_path: Path) -> None:
+    (tmp_path / "ignore").write_text("one\x0btwo\u2028three\r\nfour\n", encoding="utf-8")
+    matcher = FilePatternMatcher.from_file(tmp_path / "ignore")
+    assert matcher(Path("one\x0btwo\u2028three")) and matcher(Path("four")) and not matcher(Path("two"))
 
 
 def test_a_file_that_is_not_there_is_told_on_first_use(tmp_path: Path) -> None:

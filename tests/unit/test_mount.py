@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import warnings
@@ -212,3 +213,22 @@ def test_patterns_of_a_file_say_late_whether_directories_can_be_left_out(tmp_pat
     matcher = FilePatternMatcher.from_file(tmp_path / "ignore")
     (tmp_path / "ignore").write_text("sub\n!sub/keep\n")
     assert matcher.can_prune_directories() is False
+
+
+def test_what_lies_in_a_directory_besides_files(tree: Path) -> None:
+    (tree / "empty").mkdir()
+    (tree / "link").symlink_to("a.txt")
+    (tree / "broken").symlink_to("nowhere")
+    (tree / "again").symlink_to(".")
+    os.mkfifo(tree / "fifo")
+    (tree / "two\nlines").write_text("")
+    found = [name for name, _ in walk(tree, "/x", FilePatternMatcher("sub", ".venv"))]
+    assert found == ["/x/a.txt", "/x/b.py", "/x/link", "/x/two\nlines"]
+
+
+def test_a_name_that_is_no_text_is_said(tree: Path) -> None:
+    (tree / os.fsdecode(b"bad\xff")).write_text("")
+    image = modal.Image.debian_slim().add_local_dir(tree, "/x")
+    with pytest.raises(InvalidError, match=r"bad\\xff' is no UTF-8: rename the file, or leave it out"):
+        image._resolve()
+    assert modal.Image.debian_slim().add_local_dir(tree, "/x", ignore=["bad*"])._resolve()
