@@ -36,7 +36,7 @@ def create(name: str = _objects.NAME) -> None:
 @app.command()
 def delete(
     name: str = _objects.NAME,
-    confirm: bool = typer.Option(False, "--confirm/--no-confirm", "-y", help="Do not ask."),
+    confirm: bool = typer.Option(False, "--confirm/--no-confirm", "--yes", "-y", help="Do not ask."),
 ) -> None:
     """Delete an environment: its Apps are stopped, its Dicts, Queues, Secrets and Volumes are gone."""
     client = _client.connect()

@@ -32,7 +32,7 @@ def _secret() -> None:
 
 @app.command("create", no_args_is_help=True)
 def create(
-    name: str = typer.Argument(..., help="The Secret's name."),
+    name: str = typer.Argument(..., metavar="NAME", help="The Secret's name."),
     pairs: list[str] = _PAIRS,
     dotenv: str = typer.Option("", "--from-dotenv", metavar="FILE", help="Take variables from a .env file."),
     from_json: str = typer.Option(
@@ -81,7 +81,7 @@ def list_secrets(
 
 @app.command("delete", no_args_is_help=True)
 def delete(
-    name: str = typer.Argument(..., help="The Secret's name."),
+    name: str = typer.Argument(..., metavar="NAME", help="The Secret's name."),
     yes: bool = typer.Option(False, "--yes", "-y", help="Do not ask."),
     allow_missing: bool = typer.Option(False, "--allow-missing", help="None of that name is no error."),
     environment: str = _ENVIRONMENT,

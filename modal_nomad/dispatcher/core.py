@@ -40,7 +40,7 @@ from modal_nomad.dispatcher.objects.environments import Environments
 from modal_nomad.dispatcher.objects.queues import Queues
 from modal_nomad.dispatcher.objects.registry import ObjectRegistry
 from modal_nomad.dispatcher.schedules import Schedules
-from modal_nomad.dispatcher.secrets import Secrets, SecretStoreError
+from modal_nomad.dispatcher.secrets import PENDING_SECONDS, Secrets, SecretStoreError
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store import Store, StoreError
@@ -210,6 +210,7 @@ class Dispatcher:
         self.queues = Queues(store, self.background, lambda owner: owner in self.clients)
         self.objects.on_delete("queue", self.queues.deleted)
         self.clients: dict[str, ClientSession] = {}
+        self.secrets.connected = self.clients.__contains__
         self._call_owner: dict[str, str] = {}
         self._graces = Graces()
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -260,11 +261,17 @@ class Dispatcher:
         await self.secrets.close()
 
     async def _collect_secrets(self) -> None:
-        try:
-            await self.secrets.resume()
-            await self.live_apps.collect_secrets()
-        except SecretStoreError as error:
-            logger.warning("Secrets of ended Apps cannot be removed now: %s", error)
+        resumed = False
+        while True:
+            try:
+                if not resumed:
+                    await self.secrets.resume()
+                    resumed = True
+                await self.live_apps.collect_secrets()
+            except SecretStoreError as error:
+                logger.warning("Secrets of ended Apps cannot be removed now: %s", error)
+            # Of a program that ended between sending them and being published nobody says a word.
+            await asyncio.sleep(PENDING_SECONDS)
 
     async def _take_back_leases(self) -> None:
         try:

@@ -108,6 +108,6 @@ async def _keep(server: Dispatcher, session: ClientSession, args: Mapping[str, A
         raise InvalidError("the request needs envs as a list of objects")
     values = [_values(x) for x in given]
     names = await server.secrets.keep(
-        _environment(args), text(args, "app"), values, dry=bool(args.get("dry"))
+        _environment(args), text(args, "app"), values, owner=session.owner, dry=bool(args.get("dry"))
     )
     return {"names": names}, []

@@ -77,7 +77,7 @@ def test_environment(own: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     ]
     assert own.cli("environment", "delete", "test").returncode == 1
     assert own.cli("environment", "delete", "test", "--confirm").returncode == 0
-    missing = own.cli("environment", "delete", "test", "--confirm")
+    missing = own.cli("environment", "delete", "test", "--yes")
     assert missing.returncode == 1 and "environment list" in missing.stderr
     kept = own.cli("environment", "delete", "main", "--confirm")
     assert kept.returncode == 1 and "default" in kept.stderr

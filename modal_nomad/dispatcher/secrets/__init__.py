@@ -11,9 +11,10 @@ from modal_nomad.dispatcher.secrets.base import (
     SecretStoreUnavailable,
 )
 from modal_nomad.dispatcher.secrets.file import FileSecretStore
-from modal_nomad.dispatcher.secrets.room import Secrets
+from modal_nomad.dispatcher.secrets.room import PENDING_SECONDS, Secrets
 
 __all__ = [
+    "PENDING_SECONDS",
     "FileSecretStore",
     "SecretExists",
     "SecretInfo",

@@ -34,7 +34,7 @@ logger = logging.getLogger("modal_nomad.dispatcher")
 
 _MOST_LEASES = 100
 PENDING_SECONDS = 600.0
-"""How long an ephemeral Secret waits for the publication that it was sent for."""
+"""How long an ephemeral Secret waits for the publication that it was sent for, once its client is gone."""
 RETURN_SECONDS = 100.0
 """How long containers on Nomad may take to be known to a new dispatcher."""
 
@@ -50,6 +50,9 @@ class Secrets:
         vault: there is a Vault at all.
         kept_out: the path in Vault that no ``from_vault`` may read: other Secrets stand there.
         clock: the time in seconds.
+
+    Attributes:
+        connected: tells whether a client is here: it may be at an image that takes long to build.
     """
 
     def __init__(
@@ -70,7 +73,8 @@ class Secrets:
         self._vault = vault
         self._kept_out = kept_out
         self._clock = clock
-        self._pending: dict[SecretKey, float] = {}
+        self._pending: dict[SecretKey, tuple[float, str]] = {}
+        self.connected: Callable[[str], bool] = lambda owner: False
         self._ephemeral: set[SecretKey] = set()
 
     @classmethod
@@ -160,7 +164,13 @@ class Secrets:
     # --- those that live with an App --------------------------------------------------------------
 
     async def keep(
-        self, environment: str, app: str, given: Sequence[Mapping[str, str]], *, dry: bool = False
+        self,
+        environment: str,
+        app: str,
+        given: Sequence[Mapping[str, str]],
+        *,
+        owner: str = "",
+        dry: bool = False,
     ) -> list[str]:
         """Keep values that a program brings, until no published Function refers to them.
 
@@ -169,6 +179,7 @@ class Secrets:
             app: its name or description. Equal values of one App get one name, so that publishing the
                 same again changes nothing.
             given: variables of each Secret.
+            owner: the client, in whose time they are kept before there is a publication.
             dry: only say what their names would be.
 
         Returns:
@@ -179,7 +190,7 @@ class Secrets:
         if not dry:
             for name, values in zip(names, given, strict=True):
                 place = SecretKey(environment, name, ephemeral=True)
-                self._pending[place] = self._clock()
+                self._pending[place] = self._clock(), owner
                 await self.store.put(place, values, replace=True, created_by=app)
                 self._ephemeral.add(place)
         return names
@@ -206,8 +217,9 @@ class Secrets:
         """
         kept = {key_of(ref, env) for spec, env in live for ref in spec.secret_refs if ref.ephemeral}
         before = self._clock() - PENDING_SECONDS
-        for key in [k for k, at in self._pending.items() if k in kept or at < before]:
-            del self._pending[key]
+        for key, (at, owner) in list(self._pending.items()):
+            if key in kept or (at < before and not self.connected(owner)):
+                del self._pending[key]
         gone = [key for key in self._ephemeral if key not in kept and key not in self._pending]
         for key in gone:
             self._ephemeral.discard(key)
