@@ -35,8 +35,17 @@ class Build:
     def __init__(self, plan: Mapping[str, Any], say: Say, fetch: Fetch) -> None:
         self._plan = plan
         self._say = say
-        self._fetch = fetch
+        self._blob = fetch
         self._folder = ""
+
+    def _fetch(self, sha: str) -> bytes:
+        try:
+            return self._blob(sha)
+        except KeyError:
+            raise ImageBuildError(
+                "the dispatcher no longer has the files of this step: run or deploy the App again, which"
+                " sends them"
+            ) from None
 
     def run(self) -> None:
         """Build what is missing.
