@@ -4,10 +4,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any, Awaitable, Callable, Dict, List, MutableMapping, Optional, Tuple
 
 from .._execution_context import current_work
-from ..exception import ExecutionError, InvalidError
+from ..exception import ExecutionError, InputCancellation, InvalidError
 from ..wire.ids import new_id
 from ..wire.spec import WebSpec
 from ..wire.web import CALL, FIELDS, PATIENCE, PREFIX, patience_of
+from ._pool import STUCK_AFTER
+from ._web_threads import RequestExecutor, RequestThread, in_thread, owner
 
 if TYPE_CHECKING:
     from ._web import WebPool
@@ -49,7 +51,19 @@ def make_app(spec: WebSpec, function: Callable[..., Any], name: str, slots: int)
     from a2wsgi import WSGIMiddleware  # type: ignore[import-not-found, unused-ignore]
 
     adapted: Any = WSGIMiddleware(made, workers=slots)
-    return Served(adapted, name, lifespan=False)
+    adapted.executor = RequestExecutor(max_workers=slots, thread_name_prefix="WSGI")
+
+    async def served(scope: Dict[str, Any], receive: Receive, send: Send) -> None:
+        async def received() -> Message:
+            message = await receive()
+            if message["type"] == "http.disconnect":
+                # Else what came of a body that was cut off would be taken for all of it.
+                raise ConnectionResetError("the client left before its request had come")
+            return message
+
+        await adapted(scope, received, send)
+
+    return Served(served, name, lifespan=False)
 
 
 def _fastapi(spec: WebSpec, function: Callable[..., Any], name: str) -> App:
@@ -74,7 +88,7 @@ def _fastapi(spec: WebSpec, function: Callable[..., Any], name: str) -> App:
         allow_methods=["*"],
         allow_headers=["*"],
     )
-    app.add_api_route("/", function, methods=[spec.method])
+    app.add_api_route("/", in_thread(function), methods=[spec.method])
     made: App = app
     return made
 
@@ -183,16 +197,21 @@ class Request:
         served: the app.
         pool: whose slot it takes.
         scope: of the request.
+
+    Attributes:
+        thread: where synchronous code runs for it.
     """
 
     def __init__(self, served: Served, pool: "WebPool", scope: Dict[str, Any]) -> None:
         self._served = served
         self._pool = pool
         self._scope = scope
+        self.thread: Optional[RequestThread] = None
         self._task: "Optional[asyncio.Task[Any]]" = None
         self._left = False
         self._late = False
         self._begun = False
+        self._said: "Optional[asyncio.Task[None]]" = None
         self._closed: "Optional[asyncio.Future[None]]" = None
 
     async def run(self, receive: Receive, send: Send) -> None:
@@ -205,28 +224,33 @@ class Request:
         entered = False
 
         async def told(message: Message) -> None:
-            self._begun = True
-            await send(message)
+            if self._said is None:
+                self._begun = True
+                await send(message)
 
         try:
             call_id, patience = _adapt(self._scope, self._served.state)
             current_work.set((None, call_id, 0, 0, b"", ""))
+            owner.set(self)
             entered = await pool.enter(self, patience)
             if not entered:
                 await self._refuse(front)
                 return
-            timer = pool.loop.call_later(pool.timeout, self._out_of_time)
+            timer = pool.loop.call_later(pool.timeout, self._out_of_time, front, send)
             await self._served.app(self._scope, receive, told)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, InputCancellation):
             if not self._left and not self._late:
                 raise
         finally:
-            front.request = None
+            if front.request is self:
+                front.request = None
             if timer is not None:
                 timer.cancel()
             if entered:
                 pool.leave(self)
-        if self._late and not self._left and not self._begun:
+        if self._said is not None:
+            await self._said
+        elif self._late and not self._left and not self._begun:
             await _say_late(self._scope, send, pool.timeout)
 
     async def _refuse(self, front: "Front") -> None:
@@ -249,13 +273,32 @@ class Request:
         grace = _SOCKET_GRACE if self._scope["type"] == "websocket" else _GRACE
         self._pool.loop.call_later(grace, self.cancel)
 
-    def _out_of_time(self) -> None:
+    def _out_of_time(self, front: "Front", send: Send) -> None:
         self._late = True
+        if self._in_thread() and not self._left:
+            # The client is not to wait for the thread, which ends when it can.
+            if self._begun:
+                front.transport.abort()
+            else:
+                late = _say_late(self._scope, send, self._pool.timeout)
+                self._said = self._pool.loop.create_task(late)
         self.cancel()
+        self._pool.loop.call_later(STUCK_AFTER, self._look)
+
+    def _look(self) -> None:
+        """Give the container up whose thread does not end: it has no room for another request."""
+        if self._task is not None and not self._task.done():
+            self._pool.request_drain()
+
+    def _in_thread(self) -> bool:
+        return self.thread is not None and not self.thread.over
 
     def cancel(self) -> None:
         """Cancel the work."""
-        if self._task is not None and not self._task.done():
+        if self._in_thread():
+            assert self.thread is not None
+            self.thread.interrupt()
+        elif self._task is not None and not self._task.done():
             self._task.cancel()
 
 

@@ -10,6 +10,9 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import modal_nomad as modal
@@ -192,6 +195,55 @@ def wsgi() -> Any:
         return [text.encode()]
 
     return served
+
+
+@app.function(max_containers=1)
+@modal.wsgi_app()
+def endless() -> Any:
+    closed: list[str] = []
+
+    def parts() -> Any:
+        try:
+            while True:
+                yield b"x" * 100_000
+        finally:
+            closed.append("closed")
+
+    def served(environ: Any, start_response: Any) -> Any:
+        start_response("200 OK", [])
+        return [repr(closed).encode()] if environ["PATH_INFO"] == "/closed" else parts()
+
+    return served
+
+
+running: list[str] = []
+cut: list[str] = []
+
+
+@app.function(env=packages, max_containers=1)
+@modal.fastapi_endpoint()
+def sync(file: str = "") -> dict[str, Any]:
+    running.append(file)
+    try:
+        if file:
+            Path(file).touch()
+            while True:
+                time.sleep(0.01)
+    except BaseException as error:
+        cut.append(type(error).__name__)
+        raise
+    finally:
+        seen = len(running)
+        running.remove(file)
+    return {"running": seen, "cut": cut}
+
+
+@app.function(env=packages, timeout=1)
+@modal.fastapi_endpoint()
+def unstoppable(file: str) -> None:
+    while not Path(file).exists():
+        with suppress(BaseException):
+            time.sleep(0.01)
 
 
 @app.function(env=packages)

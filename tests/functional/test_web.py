@@ -255,6 +255,28 @@ async def test_work_is_cancelled_when_its_client_leaves(base: str) -> None:
         await reach(1, cancelled + 1)
 
 
+def test_what_runs_in_a_thread_ends_with_its_request(base: str, tmp_path: Path) -> None:
+    """The containers take one request at a time: the second one is answered when the first has ended."""
+    with httpx.stream("GET", f"{base}/served-endless-dev/", timeout=LIMIT) as left:
+        assert next(left.iter_bytes())
+    assert get(f"{base}/served-endless-dev/closed").text == "['closed']"
+
+    begun, where = tmp_path / "begun", urlsplit(base)
+    with socket.create_connection((where.hostname, where.port), timeout=LIMIT) as sock:
+        head = f"GET /served-sync-dev/?file={begun} HTTP/1.1\r\nHost: localhost\r\n\r\n"
+        sock.sendall(head.encode())
+        until(begun.exists)
+    assert get(f"{base}/served-sync-dev/").json() == {"running": 1, "cut": ["InputCancellation"]}
+
+
+def test_a_thread_that_does_not_end_is_not_waited_for(base: str, tmp_path: Path) -> None:
+    end = tmp_path / "end"
+    try:
+        assert get(f"{base}/served-unstoppable-dev/?file={end}").status_code == 504
+    finally:
+        end.touch()
+
+
 async def test_no_more_requests_at_a_time_than_there_may_be(base: str) -> None:
     url = f"{base}/served-one-at-a-time-dev"
     async with client() as session:
