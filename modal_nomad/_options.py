@@ -123,7 +123,9 @@ class FunctionOptions:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    # Neither infinite nor what is no number at all.
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and float("-inf") < value < float("inf")
 
 
 def _count(name: str, value: Any, least: int) -> int | None:

@@ -16,9 +16,17 @@ T = TypeVar("T")
 _COMPARISONS = ("=", "!=", ">", ">=", "<", "<=")
 _SETS = ("set_contains", "set_contains_all", "set_contains_any")
 _PRESENCE = ("is_set", "is_not_set")
-_AFFINITY_OPERATORS = (*_COMPARISONS, "regexp", *_SETS, "version", "semver", *_PRESENCE)
-_CONSTRAINT_OPERATORS = (*_AFFINITY_OPERATORS, "distinct_hosts", "distinct_property")
+_AFFINITY_OPERATORS = (*_COMPARISONS, "regexp", *_SETS, "version", "semver")
+_CONSTRAINT_OPERATORS = (*_AFFINITY_OPERATORS, *_PRESENCE, "distinct_hosts", "distinct_property")
 _WITHOUT_VALUE = (*_PRESENCE, "distinct_hosts")
+_SEMVER = r"\s*v?\d+(\.\d+)*(-[0-9A-Za-z.-]+)?(\+[0-9A-Za-z.-]+)?"
+_VERSIONS = {
+    "version": re.compile(r"(=|!=|>|<|>=|<=|~>)?\s*v?\d+(\.\d+)*(-?[0-9A-Za-z~-][0-9A-Za-z.~+-]*)?"),
+    "semver": re.compile(r"(=|!=|>|<|>=|<=)?" + _SEMVER),
+}
+_NOT_RE2 = re.compile(r"\(\?(<?[=!]|P=|\()|\\[1-9]")
+_COUNT = re.compile(r"[1-9][0-9]*")
+_TRUTHS = ("", "true", "false")
 _POOL = re.compile(r"[A-Za-z0-9_-]{1,128}")
 _RESERVED = "modal_"
 
@@ -55,7 +63,7 @@ class Affinity:
 
     Attributes:
         attribute: what is looked at.
-        operator: one of those of ``Constraint``, but for ``distinct_hosts`` and ``distinct_property``.
+        operator: one of those of ``Constraint`` up to ``semver``.
         value: what it is compared with.
         weight: how much it counts, from -100 to 100, not 0.
 
@@ -213,7 +221,31 @@ def _check_rule(kind: str, rule: Constraint | Affinity, operators: Sequence[str]
         raise InvalidError(
             f"{_a(kind)} with {rule.operator!r} needs a value to compare {rule.attribute} with"
         )
+    if "$" not in rule.attribute + rule.value and rule.operator != "distinct_hosts":
+        raise InvalidError(
+            f"attribute of {_a(kind)} is {rule.attribute!r}, the same on every node: say what is looked up,"
+            f" as '${{{rule.attribute}}}'"
+        )
+    if rule.operator == "distinct_hosts" and rule.value not in _TRUTHS:
+        raise InvalidError(f"value of {_a(kind)} with 'distinct_hosts' is {rule.value!r}; leave it out")
+    if rule.operator == "distinct_property" and rule.value and not _COUNT.fullmatch(rule.value):
+        raise InvalidError(
+            f"value of {_a(kind)} with 'distinct_property' is {rule.value!r}; give how many may share"
+            " one, as '2'"
+        )
+    if (versions := _VERSIONS.get(rule.operator)) and "$" not in rule.value:
+        for part in rule.value.split(","):
+            if not versions.fullmatch(part.strip()):
+                raise InvalidError(
+                    f"value of {_a(kind)} with {rule.operator!r} is {rule.value!r}; give versions, as"
+                    " '>= 1.2, < 2'"
+                )
     if rule.operator == "regexp":
+        if _NOT_RE2.search(rule.value):
+            raise InvalidError(
+                f"value of {_a(kind)} is {rule.value!r}; Nomad's regular expressions (RE2) look neither"
+                " ahead nor back: say it without"
+            )
         try:
             re.compile(rule.value)
         except re.error as error:

@@ -76,6 +76,8 @@ def test_taken(given, field, value) -> None:
         ({"env": ["A"]}, "dict of strings"),
         ({"name": "a b"}, "Invalid Function name"),
         ({"region": 3}, "region is 3"),
+        ({"cpu": float("nan")}, "cpu is nan"),
+        ({"timeout": float("inf")}, "timeout is inf"),
         ({"cloud": ""}, "cloud is ''"),
         ({"nonpreemptible": 1}, "nonpreemptible is 1"),
         ({"max_inputs": 2}, "max_inputs is 2"),

@@ -111,6 +111,22 @@ def test_a_placement_is_frozen_and_compares_by_its_contents() -> None:
         (Constraint, {"attribute": "${meta.a}", "value": 3}, r"str\(3\)"),
         (Constraint, {"attribute": "${meta.a}", "operator": "is_set", "value": "x"}, "takes no value"),
         (Constraint, {"attribute": "${meta.a}", "operator": "regexp", "value": "("}, "no regular expression"),
+        (Constraint, {"attribute": "kernel.name", "value": "linux"}, r"as '\$\{kernel.name\}'"),
+        (Constraint, {"attribute": "", "operator": "distinct_hosts", "value": "x"}, "leave it out"),
+        (
+            Constraint,
+            {"attribute": "${meta.a}", "operator": "distinct_property", "value": "x"},
+            "how many may share one",
+        ),
+        (Constraint, {"attribute": "${attr.a}", "operator": "version", "value": "new"}, "give versions"),
+        (Constraint, {"attribute": "${attr.a}", "operator": "semver", "value": "~> 1.2"}, "give versions"),
+        (Constraint, {"attribute": "${attr.a}", "operator": "semver", "value": "1.x"}, "give versions"),
+        (Constraint, {"attribute": "${attr.a}", "operator": "regexp", "value": "(?=x)"}, "RE2"),
+        (
+            Affinity,
+            {"attribute": "${meta.a}", "operator": "is_set"},
+            "operator of an Affinity is 'is_set'",
+        ),
         (Affinity, {"attribute": "${meta.a}", "value": "x", "weight": 101}, "weight of an Affinity is 101"),
         (Affinity, {"attribute": "${meta.a}", "value": "x", "weight": 0}, "would say nothing"),
         (
