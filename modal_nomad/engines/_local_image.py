@@ -30,6 +30,10 @@ class Mount:
     volume: bool = False
 
 
+_UNFILTERED = "seccomp=unconfined"
+"""What a container needs that leaves the network by itself."""
+
+
 @dataclass(frozen=True)
 class ContainerTask:
     """What the config of the docker or podman driver asks for.
@@ -99,7 +103,8 @@ def without_network(task: ContainerTask) -> ContainerTask:
     # Who mounts file systems asks for their device, too.
     needed = _MOUNT if task.devices else ()
     kept = tuple(x for x in task.capabilities if x not in _OF_NETWORK or x in needed)
-    return replace(task, network="none", capabilities=kept)
+    filtered = tuple(x for x in task.security if x != _UNFILTERED)
+    return replace(task, network="none", capabilities=kept, security=filtered)
 
 
 def _size(value: Any) -> int:

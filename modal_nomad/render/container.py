@@ -101,9 +101,13 @@ def container_config(image: str, spec: FunctionSpec, settings: RenderSettings) -
         config["cap_add"] = [_ADMIN[docker]]
         # Where a node has AppArmor, Docker's own profile lets nobody mount.
         config["security_opt"] = ["apparmor=unconfined"]
-    if spec.block_network:
+    if spec.block_network and "cap_add" in config:
         # To leave the network once it has the way to its dispatcher, and to have a loopback of its own.
         config["cap_add"] = [_ADMIN[docker], _NET_ADMIN[docker]]
+    elif spec.block_network:
+        # It leaves into a user namespace of its own, which needs no rights and has no way back; but the
+        # runtime's filter of system calls allows that to nobody who could not do without.
+        config["security_opt"] = ["seccomp=unconfined"]
     if spec.network_file_systems and settings.nfs_directory and not settings.nfs_volume:
         config["volumes"] = [
             f"{settings.nfs_directory}/{mount.nfs_id}:{mount.path}" for mount in spec.network_file_systems

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from ast import literal_eval
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -72,3 +74,66 @@ def test_an_image_without_python_is_said(server: str, docker: Docker, tmp_path: 
     docker("build", "--quiet", "--network=none", "--tag=mn/none:1", "-", data=lines.encode())
     (none,) = _python(tmp_path, server, NONE).splitlines()
     assert none.startswith("the image mn/none:1 has no CPython 3.9 or newer: add one to it")
+
+
+BLOCKED = """
+import os
+import socket
+from urllib.parse import urlsplit
+from urllib.request import Request, urlopen
+import modal_nomad as modal
+
+app = modal.App("boxed-blocked")
+image = modal.Image.from_registry("{image}")
+
+def look(port):
+    found = {{"devices": [name for _, name in socket.if_nameindex()]}}
+    try:
+        socket.create_connection(("127.0.0.1", port), 5)
+        found["reached"] = True
+    except OSError as error:
+        found["reached"] = type(error).__name__
+    with socket.create_server(("127.0.0.1", 0)) as own:
+        socket.create_connection(own.getsockname(), 5).close()
+    try:
+        back = os.open(f"/proc/{{os.getppid()}}/ns/net", os.O_RDONLY)
+        found["back"] = "open"
+    except OSError as error:
+        found["back"] = type(error).__name__
+    return found
+
+@app.function(image=image, serialized=True, block_network=True)
+def blocked(port):
+    with modal.Queue.ephemeral() as queue:
+        queue.put(port)
+        return look(queue.get())
+
+@app.function(image=image, serialized=True, block_network=True)
+@modal.asgi_app()
+def served():
+    async def web(scope, receive, send):
+        if scope["type"] != "http":
+            return
+        body = repr(look(int(scope["path"].rpartition("/")[2]))).encode()
+        await send({{"type": "http.response.start", "status": 200, "headers": []}})
+        await send({{"type": "http.response.body", "body": body}})
+    return web
+
+if __name__ == "__main__":
+    with app.run():
+        print(blocked.remote({port}))
+        address = urlsplit(served.get_web_url())
+        # The name may be one that this system does not resolve.
+        path = address.path.rstrip("/") + "/{port}"
+        asked = Request(f"http://127.0.0.1:{{address.port}}{{path}}", headers={{"Host": address.netloc}})
+        print(urlopen(asked, timeout=200).read().decode())
+"""
+
+
+def test_who_is_to_reach_nothing_needs_no_rights_for_it(server: str, docker: Docker, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as there:
+        text = BLOCKED.format(image=docker.image, port=there.getsockname()[1])
+        said = [literal_eval(line) for line in _python(tmp_path, server, text).splitlines()]
+    # The service is there for everybody else; and there is no way back for who has left.
+    wanted = {"devices": ["lo"], "reached": "ConnectionRefusedError", "back": "PermissionError"}
+    assert said == [wanted, wanted]

@@ -90,6 +90,15 @@ def test_who_mounts_file_systems_may() -> None:
     assert "cap_add" not in _task(nomads)["Config"]
 
 
+def test_who_is_to_reach_nothing_needs_rights_only_beside_mounts() -> None:
+    blocked = replace(PLAIN, block_network=True)
+    config = _task(blocked)["Config"]
+    assert "cap_add" not in config and config["security_opt"] == ["seccomp=unconfined"]
+    config = _task(replace(blocked, volumes=(VolumeMount("/vol", "vo-1"),)))["Config"]
+    assert config["cap_add"] == ["sys_admin", "net_admin"]
+    assert config["security_opt"] == ["apparmor=unconfined"]
+
+
 def test_shared_directories_are_mounted_by_the_driver() -> None:
     spec = replace(PLAIN, network_file_systems=(NfsMount("/shared", "sv-1"),))
     task = _task(spec, replace(SETTINGS, nfs_directory="/srv/nfs"))
