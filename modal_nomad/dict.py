@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -311,8 +311,14 @@ class Dict(Object):
             ...     list(d.items())
             [('a', 1)]
         """
-        async for entry in self._entries("items"):
-            yield loads(entry[0]), await self._value(entry[1], entry[2])
+        async for pair in self._pairs(loads):
+            yield pair
+
+    @blocking_gen
+    async def _items(self, read: Callable[[bytes], Any]) -> AsyncIterator[tuple[Any, Any]]:
+        """Yield pairs that ``read`` makes of a key's and a value's bytes."""
+        async for pair in self._pairs(read):
+            yield pair
 
     def __getitem__(self, key: Any) -> Any:
         value = self.get(key, _MISSING)
@@ -347,9 +353,13 @@ class Dict(Object):
             return default
         return await self._value(payloads[0], value["flags"])
 
-    async def _value(self, payload: bytes, flags: int) -> Any:
+    async def _value(self, payload: bytes, flags: int, read: Callable[[bytes], Any] = loads) -> Any:
         client, _ = await self._target()
-        return loads(await blob_payload(client, payload, flags))
+        return read(await blob_payload(client, payload, flags))
+
+    async def _pairs(self, read: Callable[[bytes], Any]) -> AsyncIterator[tuple[Any, Any]]:
+        async for key, payload, flags in self._entries("items"):
+            yield read(key), await self._value(payload, flags, read)
 
     async def _put_all(self, pairs: Iterable[tuple[Any, Any]], skip_if_exists: bool = False) -> int:
         client, _ = await self._target()

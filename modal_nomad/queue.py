@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue as _queue
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from . import exception
@@ -340,6 +340,20 @@ class Queue(Object):
             ...     list(q.iterate()), q.len()
             (['a', 'b'], 2)
         """
+        async for item in self._in_place(partition, item_poll_timeout, loads):
+            yield item
+
+    @blocking_gen
+    async def _peek(self, partition: str | None, read: Callable[[bytes], Any]) -> AsyncIterator[Any]:
+        """Yield what ``read`` makes of the bytes of items in place."""
+        async for item in self._in_place(partition, 0.0, read):
+            yield item
+
+    # ---
+
+    async def _in_place(
+        self, partition: str | None, item_poll_timeout: float, read: Callable[[bytes], Any]
+    ) -> AsyncIterator[Any]:
         from ._queue_items import look
 
         wait = _seconds("item_poll_timeout", item_poll_timeout) or 0.0
@@ -350,10 +364,8 @@ class Queue(Object):
             if not numbers:
                 return
             for payload in payloads:
-                yield loads(payload)
+                yield read(payload)
             after = numbers[-1]
-
-    # ---
 
     async def _where(self, partition: str | None) -> tuple[Client, dict[str, Any]]:
         name = Queue.validate_partition_key(partition).decode()

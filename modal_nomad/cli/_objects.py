@@ -9,6 +9,8 @@ import typer
 
 from modal_nomad.cli import _client
 from modal_nomad.cli._table import print_table
+from modal_nomad.exception import DeserializationError
+from modal_nomad.wire.serialization import loads
 
 ENVIRONMENT = typer.Option("", "--env", "-e", help="The environment.")
 JSON = typer.Option(False, "--json", help="Print JSON.")
@@ -24,6 +26,24 @@ def moment(seconds: float) -> str:
 def printable(path: str) -> str:
     """Return a name that a terminal and JSON can take: what is no UTF-8 in it is shown by its bytes."""
     return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+class Unreadable:
+    """Stands for a value that cannot be loaded here; printing it says why."""
+
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
+
+    def __repr__(self) -> str:
+        return f"<{self._reason}>"
+
+
+def readable(data: bytes) -> Any:
+    """Load a value to be printed; one whose class is not installed here hides no others."""
+    try:
+        return loads(data)
+    except DeserializationError as error:
+        return Unreadable(str(error))
 
 
 def print_objects(kind: str, environment: str, as_json: bool) -> None:

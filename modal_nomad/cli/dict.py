@@ -84,7 +84,7 @@ def items(
     environment: str = _objects.ENVIRONMENT,
 ) -> None:
     """Print entries, in no particular order."""
-    pairs = _named(name, environment).items()
+    pairs = _named(name, environment)._items(_objects.readable)
     limit = None if everything else count
     found = list(itertools.islice(pairs, limit))
     more = limit is not None and next(iter(pairs), None) is not None

@@ -70,7 +70,8 @@ def peek(
     environment: str = _objects.ENVIRONMENT,
 ) -> None:
     """Print the next items, which stay where they are."""
-    for item in itertools.islice(_named(name, environment).iterate(partition=partition or None), count):
+    items = _named(name, environment)._peek(partition or None, _objects.readable)
+    for item in itertools.islice(items, count):
         typer.echo(item)
 
 

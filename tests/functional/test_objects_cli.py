@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import sys
+import types
+from typing import Any
 
 import pytest
 from conftest import Live
@@ -12,7 +15,18 @@ import modal_nomad as modal
 ON_BOTH_STORES = True
 
 
-def test_dict(own: Live) -> None:
+def of_elsewhere(patch: pytest.MonkeyPatch) -> Any:
+    """Return an object whose class the command line cannot import."""
+    module = types.ModuleType("elsewhere")
+    patch.setitem(sys.modules, "elsewhere", module)
+    module.Kind = type("Kind", (), {"__module__": "elsewhere"})  # type: ignore[attr-defined]
+    return module.Kind()  # type: ignore[attr-defined]
+
+
+NOT_HERE = "<a value cannot be loaded: module 'elsewhere' is not installed here; add it to this side's"
+
+
+def test_dict(own: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     assert own.cli("dict", "create", "d").returncode == 0
     again = own.cli("dict", "create", "d")
     assert again.returncode == 1 and "exists" in again.stderr and again.stderr.count("\n") == 1
@@ -30,30 +44,35 @@ def test_dict(own: Live) -> None:
     ]
     shown = json.loads(own.cli("dict", "items", "d", "2", "--json").stdout)
     assert shown == [{"Key": "a", "Value": 1}, {"Key": "b", "Value": "two"}]
+    d["e"], d["f"] = of_elsewhere(monkeypatch), "five"
+    lines = own.cli("dict", "items", "d", "--all").stdout.splitlines()
+    assert lines[4].startswith(f"e\t{NOT_HERE}") and lines[5] == "f\tfive"
     asked = own.cli("dict", "clear", "d")
-    assert asked.returncode == 1 and d.len() == 3
+    assert asked.returncode == 1 and d.len() == 5
     assert own.cli("dict", "clear", "d", "-y").returncode == 0 and d.len() == 0
     assert own.cli("dict", "delete", "d", "--yes").returncode == 0
     gone = own.cli("dict", "delete", "d", "--yes")
     assert gone.returncode == 1 and "not found" in gone.stderr and gone.stderr.count("\n") == 1
 
 
-def test_queue(own: Live) -> None:
+def test_queue(own: Live, monkeypatch: pytest.MonkeyPatch) -> None:
     assert own.cli("queue", "create", "q", "--env", "dev").returncode == 0
     q = modal.Queue.from_name("q", environment_name="dev")
     q.put_many(["x", "y"])
     q.put("z", partition="p")
+    q.put_many([of_elsewhere(monkeypatch), "last"], partition="p")
     env = ("--env", "dev")
     assert own.cli("queue", "list").stdout.count("\n") == 1
     assert [x["Name"] for x in json.loads(own.cli("queue", "list", "--json", *env).stdout)] == ["q"]
     assert own.cli("queue", "peek", "q", *env).stdout == "x\n"
     assert own.cli("queue", "peek", "q", "5", *env).stdout == "x\ny\n"
-    assert own.cli("queue", "peek", "q", "-p", "p", *env).stdout == "z\n"
+    lines = own.cli("queue", "peek", "q", "9", "-p", "p", *env).stdout.splitlines()
+    assert lines[0] == "z" and lines[1].startswith(NOT_HERE) and lines[2] == "last"
     assert own.cli("queue", "len", "q", *env).stdout == "2\n"
-    assert own.cli("queue", "len", "q", "--total", *env).stdout == "3\n"
+    assert own.cli("queue", "len", "q", "--total", *env).stdout == "5\n"
     both = own.cli("queue", "len", "q", "-t", "-p", "p", *env)
     assert both.returncode == 1 and "not both" in both.stderr
-    assert own.cli("queue", "clear", "q", "-y", *env).returncode == 0 and q.len(total=True) == 1
+    assert own.cli("queue", "clear", "q", "-y", *env).returncode == 0 and q.len(total=True) == 3
     assert own.cli("queue", "clear", "q", "-a", "-y", *env).returncode == 0 and q.len(total=True) == 0
     assert own.cli("queue", "delete", "q", "-y", *env).returncode == 0
     assert own.cli("queue", "len", "q", *env).returncode == 1
