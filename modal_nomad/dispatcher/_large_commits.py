@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 
 from modal_nomad.dispatcher._gates import Gates
 from modal_nomad.dispatcher.store.base import Store, StoreError
-from modal_nomad.dispatcher.store.volumes import Committed, Switch, VolumeConflict
+from modal_nomad.dispatcher.store.volumes import KEEP_MODE, Committed, Switch, VolumeConflict
 from modal_nomad.wire.ids import new_id
 from modal_nomad.wire.volumes.client import LAST
-from modal_nomad.wire.volumes.entries import Entry
+from modal_nomad.wire.volumes.entries import DIRECTORY, Entry
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
@@ -93,6 +93,8 @@ class LargeCommits:
         number = 0
         try:
             async for some in slices:
+                if rule != LAST:
+                    some = [_keeping(x) if x.kind == DIRECTORY else x for x in some]
                 await self._store.volume_stage(object_id, stage_id, number, some)
                 number += len(some)
         except BaseException:
@@ -169,3 +171,7 @@ class LargeCommits:
         if not task.cancelled():
             # Who waits for it has it as well.
             task.exception()
+
+
+def _keeping(entry: Entry) -> Entry:
+    return entry._replace(mode=entry.mode | KEEP_MODE)

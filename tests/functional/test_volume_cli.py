@@ -72,6 +72,24 @@ def test_a_download_follows_no_link_out(live: Live, tmp_path: Path) -> None:
     modal.Volume.delete("with-links")
 
 
+def test_a_sparse_file_stays_one(live: Live, tmp_path: Path) -> None:
+    there, back = tmp_path / "there", tmp_path / "back"
+    with there.open("wb") as file:
+        file.write(b"begin")
+        file.seek(1 << 30)
+        file.write(b"middle")
+        file.truncate(3 << 30)
+    modal.Volume.from_name("sparse", create_if_missing=True).hydrate()
+    assert live.cli("volume", "put", "sparse", str(there), "file").returncode == 0
+    assert live.cli("volume", "get", "sparse", "file", str(back)).returncode == 0
+    assert back.stat().st_size == 3 << 30 and back.stat().st_blocks * 512 < 1 << 25
+    with back.open("rb") as file:
+        assert file.read(5) == b"begin"
+        file.seek(1 << 30)
+        assert file.read(7) == b"middle\0"
+    modal.Volume.delete("sparse")
+
+
 def test_a_download_goes_through_no_link(live: Live, tmp_path: Path) -> None:
     here, elsewhere = tmp_path / "here", tmp_path / "elsewhere"
     here.mkdir()

@@ -161,6 +161,20 @@ async def test_what_was_staged_before_a_kill_is_forgotten(store: Store) -> None:
     assert chunk not in await store.referenced_blobs()
 
 
+async def test_an_upload_leaves_directories_their_modes_however_large_it_is(store: Store) -> None:
+    there = [Entry("a", DIRECTORY, mode=0o700), Entry("a/b", DIRECTORY, mode=0o711)]
+    await store.volume_commit(VOLUME, "c0", lambda: there, rule="last", now=1.0)
+    again = [Entry("a", DIRECTORY, mode=0o755), Entry("a/b", DIRECTORY, mode=0o755)]
+    more = [Entry("a/c", DIRECTORY, mode=0o750), file("a/b/x", b"1")]
+    await commits(store).commit(VOLUME, "c1", "over", again + more, 2.0)
+    found, _ = await read(store)
+    modes = {x.path: x.mode for x in found if x.kind == DIRECTORY}
+    assert modes == {"a": 0o700, "a/b": 0o711, "a/c": 0o750}
+    await commits(store).commit(VOLUME, "c2", "last", again + more, 3.0)
+    found, _ = await read(store)
+    assert {x.mode for x in found if x.path in ("a", "a/b")} == {0o755}
+
+
 async def test_a_refused_one_changes_nothing(store: Store) -> None:
     large = commits(store)
     await large.commit(VOLUME, "base", "last", [file("e"), file("d/f")], 0.0)

@@ -13,7 +13,7 @@ import pytest
 from modal_nomad.exception import ExecutionError
 from modal_nomad.wire.asking import Refused
 from modal_nomad.wire.mounts import VolumeMount
-from modal_nomad.wire.volumes.chunks import ChunkUploader, take_file
+from modal_nomad.wire.volumes.chunks import ChunkUploader, is_hole, take_file
 from modal_nomad.wire.volumes.client import Changes
 from modal_nomad.wire.volumes.entries import CHUNK_BYTES, HOLE, MAX_PATH, REMOVED, Entry
 from modal_nomad.worker._session import Settings
@@ -229,3 +229,13 @@ def test_what_no_commit_takes_is_left_out_and_said(
     # How many depends on where the directory is.
     assert 15 < len(server.rows) < 22 and server.rows["old"][1].mtime < 1 << 63
     assert "has too long a path" in capsys.readouterr().err
+
+
+def test_what_is_all_zeros_is_a_hole() -> None:
+    for size in (1, 65535, 65536, 65537, CHUNK_BYTES):
+        assert is_hole(bytes(size))
+        for at in {0, size // 2, size - 1}:
+            block = bytearray(size)
+            block[at] = 1
+            assert not is_hole(bytes(block)), (size, at)
+    assert not is_hole(b"")

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from modal_nomad.dispatcher.store import _volume_pins as pins
 from modal_nomad.dispatcher.store._sql import Connection
 from modal_nomad.dispatcher.store._volume_pins import COLUMNS, entry_of, version_of, weight
-from modal_nomad.dispatcher.store.volumes import ChangePage, Committed, VolumeConflict
+from modal_nomad.dispatcher.store.volumes import KEEP_MODE, ChangePage, Committed, VolumeConflict
 from modal_nomad.wire.volumes.entries import (
     DIRECTORY,
     HOLE,
@@ -147,7 +147,9 @@ class Change:
             if there is not None and there.kind != DIRECTORY and rule != "last":
                 raise VolumeConflict("exists", f"{entry.path} is a file in the Volume, not a directory")
             self._make_parents(entry.parent, rule)
-            if there is None or there.kind != DIRECTORY or (there.mode != entry.mode and rule == "last"):
+            keeps = rule != "last" or entry.mode & KEEP_MODE
+            entry = entry._replace(mode=entry.mode & ~KEEP_MODE)
+            if there is None or there.kind != DIRECTORY or (there.mode != entry.mode and not keeps):
                 self._write(entry, there)
             self._directories.add(entry.path)
             return

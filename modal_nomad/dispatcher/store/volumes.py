@@ -12,6 +12,9 @@ from typing import NamedTuple
 
 from modal_nomad.wire.volumes.entries import Entry
 
+KEEP_MODE = 1 << 16
+"""In the mode of a directory that is staged: one that is there keeps its own."""
+
 
 class VolumeConflict(Exception):
     """A commit or a change was refused, and nothing of it was done.
