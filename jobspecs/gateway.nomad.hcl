@@ -121,6 +121,18 @@ variable "pki_names" {
   description = "What the certificate is for; empty is every name below domain."
 }
 
+variable "tunnels" {
+  type        = bool
+  default     = false
+  description = "Whether they carry tunnels: with a certificate, and gateways = true in the dispatcher's [tunnels] settings."
+}
+
+variable "tunnels_port" {
+  type        = number
+  default     = 0
+  description = "Static port of all tunnels that are told apart by host name; 0: each has a port of its own."
+}
+
 variable "settings" {
   type        = string
   default     = ""
@@ -178,6 +190,15 @@ job "modal-gateway" {
         static = var.port
       }
       port "peer" {}
+      port "tunnels" {}
+
+      dynamic "port" {
+        for_each = var.tunnels_port != 0 ? [var.tunnels_port] : []
+        labels   = ["names"]
+        content {
+          static = port.value
+        }
+      }
     }
 
     service {
@@ -259,6 +280,13 @@ job "modal-gateway" {
           %{~if var.vault_role != ""~}
           token_file = "{{ env "NOMAD_SECRETS_DIR" }}/vault_token"
           %{~endif~}
+          %{~endif~}
+          %{~if var.tunnels~}
+
+          [tunnels]
+          listen = "{{ env "NOMAD_IP_tunnels" }}"
+          tls_port = ${var.tunnels_port}
+          inside_listen = "http://{{ env "NOMAD_IP_tunnels" }}:${var.processes == 1 ? "{{ env \"NOMAD_PORT_tunnels\" }}" : "0"}"
           %{~endif~}
         EOT
       }

@@ -17,7 +17,7 @@ import subprocess
 import tempfile
 import urllib.request
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,8 @@ class Consul:
         binary: the program.
         folder: its own, with its data.
         http: its HTTP port.
+        settings: more of its configuration.
+        token: an ACL token for what is asked here.
     """
 
     binary: str
@@ -90,6 +92,8 @@ class Consul:
     lan: int
     wan: int
     process: subprocess.Popen[bytes] | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    token: str = ""
 
     @property
     def address(self) -> str:
@@ -111,6 +115,7 @@ class Consul:
                 "http": self.http, "server": self.rpc, "serf_lan": self.lan, "serf_wan": self.wan,
                 "dns": -1, "grpc": -1,
             },
+            **self.settings,
         }  # fmt: skip
         file, log = self.folder / "consul.json", self.folder / "consul.log"
         file.write_text(json.dumps(config))
@@ -136,21 +141,29 @@ class Consul:
 
     def get(self, path: str) -> Any:
         """Ask its API."""
-        with urllib.request.urlopen(self.address + path, timeout=60) as answer:
+        request = urllib.request.Request(self.address + path, headers=self._headers())
+        with urllib.request.urlopen(request, timeout=60) as answer:
             return json.load(answer)
 
-    def put(self, path: str, body: Any = None) -> None:
-        """Say something to its API."""
+    def put(self, path: str, body: Any = None) -> Any:
+        """Say something to its API; gives its answer."""
         data = b"" if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.address + path, data, method="PUT")
-        urllib.request.urlopen(request, timeout=60).close()
+        request = urllib.request.Request(self.address + path, data, self._headers(), method="PUT")
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            said = answer.read()
+        return json.loads(said) if said.startswith((b"{", b"[")) else None
+
+    def _headers(self) -> dict[str, str]:
+        return {"X-Consul-Token": self.token} if self.token else {}
 
 
 @contextlib.contextmanager
-def consul_server(binary: str) -> Iterator[Consul]:
-    """Yield a running server with nothing in it."""
+def consul_server(binary: str, token: str = "") -> Iterator[Consul]:
+    """Yield a running server with nothing in it; with a management ``token`` nobody else may do anything."""
     with tempfile.TemporaryDirectory(prefix="consul-test-", ignore_cleanup_errors=True) as folder:
-        server = Consul(binary, Path(folder), *free_ports(4))
+        acl = {"enabled": True, "default_policy": "deny", "tokens": {"master": token, "agent": token}}
+        settings = {"acl": acl} if token else {}
+        server = Consul(binary, Path(folder), *free_ports(4), settings=settings, token=token)
         try:
             server.start()
             yield server

@@ -7,6 +7,7 @@ them could be given up.
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import ssl
 import warnings
@@ -20,7 +21,10 @@ import aiohttp
 import consul  # type: ignore[import-untyped]
 import requests
 
+logger = logging.getLogger("modal_nomad.dispatcher")
+
 T = TypeVar("T")
+_TO_READ = "service_prefix and node_prefix with policy read"
 _THREADS = 2
 _SLACK_SECONDS = 20.0
 """Consul may answer a blocking query this much later than it was asked to, and by a sixteenth of its time."""
@@ -76,6 +80,7 @@ class ConsulClient:
         self._threads = ThreadPoolExecutor(_THREADS, thread_name_prefix="consul")
         self._http: aiohttp.ClientSession | None = None
         self._client: Any = None
+        self._hidden = False
 
     async def close(self) -> None:
         """Release connections and threads."""
@@ -90,7 +95,7 @@ class ConsulClient:
 
     async def leader(self) -> str:
         """Return the leader's address: the cheapest proof that Consul answers."""
-        return str(await self._run(lambda c: c.status.leader()))
+        return str(await self._run("", lambda c: c.status.leader()))
 
     async def register(
         self,
@@ -105,6 +110,7 @@ class ConsulClient:
     ) -> None:
         """Register a service with the agent, in place of one of that id."""
         await self._run(
+            f'service "{name}" with policy write',
             lambda c: c.agent.service.register(
                 name,
                 service_id=service_id,
@@ -113,21 +119,21 @@ class ConsulClient:
                 tags=list(tags),
                 meta=dict(meta),
                 check=None if check is None else dict(check),
-            )
+            ),
         )
 
     async def deregister(self, service_id: str) -> None:
         """Take a service of the agent's away."""
-        await self._run(lambda c: c.agent.service.deregister(service_id))
+        await self._run("the right to write the service", lambda c: c.agent.service.deregister(service_id))
 
-    async def _run(self, work: Callable[[Any], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, work)
+    async def _run(self, needs: str, work: Callable[[Any], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, self._guarded, needs, work)
 
-    def _guarded(self, work: Callable[[Any], T]) -> T:
+    def _guarded(self, needs: str, work: Callable[[Any], T]) -> T:
         try:
             return work(self._consul())
         except consul.ACLPermissionDenied as error:
-            raise self._denied(str(error)) from None
+            raise self._denied(str(error), needs) from None
         except (consul.ConsulException, consul.Timeout, requests.RequestException, OSError) as error:
             raise self._unavailable(error) from None
 
@@ -179,11 +185,14 @@ class ConsulClient:
                 timeout=aiohttp.ClientTimeout(limit),
             ) as answer:
                 if answer.status == 403:
-                    raise self._denied(await answer.text())
+                    raise self._denied(await answer.text(), _TO_READ)
                 if answer.status != 200:
                     raise ConsulUnavailable(
                         f"Consul at {settings.address} answers {answer.status}: {(await answer.text())[:200]}"
                     )
+                if answer.headers.get("X-Consul-Results-Filtered-By-ACLs") == "true" and not self._hidden:
+                    self._hidden = True
+                    logger.warning("Consul hides services from this token: to see all it needs %s", _TO_READ)
                 newer = int(answer.headers.get("X-Consul-Index", 0))
                 # One that goes back is of another Consul: all is asked for anew.
                 return (newer if newer >= index else 0), await answer.json()
@@ -199,11 +208,9 @@ class ConsulClient:
             self._http = aiohttp.ClientSession(connector=aiohttp.TCPConnector(ssl=tls, limit=0))
         return self._http
 
-    def _denied(self, text: str) -> ConsulDenied:
-        return ConsulDenied(
-            f"Consul refuses this token ({' '.join(text.split())[:100]}): it needs service_prefix and"
-            " node_prefix with policy read"
-        )
+    def _denied(self, text: str, needs: str) -> ConsulDenied:
+        words = " ".join(text.split())[:100] or "no reason given"
+        return ConsulDenied(f"Consul refuses this token ({words}): it needs {needs}")
 
     def _unavailable(self, error: Exception) -> ConsulUnavailable:
         words = " ".join(str(error).split())[:200] or type(error).__name__

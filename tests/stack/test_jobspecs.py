@@ -81,7 +81,7 @@ def asking(cluster: Cluster, port: int) -> Callable[[], httpx.Response | None]:
 
 def test_the_jobs_serve_an_endpoint(cluster: Cluster) -> None:
     """Each job under its own identity: Nomad's policy for the one, Vault's PKI for the other."""
-    api, web = free_ports(2)
+    api, web, names = free_ports(3)
     bao = cluster.bao
     trust_nomad(cluster)
     bao.call("POST", "sys/mounts/pki", {"type": "pki"})
@@ -120,6 +120,9 @@ def test_the_jobs_serve_an_endpoint(cluster: Cluster) -> None:
         vault_addr=bao.address,
         vault_role="modal-gateway",
         pki_role="gateway",
+        # Nobody opens one here; the job has to have what they need.
+        tunnels=True,
+        tunnels_port=names,
     )
     until(lambda: cluster.consul.get("/v1/health/service/modal-gateway?passing=1"))
     until(lambda: _answers(f"{dispatcher}/healthz"))

@@ -71,13 +71,15 @@ def stack(consul: Consul) -> Iterator[Stack]:
 class Gateway:
     """A gateway of this test's, with what it is told."""
 
-    def __init__(self, stack: Stack, url: str, name: str, word: str) -> None:
+    def __init__(self, stack: Stack, url: str, name: str, word: str, token: str = "") -> None:
         (self.port,) = free_ports(1)
         file, log = stack.folder / f"{name}.toml", stack.folder / f"{name}.log"
         file.write_text(
             f'listen = "http://127.0.0.1:{self.port}"\ndispatchers = ["{url}"]\ngateway_token = "{TOKEN}"\n'
             f'[consul]\naddress = "{stack.consul.address}"\nregister = "modal-gateway"\n'
+            f'token = "{token}"\n'
         )
+        self.log = log
         with open(log, "wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "modal_nomad", "gateway", "--config", str(file)],

@@ -24,29 +24,31 @@ resource "nomad_job" "gateway" {
 
   hcl2 {
     vars = {
-      package     = var.package
-      program     = var.program
-      datacenters = jsonencode(var.datacenters)
-      namespace   = var.namespace
-      node_pool   = var.node_pool
-      driver      = var.driver
-      python      = var.python
-      gateways    = var.gateways
-      processes   = var.processes
-      port        = var.port
-      dispatchers = jsonencode(var.dispatchers)
-      domain      = var.domain
-      provider    = var.service_provider
-      consul_addr = var.consul_addr
-      tls_cert    = var.tls_cert
-      tls_key     = var.tls_key
-      vault_addr  = var.vault_addr
-      vault_role  = var.vault_role
-      pki_role    = var.pki_role
-      pki_names   = jsonencode(var.pki_names)
-      settings    = var.settings
-      cpu         = var.cpu
-      memory      = var.memory
+      package      = var.package
+      program      = var.program
+      datacenters  = jsonencode(var.datacenters)
+      namespace    = var.namespace
+      node_pool    = var.node_pool
+      driver       = var.driver
+      python       = var.python
+      gateways     = var.gateways
+      processes    = var.processes
+      port         = var.port
+      dispatchers  = jsonencode(var.dispatchers)
+      domain       = var.domain
+      provider     = var.service_provider
+      consul_addr  = var.consul_addr
+      tls_cert     = var.tls_cert
+      tls_key      = var.tls_key
+      vault_addr   = var.vault_addr
+      vault_role   = var.vault_role
+      pki_role     = var.pki_role
+      pki_names    = jsonencode(var.pki_names)
+      tunnels      = var.tunnels
+      tunnels_port = var.tunnels_port
+      settings     = var.settings
+      cpu          = var.cpu
+      memory       = var.memory
     }
   }
 

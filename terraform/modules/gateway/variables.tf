@@ -140,6 +140,18 @@ variable "pki_names" {
   description = "What the certificate is for; empty is every name below domain."
 }
 
+variable "tunnels" {
+  type        = bool
+  default     = false
+  description = "Whether they carry tunnels: with a certificate, and gateways = true in the dispatcher's [tunnels] settings."
+}
+
+variable "tunnels_port" {
+  type        = number
+  default     = 0
+  description = "Static port of all tunnels that are told apart by host name; 0: each has a port of its own."
+}
+
 variable "settings" {
   type        = string
   default     = ""
