@@ -150,6 +150,13 @@ async def test_answers_that_are_none() -> None:
             assert (await exchange(connect)).startswith(b"HTTP/1.1 502 ")
 
 
+async def test_interim_answers_come_to_an_end() -> None:
+    flood = b"HTTP/1.1 103 Early Hints\r\n\r\n" * 1001
+    async with gateway(answering(flood)) as connect:
+        answer = await exchange(connect)
+        assert answer.startswith(b"HTTP/1.1 103 ") and b"HTTP/1.1 502 " in answer
+
+
 async def test_an_answer_that_is_cut_off_is_seen_to_be() -> None:
     async with gateway(answering(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")) as connect:
         assert (await exchange(connect)).endswith(b"\r\n\r\nhalf")

@@ -34,7 +34,7 @@ _CONNECT_SECONDS = 5.0
 _TRIES = 3
 """Containers may break so often over a request."""
 _FULL_SECONDS = 0.05
-"""A container that had no place is left alone for so long, or until we hear more of it."""
+"""A container that had no place is left alone for so long, or until a request of ours ends there."""
 _REFUSED_AT = 2
 _RETRY_AFTER = b"Retry-After: 1\r\n"
 _LEFT = "the endpoint was stopped"
@@ -399,6 +399,8 @@ class Gateway(Router):
         if instance is not None:
             state.instance = None
             service.end(instance, monotonic() - state.call_since)
+            # There is a place now, whatever was said of it before.
+            instance.blocked_until = 0.0
             self._feed(service)
             self._touch(service)
         elif exchange in service.waiting:

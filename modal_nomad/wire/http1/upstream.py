@@ -8,6 +8,9 @@ from .body import LAST_CHUNK, Body, body_of, chunk, last_chunk
 from .exchange import Exchange
 from .head import KEPT_HEAD_BYTES, MAX_HEAD_BYTES, UNTIL_CLOSE, HttpError, Response, parse_response
 
+_MAX_INTERIM = 1000
+"""Each costs those who wait a little; who has more of them than this will not come to an end."""
+
 
 class Upstream(asyncio.Protocol):
     """A connection to a container, for one request at a time.
@@ -36,6 +39,7 @@ class Upstream(asyncio.Protocol):
         self._chunked_out = False
         self._head_out = b""
         self._tunnel = False
+        self._interim = 0
         self.gone = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -134,6 +138,9 @@ class Upstream(asyncio.Protocol):
                     return None
             if response.status >= 200:
                 break
+            self._interim += 1
+            if self._interim > _MAX_INTERIM:
+                raise HttpError(502, f"the container gave more than {_MAX_INTERIM} interim answers")
             exchange.interim(response)
         self._response = response
         self._body = body_of(response.length, 502)
@@ -185,6 +192,7 @@ class Upstream(asyncio.Protocol):
         response, client = self._response, exchange.client
         assert response is not None
         self._response = self._body = None
+        self._interim = 0
         self._chunked_out = False
         complete = exchange.complete
         exchange.upstream = self.exchange = None
