@@ -10,7 +10,7 @@ from modal_nomad.dispatcher.gateway.routes import Route
 
 NO_ROOM, GONE = "no room", "gone"
 """Why a container did not take a request."""
-AT_ONCE, IN_TURN = b"0", b"100"
+AT_ONCE, IN_TURN = b"30", b"500"
 """Milliseconds that a request may wait in a container: in one with room, and in turn with those of others."""
 
 
