@@ -346,6 +346,14 @@ def _conda(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
     return [*lines, f"RUN {env}micromamba install -n base -y {shlex.join([*words, *layer.args])}"]
 
 
+# Each of the two settings is of some versions of Poetry, and later ones have one installer only.
+_OLD_INSTALLER = (
+    "{ poetry config experimental.new-installer false 2>/dev/null"
+    " || poetry config installer.modern-installation false 2>/dev/null"
+    ' || echo "$(poetry --version) has no old installer: its own is used"; }'
+)
+
+
 def _poetry(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
     options = layer.options
     names = [name for name, _, _ in options["files"]]
@@ -354,7 +362,7 @@ def _poetry(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
         if options.get(flag):
             words += [f"--{flag}", ",".join(options[flag])]
     version = options.get("poetry_version") or settings.poetry
-    old = "&& poetry config experimental.new-installer false " if options.get("old_installer") else ""
+    old = f"&& {_OLD_INSTALLER} " if options.get("old_installer") else ""
     return [
         f"COPY {_json([*names, f'{SCRATCH}/poetry/'])}",
         f"RUN cd {SCRATCH}/poetry"
