@@ -30,6 +30,8 @@ class CloudBucketMount:
         oidc_auth_role_arn: a role to take on with the identity that Nomad gives an allocation, instead.
         read_only: whether nothing may be written.
         requester_pays: whether the requests are paid for by whose credentials these are.
+        force_path_style: whether AWS is asked for ``https://HOST/BUCKET`` and not ``https://BUCKET.HOST``;
+            other services always are.
 
     Raises:
         ValueError: ``key_prefix`` does not end in a slash, or ``requester_pays`` comes without a Secret.
@@ -47,12 +49,14 @@ class CloudBucketMount:
     oidc_auth_role_arn: str | None = None
     read_only: bool = False
     requester_pays: bool = False
+    force_path_style: bool = False
 
     def __post_init__(self) -> None:
         from .secret import Secret
 
         name: Any = self.bucket_name
-        if not isinstance(name, str) or not name or not name.isprintable() or {"/", " ", ":"} & set(name):
+        odd = not isinstance(name, str) or not name.isprintable() or {"/", " ", ":"} & set(name)
+        if odd or not name[:1].isalnum():
             raise InvalidError(f"bucket_name is {name!r}; give the name of a bucket, without a path")
         if self.bucket_endpoint_url:
             parts = urlsplit(self.bucket_endpoint_url)
@@ -64,6 +68,11 @@ class CloudBucketMount:
             raise ValueError(f"key_prefix is {self.key_prefix!r}; it must end in a '/'")
         if self.key_prefix and (self.key_prefix.startswith("/") or not self.key_prefix.isprintable()):
             raise InvalidError(f"key_prefix is {self.key_prefix!r}; no key begins so")
+        if self.key_prefix and {"", ".", ".."} & set(self.key_prefix[:-1].split("/")):
+            # A file system takes them for other directories: those above, in the end for other buckets.
+            raise InvalidError(
+                f"key_prefix is {self.key_prefix!r}; no directory can be called '.', '..' or nothing"
+            )
         if self.secret is not None and not isinstance(self.secret, Secret):
             raise InvalidError(f"secret is {self.secret!r}; give a modal.Secret")
         if self.requester_pays and self.secret is None:
@@ -91,4 +100,5 @@ class CloudBucketMount:
             secret=secret,
             read_only=self.read_only,
             requester_pays=self.requester_pays,
+            path_style=self.force_path_style,
         )

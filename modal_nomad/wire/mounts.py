@@ -71,6 +71,7 @@ class BucketMount:
         secret: where the credentials are; None for none.
         read_only: whether nothing may be written.
         requester_pays: whether requests say that they are paid for.
+        path_style: whether the bucket stands in the path of AWS's URLs and not in the host's name.
     """
 
     path: str
@@ -81,6 +82,7 @@ class BucketMount:
     secret: Optional[SecretRef] = None
     read_only: bool = False
     requester_pays: bool = False
+    path_style: bool = False
 
 
 def bucket_variables(index: int) -> str:

@@ -3,12 +3,16 @@
 One signed request lists at most one key. What it ends in is told in words.
 """
 
+import base64
 import hashlib
 import hmac
 import re
 import time
-from typing import Dict, Mapping, NamedTuple, Optional, Tuple
-from urllib.parse import quote, urlencode, urlsplit
+from typing import TYPE_CHECKING, Dict, Mapping, NamedTuple, Optional, Tuple
+from urllib.parse import quote, unquote, urlencode, urlsplit
+
+if TYPE_CHECKING:
+    from http.client import HTTPConnection
 
 _SECONDS = 15.0
 _ATTEMPTS = 4
@@ -41,6 +45,11 @@ class Unusable(Exception):
     """The bucket cannot be used; the text says why and what is to be done."""
 
 
+def aws_url(service: str, region: str) -> str:
+    """Return where a service of AWS is in a region."""
+    return f"https://{service}.{region}.amazonaws.com{'.cn' if region.startswith('cn-') else ''}"
+
+
 def look(
     bucket: str, endpoint: str, prefix: str, region: str, credentials: Credentials, requester_pays: bool
 ) -> str:
@@ -51,9 +60,7 @@ def look(
     """
     where = endpoint or "AWS"
     for _ in range(2):
-        url = endpoint.rstrip("/") if endpoint else f"https://s3.{region}.amazonaws.com"
-        if not endpoint and "cn-" in region:
-            url += ".cn"
+        url = endpoint.rstrip("/") or aws_url("s3", region)
         query = urlencode(
             sorted({"list-type": "2", "max-keys": "1", "prefix": prefix}.items()), quote_via=quote
         )
@@ -82,9 +89,9 @@ def look(
     raise Unusable(f"{words.format(where=where)} ({code}{': ' if said else ''}{said})")
 
 
-def assume(role: str, token: str, session: str, endpoint: str, region: str) -> Credentials:
-    """Take on a role with an identity's token. Raises Unusable."""
-    url = endpoint.rstrip("/") if endpoint else f"https://sts.{region}.amazonaws.com"
+def assume(role: str, token: str, session: str, url: str) -> Credentials:
+    """Take on a role with an identity's token, at the service of this URL. Raises Unusable."""
+    url = url.rstrip("/")
     asked = {
         "Action": "AssumeRoleWithWebIdentity",
         "Version": "2011-06-15",
@@ -106,20 +113,14 @@ def assume(role: str, token: str, session: str, endpoint: str, region: str) -> C
 def _get(
     url: str, target: str, headers: Mapping[str, str], where: str, body: Optional[bytes] = None
 ) -> Tuple[int, Dict[str, str], str]:
-    from http.client import HTTPConnection, HTTPException, HTTPSConnection
+    from http.client import HTTPException
 
-    from ..wire.tls import client_context
-
-    parts = urlsplit(url)
     failure: Exception = OSError("no answer")
     for attempt in range(_ATTEMPTS):
         time.sleep((0, 0.2, 1, 3)[attempt])
-        if parts.scheme == "https":
-            connection = HTTPSConnection(parts.netloc, timeout=_SECONDS, context=client_context())
-        else:
-            connection = HTTPConnection(parts.netloc, timeout=_SECONDS)  # type: ignore[assignment]
+        connection, before = _connection(url)
         try:
-            connection.request("POST" if body is not None else "GET", target, body, dict(headers))
+            connection.request("POST" if body is not None else "GET", before + target, body, dict(headers))
             answer = connection.getresponse()
             text = answer.read(1 << 20).decode("utf-8", "replace")
             if answer.status < 500:
@@ -133,6 +134,40 @@ def _get(
         f"{where} does not answer ({failure}): see whether this node reaches it, or correct"
         " bucket_endpoint_url"
     )
+
+
+def _connection(url: str) -> Tuple["HTTPConnection", str]:
+    """Return a connection to a service, and what stands before the path of its requests.
+
+    It goes by the proxies that the variables name, as the tools that mount do.
+    """
+    from http.client import HTTPConnection, HTTPSConnection
+    from urllib.request import getproxies_environment, proxy_bypass
+
+    from ..wire.tls import client_context
+
+    parts = urlsplit(url)
+    host = parts.hostname or ""
+    proxy = urlsplit(getproxies_environment().get(parts.scheme, ""))
+    near = host == "localhost" or host.startswith("127.") or host == "::1"
+    if not proxy.hostname or near or proxy_bypass(host):
+        if parts.scheme == "https":
+            return HTTPSConnection(parts.netloc, timeout=_SECONDS, context=client_context()), ""
+        return HTTPConnection(parts.netloc, timeout=_SECONDS), ""
+    at = (proxy.hostname, proxy.port or 80)
+    if parts.scheme == "https":
+        secure = HTTPSConnection(*at, timeout=_SECONDS, context=client_context())
+        secure.set_tunnel(host, parts.port or 443, _to_proxy(proxy.username, proxy.password))
+        return secure, ""
+    plain = HTTPConnection(*at, timeout=_SECONDS)
+    return plain, f"http://{parts.netloc}"
+
+
+def _to_proxy(user: Optional[str], password: Optional[str]) -> Dict[str, str]:
+    if user is None:
+        return {}
+    known = base64.b64encode(f"{unquote(user)}:{unquote(password or '')}".encode()).decode()
+    return {"Proxy-Authorization": f"Basic {known}"}
 
 
 def _sign(headers: Dict[str, str], path: str, query: str, region: str, credentials: Credentials) -> None:

@@ -9,24 +9,24 @@ import contextlib
 import ctypes
 import errno
 import os
-import shutil
+import select
 import signal
 import subprocess
+import sys
 import tempfile
+import threading
 import time
 from typing import Dict, List, MutableMapping, NamedTuple, Sequence
-from urllib.parse import urlsplit
 
 from ..exception import ExecutionError
 from ..wire.mounts import BucketMount, bucket_variables
-from . import _mounts, _network
+from . import _bucket_tools, _mounts, _network
+from ._bucket_files import close_own, held_by_others
 from ._bucket_look import Credentials, Unusable, assume, look
 from .files import Bind
 
 _READY_SECONDS = 60.0
-_END_SECONDS = 2.0
-_PASSED_ON = ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR")
-_PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
+_END_SECONDS = 5.0
 _DEATH_SIGNAL = 1
 
 
@@ -37,6 +37,12 @@ class _Bucket(NamedTuple):
     @property
     def words(self) -> str:
         return f"cannot mount the bucket {self.mount.bucket!r} at {self.mount.path}"
+
+
+class _Served(NamedTuple):
+    bucket: _Bucket
+    process: "subprocess.Popen[bytes]"
+    device: int
 
 
 class Buckets:
@@ -55,7 +61,7 @@ class Buckets:
             names = [name for name in environ if name.startswith(prefix)]
             variables = {name[len(prefix) :]: environ.pop(name) for name in names}
             self._buckets.append(_Bucket(mount, variables))
-        self._processes: List["subprocess.Popen[bytes]"] = []
+        self._served: List[_Served] = []
         self._outside: List[str] = []
         self._folder = environ.get("NOMAD_SECRETS_DIR") or tempfile.mkdtemp(prefix="modal-nomad-buckets-")
 
@@ -87,34 +93,58 @@ class Buckets:
             for bucket in self._buckets:
                 with _network.outside(self._environ):
                     self._mount(bucket, bucket.mount.path)
+        for served in self._served:
+            # From now on this process may have threads.
+            threading.Thread(target=_pass_on, args=served[:2], daemon=True).start()
 
-    def close(self) -> None:
-        """Take them away. What user code has closed is in the buckets by now."""
+    def close(self, seconds: float = _END_SECONDS) -> None:
+        """Take them away, when what is open of them is closed and what is being sent is there.
+
+        Args:
+            seconds: how long others of this container, such as processes that user code started, may go on
+                writing; what they have not written by then is lost, and that is said.
+        """
+        give_up = time.monotonic() + seconds
+        devices = {served.device for served in self._served}
+        if devices:
+            close_own(devices)
         if os.geteuid() == 0:
             for bucket in self._buckets:
                 with contextlib.suppress(OSError):
                     _mounts.unmount(bucket.mount.path)
-        for process in self._processes:
+        for served in self._served:
             if self._outside:
                 # Mounted where this process cannot unmount it any more: who mounted it does.
-                process.terminate()
-            # Otherwise it ends when nothing is open any more.
+                while held_by_others({served.device}) and time.monotonic() < give_up:
+                    time.sleep(0.05)
+                left = held_by_others({served.device})
+                served.process.terminate()
+            else:
+                # It ends when nothing is open any more.
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    served.process.wait(max(0.0, give_up - time.monotonic()))
+                left = [] if served.process.poll() is not None else [("", "a file")]
+            if left:
+                sys.stderr.write(
+                    f"modal-nomad worker: {left[0][1]} of the bucket {served.bucket.mount.bucket!r} was still"
+                    f" open {seconds:g} s after the container's end: what was not closed is lost\n"
+                )
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_END_SECONDS)
+                served.process.wait(_END_SECONDS if self._outside else 0)
         for place in self._outside:
             with contextlib.suppress(OSError):
                 os.rmdir(place)
 
     def _mount(self, bucket: _Bucket, place: str) -> None:
         mount = bucket.mount
-        tool = _tool(bucket, self._environ)
+        tool = _bucket_tools.tool_for(mount, self._environ)
         try:
             credentials = self._credentials(bucket)
             region = look(
                 mount.bucket,
                 mount.endpoint,
                 mount.key_prefix,
-                _region(bucket),
+                _bucket_tools.region_of(mount, bucket.variables),
                 credentials,
                 mount.requester_pays,
             )
@@ -123,9 +153,11 @@ class Buckets:
         with contextlib.suppress(FileExistsError):
             os.makedirs(place)
         if os.path.basename(tool) == "rclone":
-            command, env = _rclone(tool, mount, place), self._rclone_env(mount, credentials, region)
+            command = _bucket_tools.rclone(tool, mount, place)
+            env = _bucket_tools.rclone_variables(mount, credentials, region, self._secrets, self._session())
         else:
-            command, env = _s3fs(tool, mount, place, region), _s3fs_env(credentials)
+            command = _bucket_tools.s3fs(tool, mount, place, region)
+            env = _bucket_tools.s3fs_variables(credentials)
         self._start(bucket, command, env, place)
 
     def _credentials(self, bucket: _Bucket) -> Credentials:
@@ -133,19 +165,24 @@ class Buckets:
         if mount.role_arn:
             with open(self._identity(bucket), encoding="utf-8") as file:
                 token = file.read().strip()
-            return assume(mount.role_arn, token, self._session(), mount.endpoint, _region(bucket))
+            at = _bucket_tools.sts_url(mount, _bucket_tools.region_of(mount, given))
+            return assume(mount.role_arn, token, self._session(), at)
         names = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
-        if _is_google(mount) and "GOOGLE_ACCESS_KEY_ID" in given:
+        if _bucket_tools.is_google(mount) and "GOOGLE_ACCESS_KEY_ID" in given:
             names = ("GOOGLE_ACCESS_KEY_ID", "GOOGLE_ACCESS_KEY_SECRET")
         key_id, secret = (given.get(name, "") for name in names)
         if mount.secret is not None and not (key_id and secret):
-            if _is_google(mount):
+            if _bucket_tools.is_google(mount):
                 names = ("GOOGLE_ACCESS_KEY_ID", "GOOGLE_ACCESS_KEY_SECRET")
             raise Unusable(f"its Secret has no {names[0]} and {names[1]}: add them")
         return Credentials(key_id, secret, given.get("AWS_SESSION_TOKEN", ""))
 
+    @property
+    def _secrets(self) -> str:
+        return self._environ.get("NOMAD_SECRETS_DIR", "")
+
     def _identity(self, bucket: _Bucket) -> str:
-        path = os.path.join(self._environ.get("NOMAD_SECRETS_DIR", ""), "nomad_buckets.jwt")
+        path = os.path.join(self._secrets, _bucket_tools.IDENTITY)
         if not os.path.isfile(path):
             raise ExecutionError(
                 f"{bucket.words}: oidc_auth_role_arn needs the identity that Nomad gives an allocation;"
@@ -154,149 +191,59 @@ class Buckets:
         return path
 
     def _session(self) -> str:
-        return self._environ.get("MODAL_TASK_ID") or "modal-nomad"
-
-    def _rclone_env(self, mount: BucketMount, credentials: Credentials, region: str) -> Dict[str, str]:
-        options = {
-            "TYPE": "s3",
-            "PROVIDER": _provider(mount),
-            "REGION": region,
-            "ENDPOINT": mount.endpoint,
-            "REQUESTER_PAYS": "true" if mount.requester_pays else "",
-            "NO_CHECK_BUCKET": "true",
-            # A file is written as a stream: the most parts there can be make 78 GiB of these.
-            "CHUNK_SIZE": "8Mi",
-        }
-        more = {}
-        if mount.role_arn:
-            # It goes on taking on the role by itself: what was lent for the look ends in an hour.
-            options["ENV_AUTH"] = "true"
-            options["STS_ENDPOINT"] = mount.endpoint
-            more["AWS_ROLE_ARN"] = mount.role_arn
-            more["AWS_WEB_IDENTITY_TOKEN_FILE"] = os.path.join(
-                self._environ["NOMAD_SECRETS_DIR"], "nomad_buckets.jwt"
-            )
-            more["AWS_ROLE_SESSION_NAME"] = self._session()[-64:]
-            more["AWS_REGION"] = region
-        else:
-            options["ACCESS_KEY_ID"] = credentials.key_id
-            options["SECRET_ACCESS_KEY"] = credentials.secret
-            options["SESSION_TOKEN"] = credentials.token
-        return {**{f"RCLONE_CONFIG_BUCKET_{k}": v for k, v in options.items() if v}, **more}
+        return (self._environ.get("MODAL_TASK_ID") or "modal-nomad")[-64:]
 
     def _start(self, bucket: _Bucket, command: List[str], more: Dict[str, str], place: str) -> None:
-        env = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
-        for name in (*_PROXIES, *(x.upper() for x in _PROXIES)):
-            if name in os.environ:
-                env[name] = os.environ[name]
-        env.setdefault("PATH", os.defpath)
-        # Nothing of a user's own configuration, and nothing of ours is left behind.
-        env["HOME"] = env["XDG_CACHE_HOME"] = self._folder
-        log = os.path.join(self._folder, f"bucket-{len(self._processes)}.log")
         before = os.stat(place).st_dev
-        with open(os.open(log, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as out:
-            process = subprocess.Popen(
-                command,
-                env={**env, **more},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=out,
-                # Signals to the container are not for it; it goes when the container is gone.
-                start_new_session=True,
-                preexec_fn=_end_with_parent,
-            )
-        self._processes.append(process)
+        process = subprocess.Popen(
+            command,
+            env={**_bucket_tools.base_variables(os.environ, self._folder), **more},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            # Signals to the container are not for it; it goes when the container is gone.
+            start_new_session=True,
+            preexec_fn=_end_with_parent,
+        )
         give_up = time.monotonic() + _READY_SECONDS
         while process.poll() is None and time.monotonic() < give_up:
             with contextlib.suppress(OSError):
-                if os.stat(place).st_dev != before:
+                device = os.stat(place).st_dev
+                if device != before:
+                    self._served.append(_Served(bucket, process, device))
                     return
             time.sleep(0.01)
         process.kill()
         process.wait()
-        with open(log, encoding="utf-8", errors="replace") as file:
-            lines = [line.strip() for line in file if line.strip()]
-        told = lines[-1] if lines else f"it did not within {_READY_SECONDS:g} s"
+        lines = [line for line in _said(process).decode("utf-8", "replace").splitlines() if line.strip()]
+        told = lines[-1].strip() if lines else f"it did not within {_READY_SECONDS:g} s"
         raise ExecutionError(f"{bucket.words} by {os.path.basename(command[0])}: {told}")
 
 
-def _tool(bucket: _Bucket, environ: MutableMapping[str, str]) -> str:
-    path = environ.get("PATH") or os.defpath
-    rclone, s3fs = (shutil.which(name, path=path) for name in ("rclone", "s3fs"))
-    if not rclone and not s3fs:
-        raise ExecutionError(
-            f"{bucket.words}: neither rclone nor s3fs is on the node: apt-get install rclone fuse3"
-        )
-    if not rclone and bucket.mount.role_arn:
-        raise ExecutionError(f"{bucket.words}: oidc_auth_role_arn needs rclone: apt-get install rclone fuse3")
-    try:
-        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
-    except OSError as error:
-        remedy = "load the module fuse on the node, and do not run the task in a container without /dev/fuse"
-        if error.errno in (errno.EACCES, errno.EPERM):
-            remedy = "let the task's user open it, or run the task as root"
-        raise ExecutionError(
-            f"{bucket.words}: /dev/fuse cannot be used ({error.strerror}): {remedy}"
-        ) from None
-    if not any(shutil.which(name, path=path) for name in ("fusermount3", "fusermount")):
-        raise ExecutionError(f"{bucket.words}: fusermount3 is not on the node: apt-get install fuse3")
-    return rclone or s3fs or ""
+def _said(process: "subprocess.Popen[bytes]") -> bytes:
+    """Return what a process said by now; those that it started may go on."""
+    out = process.stdout
+    assert out is not None
+    found = b""
+    while select.select([out], [], [], 0)[0]:
+        data = os.read(out.fileno(), 1 << 16)
+        if not data:
+            break
+        found += data
+    out.close()
+    return found
 
 
-def _region(bucket: _Bucket) -> str:
-    given = bucket.variables.get("AWS_REGION") or bucket.variables.get("AWS_DEFAULT_REGION")
-    automatic = _is_google(bucket.mount) or _provider(bucket.mount) == "Cloudflare"
-    return given or ("auto" if automatic else "us-east-1")
-
-
-def _host(mount: BucketMount) -> str:
-    return urlsplit(mount.endpoint).hostname or ""
-
-
-def _is_google(mount: BucketMount) -> bool:
-    return _host(mount).endswith("googleapis.com")
-
-
-def _provider(mount: BucketMount) -> str:
-    if not mount.endpoint or _host(mount).endswith(".amazonaws.com"):
-        return "AWS"
-    return "Cloudflare" if _host(mount).endswith(".r2.cloudflarestorage.com") else "Other"
-
-
-def _rclone(tool: str, mount: BucketMount, place: str) -> List[str]:
-    return [
-        tool,
-        "mount",
-        f"bucket:{mount.bucket}/{mount.key_prefix.rstrip('/')}",
-        place,
-        "--config=",
-        "--log-level=ERROR",
-        # What is closed is in the bucket: nothing waits on this node to be sent.
-        "--vfs-cache-mode=off",
-        # A directory is listed again after this time; dates come with the list, not by a request each.
-        "--dir-cache-time=5s",
-        "--use-server-modtime",
-        *(["--read-only"] if mount.read_only else []),
-    ]
-
-
-def _s3fs(tool: str, mount: BucketMount, place: str, region: str) -> List[str]:
-    host = "https://s3.amazonaws.com" if _provider(mount) == "AWS" and not mount.endpoint else mount.endpoint
-    options = [f"url={host}", f"endpoint={region}"]
-    if _provider(mount) != "AWS":
-        options.append("use_path_request_style")
-    options += ["ro"] if mount.read_only else []
-    options += ["requester_pays"] if mount.requester_pays else []
-    options += ["public_bucket=1"] if mount.secret is None else []
-    source = mount.bucket + (f":/{mount.key_prefix.rstrip('/')}" if mount.key_prefix else "")
-    return [tool, source, place, "-f", "-o", ",".join(options)]
-
-
-def _s3fs_env(credentials: Credentials) -> Dict[str, str]:
-    found = {"AWSACCESSKEYID": credentials.key_id, "AWSSECRETACCESSKEY": credentials.secret}
-    if credentials.token:
-        found["AWSSESSIONTOKEN"] = credentials.token
-    return {name: value for name, value in found.items() if value}
+def _pass_on(bucket: _Bucket, process: "subprocess.Popen[bytes]") -> None:
+    """Say what a tool says: user code has a number of an error alone."""
+    assert process.stdout is not None
+    for line in process.stdout:
+        text = line.decode("utf-8", "replace").strip()
+        if " [INF] " in text:
+            # What s3fs is, which it says each time.
+            continue
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(f"modal-nomad worker: bucket {bucket.mount.bucket!r}: {text}\n")
 
 
 def _end_with_parent() -> None:

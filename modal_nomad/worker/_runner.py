@@ -295,8 +295,9 @@ class Runner:
             with suppress(KeyboardInterrupt):
                 self._volumes.close()
         if self._buckets is not None:
+            # Told to end, the container has its grace period for this, whatever is said here.
             with suppress(KeyboardInterrupt):
-                self._buckets.close()
+                self._buckets.close(self._settings.grace)
         self._ending.hooks = False
         if self._capture is not None:
             self._capture.close()

@@ -121,4 +121,4 @@ def test_a_role_that_is_not_trusted_is_told() -> None:
         answering((403, _error("AccessDenied"), {})) as (address, _),
         pytest.raises(Unusable, match="does not let this allocation take on arn:x: see the role's trust"),
     ):
-        assume("arn:x", "jwt", "ta-1", address, "us-east-1")
+        assume("arn:x", "jwt", "ta-1", address)

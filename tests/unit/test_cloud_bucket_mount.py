@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +15,9 @@ from modal_nomad.render import RenderSettings, render_function
 from modal_nomad.wire.mounts import BucketMount, SecretRef
 from modal_nomad.wire.secret_values import merge
 from modal_nomad.wire.spec import FunctionSpec
-from modal_nomad.worker._buckets import Buckets, _provider, _rclone, _region, _s3fs
+from modal_nomad.worker import _bucket_tools as tools
+from modal_nomad.worker._bucket_look import Credentials
+from modal_nomad.worker._buckets import Buckets
 
 R2 = "https://account.r2.cloudflarestorage.com"
 GCS = "https://storage.googleapis.com"
@@ -36,6 +39,10 @@ def test_what_is_given_stands_there() -> None:
         ({"key_prefix": "a"}, ValueError, "must end in a '/'"),
         ({"requester_pays": True}, ValueError, "give a secret"),
         ({"key_prefix": "/a/"}, InvalidError, "no key begins so"),
+        ({"key_prefix": "../"}, InvalidError, "no directory can be called"),
+        ({"key_prefix": "a/../../other/"}, InvalidError, "no directory can be called"),
+        ({"key_prefix": "a//"}, InvalidError, "no directory can be called"),
+        ({"bucket_name": ".."}, InvalidError, "give the name of a bucket"),
         ({"bucket_name": ""}, InvalidError, "give the name of a bucket"),
         ({"bucket_name": "b/c"}, InvalidError, "without a path"),
         ({"bucket_endpoint_url": "storage"}, InvalidError, "give a URL"),
@@ -108,36 +115,66 @@ def test_credentials_are_taken_out_of_the_environment() -> None:
     buckets = Buckets([BucketMount("/a", "a"), BucketMount("/b", "b")], environ)
     assert environ == {"NOMAD_SECRETS_DIR": "/s", "PATH": "/p"}
     assert buckets._buckets[0].variables == {"AWS_ACCESS_KEY_ID": "k", "AWS_REGION": "eu-west-1"}
-    assert _region(buckets._buckets[0]) == "eu-west-1" and _region(buckets._buckets[1]) == "us-east-1"
+    one, other = buckets._buckets
+    assert tools.region_of(*one) == "eu-west-1" and tools.region_of(*other) == "us-east-1"
 
 
 @pytest.mark.parametrize(
     ("endpoint", "provider"),
-    [("", "AWS"), ("https://s3.eu-west-1.amazonaws.com", "AWS"), (R2, "Cloudflare"), (GCS, "Other")],
+    [("", "AWS"), ("https://s3.eu-west-1.amazonaws.com", "AWS"), (R2, "Cloudflare"), (GCS, "GCS")],
 )
 def test_the_services_host_decides_what_it_is(endpoint: str, provider: str) -> None:
-    assert _provider(BucketMount("/a", "a", endpoint)) == provider
+    assert tools.provider(BucketMount("/a", "a", endpoint)) == provider
 
 
 def test_no_command_line_holds_credentials() -> None:
     mount = BucketMount("/a", "b", "http://s3", "p/", "", SecretRef("s"), True, True)
-    rclone, s3fs = _rclone("rclone", mount, "/a"), _s3fs("s3fs", mount, "/a", "auto")
+    rclone, s3fs = tools.rclone("rclone", mount, "/a"), tools.s3fs("s3fs", mount, "/a", "auto")
     assert "bucket:b/p" in rclone and "--read-only" in rclone
     assert s3fs[1] == "b:/p" and "ro,requester_pays" in s3fs[-1] and "use_path_request_style" in s3fs[-1]
 
 
 def test_a_machine_without_fuse_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    from modal_nomad.worker import _buckets
-
     def refuse(number: int) -> Any:
         def refusing(path: str, flags: int) -> int:
             raise OSError(number, "refused", path)
 
         return refusing
 
-    monkeypatch.setattr(_buckets.shutil, "which", lambda name, path: f"/usr/bin/{name}")
-    buckets = Buckets([BucketMount("/a", "b")], {"NOMAD_SECRETS_DIR": "/s"})
+    monkeypatch.setattr(tools.shutil, "which", lambda name, path: f"/usr/bin/{name}")
     for number, words in ((2, "load the module fuse on the node"), (13, "let the task's user open it")):
-        monkeypatch.setattr(_buckets.os, "open", refuse(number))
+        monkeypatch.setattr(tools.os, "open", refuse(number))
         with pytest.raises(ExecutionError, match=f"the bucket 'b' at /a: /dev/fuse cannot be used.*{words}"):
-            _buckets._tool(buckets._buckets[0], {})
+            tools.tool_for(BucketMount("/a", "b"), {})
+
+
+def test_roles_are_taken_on_where_the_bucket_is() -> None:
+    for endpoint, region, url in (
+        ("", "eu-west-3", "https://sts.eu-west-3.amazonaws.com"),
+        ("https://s3.eu-west-3.amazonaws.com", "eu-west-3", "https://sts.eu-west-3.amazonaws.com"),
+        ("", "cn-north-1", "https://sts.cn-north-1.amazonaws.com.cn"),
+        ("https://minio.example", "us-east-1", "https://minio.example"),
+    ):
+        mount = BucketMount("/a", "b", endpoint, role_arn="arn:x")
+        told = tools.rclone_variables(mount, Credentials(), region, "/s", "ta-1")
+        assert tools.sts_url(mount, region) == told["RCLONE_CONFIG_BUCKET_STS_ENDPOINT"] == url
+        assert ("AWS_STS_REGIONAL_ENDPOINTS" in told) == ("minio" not in endpoint)
+
+
+def test_path_style_is_for_aws_too() -> None:
+    mount = modal.CloudBucketMount("b.with.dots", force_path_style=True)._mount("/a", None)
+    told = tools.rclone_variables(mount, Credentials(), "eu-west-3", "/s", "ta-1")
+    assert told["RCLONE_CONFIG_BUCKET_PROVIDER"] == "Other"
+    assert told["RCLONE_CONFIG_BUCKET_ENDPOINT"] == "https://s3.eu-west-3.amazonaws.com"
+    assert "use_path_request_style" in tools.s3fs("s3fs", mount, "/a", "eu-west-3")[-1]
+
+
+def test_whom_the_look_trusts_the_tools_trust(tmp_path: Path) -> None:
+    both = {"MODAL_CA_BUNDLE": str(tmp_path / "own"), "SSL_CERT_FILE": str(tmp_path / "theirs")}
+    for file in both.values():
+        Path(file).write_text(Path(file).name)
+    told = tools.base_variables(both, str(tmp_path))
+    assert Path(told["SSL_CERT_FILE"]).read_text() == "theirs\nown\n"
+    told = tools.base_variables({"MODAL_CA_BUNDLE": "/ca.pem", "https_proxy": "http://p", "X": "y"}, "/s")
+    assert told["SSL_CERT_FILE"] == told["CURL_CA_BUNDLE"] == "/ca.pem"
+    assert told["https_proxy"] == "http://p" and told["HOME"] == "/s" and "X" not in told
