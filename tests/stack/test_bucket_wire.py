@@ -116,7 +116,6 @@ print(sorted(os.listdir("/mn-wire")))
         ("rclone", R2, R2, "auto"),
         ("rclone", GCS, GCS, "auto"),
         ("s3fs", "", "{}.s3.us-east-1.amazonaws.com", "us-east-1"),
-        ("s3fs", GCS, GCS, "auto"),
     ],
 )
 def test_each_service_is_spoken_to_as_it_wants(
