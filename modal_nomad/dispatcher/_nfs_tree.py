@@ -27,6 +27,7 @@ logger = logging.getLogger("modal_nomad.dispatcher")
 
 _OPEN = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
 _DIRECTORY = _OPEN | os.O_DIRECTORY
+_MAX_NAME = 255
 _UPLOADS, _TRASH = ".uploads", ".trash"
 _STALE_SECONDS = 86400.0
 _KINDS = {
@@ -206,7 +207,19 @@ def parts(path: str) -> list[str]:
     words = [word for word in path.split("/") if word not in ("", ".")]
     if ".." in words or "\0" in path:
         raise InvalidError(f"{path!r} is no path in a NetworkFileSystem: leave out '..'")
+    if not all(map(_can_be, words)):
+        raise InvalidError(
+            f"{path[:80]!r} is no path in a NetworkFileSystem: a name has at most {_MAX_NAME} bytes, and no"
+            " lone surrogates"
+        )
     return words
+
+
+def _can_be(name: str) -> bool:
+    try:
+        return len(name.encode("utf-8", "surrogateescape")) <= _MAX_NAME
+    except UnicodeEncodeError:
+        return False
 
 
 @contextlib.contextmanager
