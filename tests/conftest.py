@@ -38,6 +38,7 @@ NO_NOMAD = "no `nomad` binary on PATH"
 NO_EDGE = "no traefik, or no fabio, on PATH"
 NO_TERRAFORM = "no terraform or tofu with its providers nomad, consul and vault on PATH"
 NO_IMAGE_TOOLS = "no podman or no buildah on PATH"
+NO_MICROMAMBA = "no `micromamba` on PATH"
 NO_BUCKET_MOUNTS = "no rclone, s3fs, fusermount3 or usable /dev/fuse, or not root"
 
 
@@ -60,6 +61,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         ("of container images", NO_DOCKER),
         ("of image registries", NO_REGISTRY),
         ("of builds without a daemon", NO_IMAGE_TOOLS),
+        ("of Conda packages", NO_MICROMAMBA),
         ("on a real Consul", NO_CONSUL),
         ("of Terraform modules", NO_TERRAFORM),
         ("of edges of one's own", NO_EDGE),
