@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -293,7 +294,7 @@ def everything_in(home: Path) -> bytes:
         assert rows
         # As Python shows bytes: what is looked for has plain letters alone.
         return b"\0".join([*parts, repr(rows).encode()])
-    with sqlite3.connect(f"file:{home}/store.db?mode=ro", uri=True) as database:
+    with contextlib.closing(sqlite3.connect(f"file:{home}/store.db?mode=ro", uri=True)) as database:
         parts += [line.encode() for line in database.iterdump()]
     return b"\0".join(parts)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sqlite3
@@ -199,7 +200,9 @@ def test_an_allocation_reads_its_secrets_and_nobody_else_has_them(cluster: Clust
         files = [x for root in (tmp_path, cluster.directory) for x in root.rglob("*.log")]
         files += [x for x in (tmp_path / "home").rglob("*") if x.is_file()]
         haystack = shown.encode() + b"\0".join(x.read_bytes() for x in files)
-        with sqlite3.connect(f"file:{tmp_path}/home/store.db?mode=ro", uri=True) as database:
+        with contextlib.closing(
+            sqlite3.connect(f"file:{tmp_path}/home/store.db?mode=ro", uri=True)
+        ) as database:
             haystack += "\n".join(database.iterdump()).encode()
         for value in (marker, stored):
             assert value.encode() not in haystack
