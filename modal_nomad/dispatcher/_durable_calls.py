@@ -73,6 +73,7 @@ class DurableCalls:
         kind: str = "spawn",
         num_inputs: int | None = None,
         method: str = "",
+        environment: str = "",
     ) -> None:
         """Take inputs of a spawned call; returns when they are on the disk.
 
@@ -83,13 +84,20 @@ class DurableCalls:
             kind: ``spawn``, or ``generator`` when the function yields.
             num_inputs: how many inputs the call has in all, once that is known.
             method: which method of a class; empty for a plain function.
+            environment: where the function is.
 
         Raises:
             StoreError: they are not, and none of them will run.
         """
         inputs = [StoredInput(*item) for item in items]
         answered = await self._store.add_inputs(
-            call_id, function_id, inputs, kind=kind, num_inputs=num_inputs, method=method
+            call_id,
+            function_id,
+            inputs,
+            kind=kind,
+            num_inputs=num_inputs,
+            method=method,
+            environment=environment,
         )
         # The call engine has forgotten a call whose outputs are all stored.
         fresh = [item for item in items if item[0] not in answered] if answered else items

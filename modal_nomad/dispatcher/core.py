@@ -441,7 +441,13 @@ class Dispatcher:
         function = self.functions.get(function_id)
         kind = GENERATOR if function is not None and function.spec.yields(method) else "spawn"
         await self.durable.submit(
-            call_id, function_id, items, kind=kind, num_inputs=num_inputs, method=method
+            call_id,
+            function_id,
+            items,
+            kind=kind,
+            num_inputs=num_inputs,
+            method=method,
+            environment=function.environment if function is not None else "",
         )
 
     def items_taken(self, session: ClientSession, call_id: str, index: int, count: int) -> None:

@@ -99,17 +99,14 @@ def check_live_call(server: Dispatcher, identity: Identity, call_id: str) -> Non
 async def check_call(server: Dispatcher, identity: Identity, call_id: str) -> None:
     """Refuse a call of an environment that a token is not for. Raises AuthError."""
     function_id = server.calls.function_of(call_id) or server.graph.function_of(call_id)
-    if function_id is None:
-        call = await server.store.call(call_id)
-        if call is None:
-            return
-        function_id = call.function_id
     if function_id in server.functions:
         check_function(server, identity, function_id)
         return
-    # Its App was stopped, and its results are kept.
-    function = await server.store.function(function_id)
-    if function is not None:
+    # Its Function is gone, and its results are kept.
+    call = await server.store.call(call_id)
+    if call is not None:
+        check(identity, call.environment)
+    elif function_id is not None and (function := await server.store.function(function_id)) is not None:
         check(identity, function.environment)
 
 

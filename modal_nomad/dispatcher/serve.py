@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from aiohttp import web
 
 from modal_nomad.dispatcher import runtime
+from modal_nomad.dispatcher.api_certificate import ApiCertificate
 from modal_nomad.dispatcher.auth import Authenticator, WorkerTokens
 from modal_nomad.dispatcher.blobs import BlobStore, BlobStoreError, DirectoryBlobs
 from modal_nomad.dispatcher.core import Dispatcher
-from modal_nomad.dispatcher.own_certificate import OwnCertificate
 from modal_nomad.dispatcher.own_certificates import open_certificates
 from modal_nomad.dispatcher.secrets import SecretStoreError
 from modal_nomad.dispatcher.server import Server
@@ -265,7 +265,7 @@ async def _listen(application: web.Application, settings: Settings, stack: conte
 async def _tls(settings: Settings, stack: contextlib.AsyncExitStack) -> ssl.SSLContext | None:
     if not settings.tls_cert:
         return None
-    shown = OwnCertificate(settings.tls_cert, settings.tls_key)
+    shown = ApiCertificate(settings.tls_cert, settings.tls_key)
     task = asyncio.get_running_loop().create_task(shown.run())
     stack.callback(task.cancel)
     return shown.context

@@ -313,12 +313,19 @@ def test_a_client_of_another_scope_is_another_client(other: Other) -> None:
         peer.socket.close()
 
 
-def test_results_of_a_stopped_app_stay_theirs(other: Other) -> None:
+@pytest.mark.parametrize("varied", [False, True])
+def test_results_of_a_stopped_app_stay_theirs(other: Other, varied: bool) -> None:
+    job_id = new_id("fu")
     published = other.ask(
-        "app.publish", state="deployed", name="ends", environment="prod", functions=[entry(new_id("fu"))]
+        "app.publish", state="deployed", name="ends", environment="prod", functions=[entry(job_id)]
     )
-    call = new_id("fc")
-    header = {"t": "in", "c": call, "f": published["functions"]["f"], "x": [0], "d": 1, "i": 8000}
+    call, function_id = new_id("fc"), published["functions"]["f"]
+    if varied:
+        # Nothing of a variant is left when its App has stopped.
+        own = entry(f"{job_id}--v", timeout=99.0)
+        function_id = other.ask("function.bind", function_id=function_id, **own)["function_id"]
+        assert function_id != published["functions"]["f"]
+    header = {"t": "in", "c": call, "f": function_id, "x": [0], "d": 1, "i": 8000 + varied}
     other.anyone.send(header, [b"in"])
     other.anyone.take("rs")
     other.ask("app.stop", app_id=published["app_id"])

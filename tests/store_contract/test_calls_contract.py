@@ -213,10 +213,10 @@ async def test_variants_come_back_parents_first_with_their_settings(stores: Stor
     await again.close()
 
 
-async def test_a_calls_method_is_kept(store: Store) -> None:
-    await store.add_inputs("fc-1", "fu-1", _inputs(0), method="predict")
+async def test_a_calls_method_and_environment_are_kept(store: Store) -> None:
+    await store.add_inputs("fc-1", "fu-1", _inputs(0), method="predict", environment="prod")
     (page,) = await _pending(store)
-    assert page.call.method == "predict"
+    assert (page.call.method, page.call.environment) == ("predict", "prod")
 
 
 async def test_closing_finishes_what_was_accepted(stores: Stores) -> None:

@@ -20,6 +20,7 @@ class NewInputs(NamedTuple):
     num_inputs: int | None
     expires_at: float | None
     method: str
+    environment: str
 
 
 class NewOutputs(NamedTuple):
@@ -35,17 +36,28 @@ def add_inputs(db: Connection, writes: list[NewInputs]) -> list[Collection[int]]
     calls: dict[str, list[Any]] = {}
     for write in writes:
         call = calls.setdefault(
-            write.call_id, [write.call_id, write.function_id, write.kind, write.now, None, None, write.method]
+            write.call_id,
+            [
+                write.call_id,
+                write.function_id,
+                write.kind,
+                write.now,
+                None,
+                None,
+                write.method,
+                write.environment,
+            ],
         )
         if write.num_inputs is not None:
             call[4] = write.num_inputs
         if write.expires_at is not None:
             call[5] = write.expires_at
     made = db.execute(
-        "INSERT INTO calls AS c (call_id, function_id, kind, created_at, num_inputs, expires_at, method)"
+        "INSERT INTO calls AS c (call_id, function_id, kind, created_at, num_inputs, expires_at, method,"
+        " environment)"
         " SELECT * FROM unnest(CAST(?1 AS TEXT[]), CAST(?2 AS TEXT[]), CAST(?3 AS TEXT[]),"
         " CAST(?4 AS DOUBLE PRECISION[]), CAST(?5 AS BIGINT[]), CAST(?6 AS DOUBLE PRECISION[]),"
-        " CAST(?7 AS TEXT[])) ON CONFLICT (call_id) DO UPDATE SET"
+        " CAST(?7 AS TEXT[]), CAST(?8 AS TEXT[])) ON CONFLICT (call_id) DO UPDATE SET"
         " num_inputs = coalesce(excluded.num_inputs, c.num_inputs),"
         # A row without an older version was made just now.
         " expires_at = coalesce(excluded.expires_at, c.expires_at) RETURNING call_id, key, xmax = 0",

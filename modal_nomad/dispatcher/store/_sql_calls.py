@@ -19,7 +19,7 @@ from modal_nomad.dispatcher.store.base import (
 PAGE = 1000
 """Rows per read while pending inputs are loaded: memory stays flat for a call of a million."""
 
-_CALL = "call_id, function_id, kind, created_at, num_inputs, expires_at, method"
+_CALL = "call_id, function_id, kind, created_at, num_inputs, expires_at, method, environment"
 
 
 class SqlCalls(SqlPart):
@@ -37,17 +37,18 @@ class SqlCalls(SqlPart):
         num_inputs: int | None = None,
         expires_at: float | None = None,
         method: str = "",
+        environment: str = "",
     ) -> Collection[int]:
         now = self._clock()
 
         def write(db: Connection) -> Collection[int]:
             key = _key(db, call_id)
             db.execute(
-                f"INSERT INTO calls ({_CALL}) VALUES (?,?,?,?,?,?,?)"
+                f"INSERT INTO calls ({_CALL}) VALUES (?,?,?,?,?,?,?,?)"
                 " ON CONFLICT (call_id) DO UPDATE SET"
                 " num_inputs = coalesce(excluded.num_inputs, calls.num_inputs),"
                 " expires_at = coalesce(excluded.expires_at, calls.expires_at)",
-                (call_id, function_id, kind, now, num_inputs, expires_at, method),
+                (call_id, function_id, kind, now, num_inputs, expires_at, method, environment),
             )
             answered: Collection[int] = ()
             if key is None:

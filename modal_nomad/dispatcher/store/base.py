@@ -93,6 +93,7 @@ class CallRecord:
     num_inputs: int | None = None
     expires_at: float | None = None
     method: str = ""
+    environment: str = ""
 
 
 @dataclass(frozen=True)
@@ -274,6 +275,7 @@ class Store(ObjectStore, VolumeStore, ScheduleStore, ImageStore, LeaseStore):
         num_inputs: int | None = None,
         expires_at: float | None = None,
         method: str = "",
+        environment: str = "",
     ) -> Collection[int]:
         """Accept inputs of a call, making the call on its first ones.
 

@@ -340,6 +340,11 @@ CREATE TABLE secret_leases (
 );
 """
 
+_CALL_ENVIRONMENTS = """
+-- Its Function may be gone when somebody asks for its results.
+ALTER TABLE calls ADD COLUMN environment TEXT NOT NULL DEFAULT '';
+"""
+
 STEPS: tuple[str, ...] = (
     _INITIAL,
     _AUTOSCALER,
@@ -356,5 +361,6 @@ STEPS: tuple[str, ...] = (
     _PINS,
     _IMAGE_NAMES,
     _LEASES,
+    _CALL_ENVIRONMENTS,
 )
 VERSION = len(STEPS)

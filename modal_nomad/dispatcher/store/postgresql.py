@@ -154,9 +154,10 @@ class PostgresqlStore(SqlStore):
         num_inputs: int | None = None,
         expires_at: float | None = None,
         method: str = "",
+        environment: str = "",
     ) -> Collection[int]:
         value = bulk.NewInputs(
-            call_id, function_id, inputs, kind, self._clock(), num_inputs, expires_at, method
+            call_id, function_id, inputs, kind, self._clock(), num_inputs, expires_at, method, environment
         )
         return await self._write(Bulk(bulk.add_inputs, value))
 

@@ -15,7 +15,7 @@ _LOOK_SECONDS = 5.0
 _Stamps = tuple[tuple[int, int, int], ...]
 
 
-class OwnCertificate:
+class ApiCertificate:
     """A certificate and its key, shown as they are now.
 
     Attributes:

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-from modal_nomad.dispatcher.own_certificate import OwnCertificate
+from modal_nomad.dispatcher.api_certificate import ApiCertificate
 from modal_nomad.dispatcher.settings_files import SettingsError
 from tests._certificates import write
 
 
 async def test_a_new_certificate_is_shown_and_half_of_one_is_not(tmp_path: Path) -> None:
     cert, key = write(tmp_path, "127.0.0.1")
-    own = OwnCertificate(cert, key)
+    own = ApiCertificate(cert, key)
 
     def text() -> str:
         return Path(cert).read_text()
@@ -50,4 +50,4 @@ async def test_a_new_certificate_is_shown_and_half_of_one_is_not(tmp_path: Path)
 
 def test_what_cannot_be_used_is_said(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="tls_cert and tls_key cannot be used"):
-        OwnCertificate(str(tmp_path / "none.pem"), str(tmp_path / "none.key"))
+        ApiCertificate(str(tmp_path / "none.pem"), str(tmp_path / "none.key"))
