@@ -113,7 +113,6 @@ def _builds(docker: Docker, rounds: int) -> Results:
             # They take turns, so that what else the machine does is in both.
             theirs.append(_docker_build(docker, _commands()))
             ours.append(_our_build(docker, _commands()))
-        # One that stays open would start the dispatcher again.
         _client()._close()
     names = ("docker_cold_ms", "docker_cached_ms", "cold_ms", "cached_ms")
     return dict(zip(names, map(median, (*zip(*theirs, strict=True), *zip(*ours, strict=True))), strict=True))
@@ -154,6 +153,7 @@ def _our_build(docker: Docker, commands: list[str]) -> tuple[float, float]:
 
 
 def _client() -> Any:
+    # Closed at the end of each part: one that stays open would start the dispatcher again.
     from modal_nomad.client import Client
 
     return Client.from_env()
@@ -167,8 +167,11 @@ def _first_answer(docker: Docker, rounds: int) -> float:
     def answer() -> int:
         return 1
 
-    with app.run():
-        return _median(answer.remote, rounds)
+    try:
+        with app.run():
+            return _median(answer.remote, rounds)
+    finally:
+        _client()._close()
 
 
 def _on_nomad(docker: Docker, folder: Path, rounds: int) -> Results:
