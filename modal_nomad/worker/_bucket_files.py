@@ -7,6 +7,9 @@ import os
 import sys
 from typing import Collection, Iterator, List, Tuple
 
+# The kernel's function in which whoever asks a file system of a process waits.
+_ASKING = "request_wait_answer"
+
 
 def close_own(devices: Collection[int]) -> None:
     """Close what this process has open there: what its files' buffers hold is sent, as at any program's end.
@@ -36,12 +39,24 @@ def close_own(devices: Collection[int]) -> None:
 
 
 def held_by_others(devices: Collection[int]) -> List[Tuple[str, str]]:
-    """Return which other processes have something open there: their numbers, and the paths."""
+    """Return which other processes have something open there, or are just closing it: numbers, and paths."""
     found = []
     for pid in os.listdir("/proc"):
         if pid.isdigit() and pid != str(os.getpid()):
             found += [(pid, name) for _, name in _open_files(pid, devices)]
+            if _waits(pid):
+                found.append((pid, "a file"))
     return found
+
+
+def _waits(pid: str) -> bool:
+    """Tell whether a process waits for the answer of a mounted bucket: what is being closed is open no more."""
+    with contextlib.suppress(OSError):
+        for task in os.listdir(f"/proc/{pid}/task"):
+            with open(f"/proc/{pid}/task/{task}/wchan", encoding="ascii") as file:
+                if file.read() == _ASKING:
+                    return True
+    return False
 
 
 def _open_files(pid: str, devices: Collection[int]) -> Iterator[Tuple[int, str]]:

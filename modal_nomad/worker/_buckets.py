@@ -239,8 +239,8 @@ def _pass_on(bucket: _Bucket, process: "subprocess.Popen[bytes]") -> None:
     assert process.stdout is not None
     for line in process.stdout:
         text = line.decode("utf-8", "replace").strip()
-        if " [INF] " in text:
-            # What s3fs is, which it says each time.
+        if " [INF] " in text or text.endswith("Unmounted rclone mount"):
+            # What s3fs is, which it says each time, and that rclone ended as it was told to.
             continue
         with contextlib.suppress(OSError, ValueError):
             sys.stderr.write(f"modal-nomad worker: bucket {bucket.mount.bucket!r}: {text}\n")

@@ -409,6 +409,7 @@ async def test_an_upload_outlasts_a_killed_server(tmp_path: Path) -> None:
         ("InvalidAccessKeyId", "correct \\[s3\\] access_key_id"),
         ("SignatureDoesNotMatch", "correct \\[s3\\] secret_access_key"),
         ("AccessDenied", "allow them to get, put, list and delete"),
+        ("403", "allow them to get, put, list and delete"),
         ("RequestTimeTooSkewed", "clock differs too much"),
         ("PermanentRedirect", "correct \\[s3\\] region"),
         ("SomethingElse", "see its own log \\(SomethingElse: told\\)"),

@@ -25,6 +25,9 @@ FAILURES = (boto.ClientError, boto.BotoCoreError, aiohttp.ClientError, OSError, 
 """Whatever a request to a service may end in."""
 
 _ABSENT = frozenset({"404", "NoSuchKey", "NoSuchUpload", "NotFound"})
+_DENIED = (
+    "the credentials may not do that in bucket {bucket!r}: allow them to get, put, list and delete its objects"
+)
 _WORDS: Mapping[str, str] = {
     "NoSuchBucket": "there is no bucket {bucket!r} at {where}: create it, or correct [s3] bucket",
     "InvalidBucketName": "{bucket!r} can be no bucket's name: correct [s3] bucket",
@@ -32,8 +35,9 @@ _WORDS: Mapping[str, str] = {
     " AWS_ACCESS_KEY_ID",
     "SignatureDoesNotMatch": "the secret key does not belong to the access key: correct [s3]"
     " secret_access_key, or AWS_SECRET_ACCESS_KEY",
-    "AccessDenied": "the credentials may not do that in bucket {bucket!r}: allow them to get, put, list and"
-    " delete its objects",
+    "AccessDenied": _DENIED,
+    # What an answer without a body says of itself.
+    "403": _DENIED,
     "RequestTimeTooSkewed": "this machine's clock differs too much from that of {where}: set it, by NTP say",
     "RequestExpired": "this machine's clock differs too much from that of {where}: set it, by NTP say",
     "ExpiredToken": "the credentials have expired: give the dispatcher new ones",
