@@ -50,7 +50,7 @@ def held_by_others(devices: Collection[int]) -> List[Tuple[str, str]]:
 
 
 def _waits(pid: str) -> bool:
-    """Tell whether a process waits for the answer of a mounted bucket: what is being closed is open no more."""
+    """Tell whether a process waits for a file system's answer: what is being closed is open no more."""
     with contextlib.suppress(OSError):
         for task in os.listdir(f"/proc/{pid}/task"):
             with open(f"/proc/{pid}/task/{task}/wchan", encoding="ascii") as file:

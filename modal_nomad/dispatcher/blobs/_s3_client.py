@@ -26,7 +26,8 @@ FAILURES = (boto.ClientError, boto.BotoCoreError, aiohttp.ClientError, OSError, 
 
 _ABSENT = frozenset({"404", "NoSuchKey", "NoSuchUpload", "NotFound"})
 _DENIED = (
-    "the credentials may not do that in bucket {bucket!r}: allow them to get, put, list and delete its objects"
+    "the credentials may not do that in bucket {bucket!r}: allow them to get, put, list and delete its"
+    " objects"
 )
 _WORDS: Mapping[str, str] = {
     "NoSuchBucket": "there is no bucket {bucket!r} at {where}: create it, or correct [s3] bucket",
