@@ -150,7 +150,7 @@ async def make_known(client: Client, environment: str | None, image: PublishedIm
     Raises:
         ImageBuildError: a step failed, or nothing can build it.
     """
-    from .runner import upload_missing
+    from ._uploads import upload_missing
 
     if _is_built(image, client.server.render):
         await _ensure(client, environment, image, False)
@@ -158,7 +158,7 @@ async def make_known(client: Client, environment: str | None, image: PublishedIm
 
 
 async def _ensure(client: Client, environment: str | None, image: PublishedImage, dry: bool) -> str:
-    from .runner import upload_missing
+    from ._uploads import upload_missing
 
     image_id = image.spec.image_id
     args = {

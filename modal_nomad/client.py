@@ -336,6 +336,13 @@ class Client:
     async def _put_blob(self, data: bytes) -> str:
         return str(await self._blob_call(self._blobs.put, data))
 
+    async def _put_blobs(self, contents: list[bytes]) -> list[str]:
+        return list(await self._blob_call(self._blobs.put_all, contents))
+
+    async def _put_blob_file(self, path: os.PathLike[str], sha: str) -> bool:
+        """Store a file; False where it is not what was announced."""
+        return bool(await self._blob_call(lambda name: self._blobs.put_file(path, name), sha))
+
     async def _get_blob(self, sha: str) -> bytes:
         try:
             return bytes(await self._blob_call(self._blobs.get, sha))

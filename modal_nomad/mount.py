@@ -148,7 +148,7 @@ class Mount(Object):
             FileNotFoundError: a local path does not exist.
             ModuleNotMountable: there is no such module here.
         """
-        from .runner import upload_missing
+        from ._uploads import upload_missing
 
         client = client or await _default_client()
         files, contents = mounted(self._wishes)

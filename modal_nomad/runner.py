@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import getpass
 import hashlib
 import os
 import warnings
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from . import _automount
 from ._bridge import blocking_function, io
 from ._image_publish import PublishedImage, built, check_built, image_of, resolved
-from ._log import logger
 from ._options import FunctionOptions, check_object_name
 from ._publishing import publishing
 from ._secret_refs import reference_of
+from ._uploads import upload_missing
 from ._volume_mounts import buckets_in, check_once, volumes_in
 from ._web_names import usable
 from .config import config
-from .exception import ExecutionError, InvalidError
+from .exception import InvalidError
 from .image import DEFINITION_VARIABLE, Image
 from .wire.mounts import NfsMount, SecretRef
 from .wire.spec import FunctionSpec, ImageSpec
@@ -332,32 +331,6 @@ async def send(client: Client, publication: Publication) -> dict[str, Any]:
     return reply
 
 
-async def upload_missing(client: Client, contents: Mapping[str, bytes | os.PathLike[str]]) -> int:
-    """Upload the contents that the server does not have; return how many.
-
-    Raises:
-        ExecutionError: a file is not any more what it was when its hash was taken.
-    """
-    if not contents:
-        return 0
-    reply = await client._request("blob.missing", {"hashes": sorted(contents)})
-
-    async def put(sha: str) -> None:
-        content = contents[sha]
-        if isinstance(content, bytes):
-            await client._put_blob(content)
-        elif await client._put_blob(await asyncio.to_thread(_read, content)) != sha:
-            raise ExecutionError(
-                f"{os.fspath(content)} changed while it was uploaded: try again when nothing writes to it, or"
-                " leave it out with ignore="
-            )
-
-    uploads: list[Awaitable[None]] = [put(sha) for sha in reply["missing"]]
-    await asyncio.gather(*uploads)
-    logger().debug("uploaded %d of %d contents; the server had the others", len(uploads), len(contents))
-    return len(uploads)
-
-
 async def plan(
     app: App, *, name: str | None = None, client: Client | None = None, environment_name: str | None = None
 ) -> list[dict[str, Any]]:
@@ -493,11 +466,6 @@ def _pickled(name: str, raw_f: Any) -> bytes:
             stacklevel=2,
         )
     return data
-
-
-def _read(path: os.PathLike[str]) -> bytes:
-    with open(path, "rb") as file:
-        return file.read()
 
 
 def _deployer() -> str:

@@ -49,17 +49,6 @@ def add_routes(app: web.Application, server: Dispatcher, identify: Identify) -> 
         except Error as error:
             return refusal(error)
 
-    async def missing(request: web.Request) -> web.Response:
-        await identify(request)
-        try:
-            names = await _json(request)
-            if not isinstance(names, list) or not all(isinstance(x, str) for x in names):
-                raise InvalidError("the request needs a list of hashes")
-            return web.json_response({"missing": await server.blobs.missing(names)})
-        except Error as error:
-            return refusal(error)
-
-    app.router.add_post("/v1/blobs/missing", missing)
     app.router.add_post("/v1/volumes/{object_id}/{verb}", volume)
 
 

@@ -29,6 +29,7 @@ from modal_nomad.dispatcher.auth import Authenticator, Identity
 from modal_nomad.dispatcher.blobs import BlobError, BlobMissing, BlobStoreError, BlobStoreFull
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.gateway_sessions import GatewaySession
+from modal_nomad.dispatcher.http_blobs import add_routes as add_blob_routes
 from modal_nomad.dispatcher.http_images import add_routes as add_image_routes
 from modal_nomad.dispatcher.http_nfs import add_routes as add_nfs_routes
 from modal_nomad.dispatcher.http_schedules import add_routes as add_schedule_routes
@@ -88,6 +89,7 @@ class Server:
         app.router.add_get("/v1/connect", self._connect)
         app.router.add_put("/v1/blobs/{sha}", self._put_blob)
         app.router.add_get("/v1/blobs/{sha}", self._get_blob)
+        add_blob_routes(app, self.dispatcher.blobs, self._identify)
         add_volume_routes(app, self.dispatcher, self._identify_scoped)
         add_schedule_routes(app, self.dispatcher.schedules, self.authenticator)
         add_nfs_routes(app, self.dispatcher, self._identify_scoped)

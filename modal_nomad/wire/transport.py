@@ -7,7 +7,7 @@ import socket
 import threading
 from collections import deque
 from contextlib import suppress
-from typing import Any, Callable, Deque, Mapping, Optional, Tuple, Union
+from typing import Any, Callable, Deque, Dict, List, Mapping, Optional, Sequence, Tuple, Union
 
 from . import websocket
 from .address import Address, parse_address
@@ -248,6 +248,26 @@ class BlobClient:
         self._request("PUT", sha, data)
         return sha
 
+    def put_all(self, contents: Sequence[bytes]) -> List[str]:
+        """Store small blobs in one request, return their names. Raises OSError."""
+        import json
+
+        from . import blob_lists
+
+        status, data = self.exchange("POST", "/v1/blobs/put", blob_lists.pack(contents))
+        stored: List[str] = json.loads(_good(status, data, "POST", "put"))["stored"]
+        return stored
+
+    def put_file(self, path: Union[str, "os.PathLike[str]"], sha: str) -> bool:
+        """Store a file of a known SHA-256; False where it has changed meanwhile. Raises OSError."""
+        with open(path, "rb") as file:
+            size = {"Content-Length": str(os.fstat(file.fileno()).st_size)}
+            status, data = self.exchange("PUT", f"/v1/blobs/{sha}", file, size)
+        if status == 400:
+            return False
+        _good(status, data, "PUT", sha)
+        return True
+
     def get(self, sha: str) -> bytes:
         """Return a blob's bytes. Raises KeyError when there is none, OSError."""
         if self._follows:
@@ -262,6 +282,31 @@ class BlobClient:
                 # The dispatcher reaches it, or says why not.
                 self._follows = False
         return self._request("GET", sha)
+
+    def get_all(self, hashes: Sequence[str]) -> Dict[str, bytes]:
+        """Return blobs by their names; small ones come many in one answer. Raises KeyError, OSError."""
+        import json
+
+        from . import blob_lists
+
+        found: Dict[str, bytes] = {}
+        left = list(dict.fromkeys(hashes))
+        while len(left) > 1:
+            asked = left[: blob_lists.MOST_NAMES]
+            status, body = self.exchange("POST", "/v1/blobs/some", json.dumps(asked).encode())
+            try:
+                contents = blob_lists.unpack(_good(status, body, "POST", "some"))
+            except ValueError as error:
+                raise ConnectionError(f"the dispatcher broke off a blob transfer: {error}") from None
+            if not 0 < len(contents) <= len(asked):
+                raise ConnectionError(f"{len(contents)} blobs came for {len(asked)}")
+            for place, data in enumerate(contents):
+                sha = asked[place]
+                found[sha] = self.get(sha) if data is None else data
+            del left[: len(contents)]
+        for sha in left:
+            found[sha] = self.get(sha)
+        return found
 
     def exists(self, sha: str) -> bool:
         """Tell whether the server has a blob."""

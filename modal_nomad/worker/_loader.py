@@ -2,15 +2,16 @@
 
 import os
 import sys
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Mapping, Optional, Sequence
 
 from ..exception import ExecutionError, InvalidError, NotFoundError
 from ..wire.spec import FunctionSpec
 
 FetchBlob = Callable[[str], bytes]
+FetchBlobs = Callable[[Sequence[str]], Mapping[str, bytes]]
 
 
-def place_files(spec: FunctionSpec, fetch: FetchBlob, *shown: Any, buckets: Any = None) -> None:
+def place_files(spec: FunctionSpec, fetch: FetchBlobs, *shown: Any, buckets: Any = None) -> None:
     """Put the image's files, the working directory, Volumes, NetworkFileSystems and buckets in place.
 
     To be called while the process has one thread.

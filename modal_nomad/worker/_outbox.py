@@ -5,7 +5,7 @@ import threading
 import time
 from collections import deque
 from contextlib import suppress
-from typing import Any, Callable, Deque, List, Optional, Tuple
+from typing import Any, Callable, Deque, Dict, List, Optional, Sequence, Tuple
 
 from .._execution_context import current_work
 from ..wire import frames, serialization
@@ -103,11 +103,18 @@ class Values:
     Args:
         get: returns a blob's bytes.
         put: stores bytes, returns their name.
+        get_all: returns blobs by their names.
     """
 
-    def __init__(self, get: Callable[[str], bytes], put: Callable[[bytes], str]) -> None:
+    def __init__(
+        self,
+        get: Callable[[str], bytes],
+        put: Callable[[bytes], str],
+        get_all: Callable[[Sequence[str]], Dict[str, bytes]],
+    ) -> None:
         self._get = get
         self._put = put
+        self._get_all = get_all
 
     def fetch(self, payload: bytes) -> bytes:
         """Return the bytes of the blob that a payload names."""
@@ -117,6 +124,11 @@ class Values:
         """Return a blob's bytes."""
         data: bytes = _attempt(lambda: self._get(name), "a blob cannot be fetched")
         return data
+
+    def fetch_all(self, names: Sequence[str]) -> Dict[str, bytes]:
+        """Return blobs by their names."""
+        found: Dict[str, bytes] = _attempt(lambda: self._get_all(names), "a blob cannot be fetched")
+        return found
 
     def output(self, lease: Any, status: int, data: bytes) -> Output:
         """Return the output of encoded data, by reference where it is too large for a frame."""

@@ -2,13 +2,14 @@
 
 import os
 from contextlib import suppress
-from typing import Callable, Sequence
+from typing import Sequence
 
 from ..exception import ExecutionError
 from ..wire.spec import FunctionSpec, MountedFile
-from .files import Bind, by_path, show, write
+from .files import Bind, Fetch, by_path, show, write
 
-Fetch = Callable[[str], bytes]
+AT_ONCE = 1000
+"""Files whose contents are in memory together."""
 
 
 def put(
@@ -27,8 +28,12 @@ def put(
             raise ExecutionError(
                 f"cannot make {directory} in the container ({error.strerror}): choose another path"
             ) from None
-    for path, file in wanted.items():
-        write(path, fetch(file.blob), file.mode)
+    items = list(wanted.items())
+    for start in range(0, len(items), AT_ONCE):
+        part = items[start : start + AT_ONCE]
+        contents = fetch([*{file.blob: None for _, file in part}])
+        for path, file in part:
+            write(path, contents[file.blob], file.mode)
     for bind in binds:
         if bind.attach is None or not bind.attach():
             show(bind)

@@ -64,6 +64,7 @@ class Runner:
         self._values = Values(
             lambda name: settings.blobs().get(name),
             lambda data: settings.blobs().put(data),
+            lambda names: settings.blobs().get_all(names),
         )
         self._streams: Any = None
         self._backlog = Backlog(self._session, self._sync)
@@ -104,7 +105,7 @@ class Runner:
 
                 self._buckets = Buckets(spec.buckets, os.environ)
             if held is None or not held.placed:
-                place_files(spec, self._values.fetch_name, *self._shown(spec), buckets=self._buckets)
+                place_files(spec, self._values.fetch_all, *self._shown(spec), buckets=self._buckets)
         except Exception as error:
             if self._buckets is not None:
                 self._buckets.close()

@@ -7,6 +7,7 @@ hashes), ``keep`` (directories that stay the node's own), ``command``.
 import json
 import os
 import sys
+from typing import Dict, Sequence
 
 
 def main(plan_path: str) -> int:
@@ -20,9 +21,12 @@ def main(plan_path: str) -> int:
         plan = json.load(file)
     folder = os.path.dirname(plan_path)
 
-    def fetch(blob: str) -> bytes:
-        with open(os.path.join(folder, blob), "rb") as content:
-            return content.read()
+    def fetch(blobs: Sequence[str]) -> Dict[str, bytes]:
+        found = {}
+        for blob in blobs:
+            with open(os.path.join(folder, blob), "rb") as content:
+                found[blob] = content.read()
+        return found
 
     try:
         place([MountedFile(*entry) for entry in plan["files"]], fetch, keep=plan["keep"])

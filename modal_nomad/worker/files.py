@@ -20,7 +20,7 @@ from modal_nomad.wire.spec import MountedFile
 from modal_nomad.worker import _mounts
 from modal_nomad.worker._volume_cache import cache_directory
 
-Fetch = Callable[[str], bytes]
+Fetch = Callable[[Sequence[str]], Mapping[str, bytes]]
 SOURCE_ROOT = "/root"
 """Where ``add_local_python_source`` puts modules: on the import path, after the user's code."""
 
@@ -82,7 +82,7 @@ def place(
 
     Args:
         files: what goes where; a later file wins over an earlier one of the same path.
-        fetch: returns a blob's bytes by its SHA-256.
+        fetch: returns blobs by their SHA-256.
         directories: absolute paths of directories to make, empty, where they are not.
         binds: directories to be seen at other absolute paths.
         keep: directories that stay the node's own, None for ``default_keep()``.
@@ -95,7 +95,7 @@ def place(
     absent = [*directories, *(bind.path for bind in binds if not os.path.isdir(bind.path))]
     wanted = by_path(files)
     # Fetched first: afterwards the certificates or sockets that fetching needs may be covered.
-    contents = {sha: fetch(sha) for sha in {f.blob for f in wanted.values()}}
+    contents = fetch([*{f.blob: None for f in wanted.values()}]) if wanted else {}
     kept = [*(default_keep() if keep is None else keep)]
     if binds:
         # Under an overlay in memory, the node's chunks of Volumes would fill that.

@@ -46,7 +46,7 @@ def test_a_file_that_changes_while_it_is_sent_is_said(live: Live, monkeypatch: p
     file = live.write("changing.txt", "once")
     app = modal.App("changing", image=modal.Image.debian_slim().add_local_file(file, "/changing"))
     app.function(serialized=True, name="f")(lambda: 1)
-    monkeypatch.setattr("modal_nomad.runner._read", lambda path: b"since")
+    monkeypatch.setattr("modal_nomad._uploads._read", lambda x: x if isinstance(x, bytes) else b"since")
     with pytest.raises(modal.exception.ExecutionError, match=r"changing\.txt changed while it was uploaded"):
         app.deploy()
     with pytest.raises(modal.exception.NotFoundError):

@@ -45,10 +45,10 @@ class Server:
             return {"plans": [{"job_id": "j", "changes": True}]}
         return {"app_id": "ap-9"}
 
-    async def _put_blob(self, data: bytes) -> str:
-        sha = hashlib.sha256(data).hexdigest()
-        self.blobs[sha] = data
-        return sha
+    async def _put_blobs(self, contents: list[bytes]) -> list[str]:
+        names = [hashlib.sha256(data).hexdigest() for data in contents]
+        self.blobs.update(zip(names, contents, strict=True))
+        return names
 
     def _subscribe(self, app_id: str, callback: Any) -> None:
         pass

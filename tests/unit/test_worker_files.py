@@ -32,7 +32,8 @@ if task.get("no_overlay"):
         real(source, target, kind, flags, data)
     _mounts.mount = mount
 try:
-    files.place([MountedFile(p, c, m) for p, c, m in task["files"]], str.encode, keep=task.get("keep", ()))
+    placed = [MountedFile(p, c, m) for p, c, m in task["files"]]
+    files.place(placed, lambda names: {x: x.encode() for x in names}, keep=task.get("keep", ()))
 except Exception as exc:
     print(json.dumps({"error": str(exc)}))
 else:
@@ -102,14 +103,14 @@ def test_python_under_root_is_importable() -> None:
 
 def test_no_files_change_nothing() -> None:
     before = os.readlink("/proc/self/ns/mnt")
-    files.place([], lambda sha: b"")
+    files.place([], lambda names: {})
     assert os.readlink("/proc/self/ns/mnt") == before
 
 
 @pytest.mark.parametrize("path", ["relative", "/", "//x/y"])
 def test_bad_paths(path: str) -> None:
     with pytest.raises(ExecutionError, match="absolute"):
-        files.place([MountedFile(path, "0")], lambda sha: b"")
+        files.place([MountedFile(path, "0")], lambda names: dict.fromkeys(names, b""))
 
 
 def test_a_directory_in_the_way_is_named(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_large_results_become_blobs() -> None:
         return "ab"
 
     big = b"x" * (frames.INLINE_LIMIT + 1)
-    assert Values(no_blob, put).output(1, 0, big) == (1, 0, frames.FLAG_BLOB, b"ab")
+    assert Values(no_blob, put, lambda names: {}).output(1, 0, big) == (1, 0, frames.FLAG_BLOB, b"ab")
     assert stored == [big]
 
 

@@ -7,12 +7,14 @@ half: a blob appears under its name complete and kept for good, or not at all.
 from __future__ import annotations
 
 import abc
+import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterable, Collection, Iterable
+from collections.abc import AsyncIterable, Collection, Iterable, Sequence
 
 from aiohttp import web
 
+_PUTS_AT_ONCE = 16
 _SHA = re.compile(r"[0-9a-f]{64}")
 
 
@@ -55,6 +57,16 @@ class BlobStore(abc.ABC):
     async def put(self, data: bytes, sha: str | None = None) -> str:
         """Keep bytes and return their SHA-256; BlobError when it is not the one announced."""
 
+    async def put_some(self, contents: Sequence[bytes]) -> list[str]:
+        """Keep small blobs and return their SHA-256."""
+        turns = asyncio.Semaphore(_PUTS_AT_ONCE)
+
+        async def put(data: bytes) -> str:
+            async with turns:
+                return await self.put(data)
+
+        return list(await asyncio.gather(*map(put, contents)))
+
     @abc.abstractmethod
     async def put_stream(
         self, chunks: AsyncIterable[bytes], sha: str | None = None, *, max_size: int | None = None
@@ -64,6 +76,13 @@ class BlobStore(abc.ABC):
     @abc.abstractmethod
     async def get(self, sha: str) -> bytes:
         """Return a blob's bytes. Raises BlobMissing."""
+
+    async def get_some(self, hashes: Sequence[str]) -> list[bytes | None]:
+        """Return small blobs, as many as ``blob_lists`` says, from the first on.
+
+        None stands for one to be asked for alone: it is large, or not here, or is had from elsewhere.
+        """
+        return [None] * len(hashes)
 
     @abc.abstractmethod
     async def serve(self, sha: str, request: web.Request, content_type: str) -> web.StreamResponse:

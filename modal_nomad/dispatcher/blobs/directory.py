@@ -10,7 +10,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator
+from collections.abc import AsyncIterable, Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -26,6 +26,7 @@ from modal_nomad.dispatcher.blobs.base import (
     checked_size,
     not_here,
 )
+from modal_nomad.wire import blob_lists
 
 _FLUSH = 1 << 20
 _TEMPORARY = "incoming"
@@ -92,6 +93,22 @@ class DirectoryBlobs(BlobStore):
             return await asyncio.to_thread(path.read_bytes)
         except FileNotFoundError:
             raise not_here(sha) from None
+
+    async def get_some(self, hashes: Sequence[str]) -> list[bytes | None]:
+        paths = [self.path(sha) for sha in hashes]
+
+        def read() -> list[bytes | None]:
+            found: list[bytes | None] = []
+            size = 0
+            for path in paths:
+                data = _small(path)
+                found.append(data)
+                size += len(data or b"")
+                if size >= blob_lists.MOST_BYTES:
+                    break
+            return found
+
+        return await asyncio.to_thread(read)
 
     async def serve(self, sha: str, request: web.Request, content_type: str) -> web.StreamResponse:
         path = self.path(sha)
@@ -187,6 +204,15 @@ class DirectoryBlobs(BlobStore):
 def _append(target: BinaryIO, update: Callable[[bytes], None], data: bytes) -> None:
     update(data)
     target.write(data)
+
+
+def _small(path: Path) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(blob_lists.LARGEST + 1)
+    except FileNotFoundError:
+        return None
+    return data if len(data) <= blob_lists.LARGEST else None
 
 
 def _discard(target: BinaryIO) -> None:
