@@ -7,7 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from tests._loops import end_all
+from tests._loops import serve_until
 
 
 class CutProxy:
@@ -51,12 +51,11 @@ class CutProxy:
     async def _run(self) -> None:
         self.there.set()
         self.back.set()
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0)
-        self.port = server.sockets[0].getsockname()[1]
+        await serve_until(self._stop, self._serve, 0, self._begun)
+
+    def _begun(self, port: int) -> None:
+        self.port = port
         self._started.set()
-        await self._stop.wait()
-        server.close()
-        await end_all()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         behind = None

@@ -7,7 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 
-from tests._loops import end_all
+from tests._loops import serve_until
 from tests._ports import free_ports
 
 
@@ -64,11 +64,7 @@ def balancer(backends: Sequence[int]) -> Iterator[int]:
             await _close(writer)
 
     async def run() -> None:
-        server = await asyncio.start_server(serve, "127.0.0.1", port)
-        started.set()
-        await stop.wait()
-        server.close()
-        await end_all()
+        await serve_until(stop, serve, port, lambda _: started.set())
 
     started, stop = threading.Event(), asyncio.Event()
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()), daemon=True)

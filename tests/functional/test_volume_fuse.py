@@ -319,6 +319,8 @@ folder, wait = sys.argv[1], float(sys.argv[2])
 class Client:
     '''A dispatcher that is away while there is a file of that name.'''
 
+    longest = 4095
+
     def with_timeout(self, timeout):
         return self
 

@@ -163,11 +163,16 @@ def test_a_container_and_a_build_have_them_and_nobody_else(cluster: Cluster, tmp
         assert made_file == "of-the-build" and absent == [] and length == len(marker)
         assert users == {user}
 
-        [allocation] = [
-            x["ID"]
-            for x in get(nomad, "/v1/allocations?namespace=main")
-            if x["JobID"].startswith("boxed-secret-read") and x["ClientStatus"] == "running"
-        ]
+        def running() -> list[str]:
+            # A node tells its server a moment after the container has begun to work.
+            return [
+                x["ID"]
+                for x in get(nomad, "/v1/allocations?namespace=main")
+                if x["JobID"].startswith("boxed-secret-read") and x["ClientStatus"] == "running"
+            ]
+
+        until(lambda: bool(running()), "the allocation among those that run")
+        [allocation] = running()
         # Nomad's file browser, and so its UI, keeps to itself what is in secrets/.
         path = "container/secrets/modal_secrets.json"
         assert "prohibited" in browsed(nomad, f"{allocation}?namespace=main&path={path}")
