@@ -177,13 +177,13 @@ def test_an_unchanged_deployment_uploads_nothing(live: Live, monkeypatch: pytest
     (live.folder / "data").mkdir()
     live.write("data/file.txt", "data")
     sent: list[bytes] = []
-    put = Client._put_blob
+    put = Client._put_blobs
 
-    async def counting(self: Client, data: bytes) -> str:
-        sent.append(data)
-        return await put(self, data)
+    async def counting(self: Client, contents: list[bytes]) -> list[str]:
+        sent.extend(contents)
+        return await put(self, contents)
 
-    monkeypatch.setattr(Client, "_put_blob", counting)
+    monkeypatch.setattr(Client, "_put_blobs", counting)
 
     def deploy() -> str:
         image = modal.Image.debian_slim().add_local_dir(str(live.folder / "data"), "/tmp/unused-data")
