@@ -99,6 +99,15 @@ class Consul:
     def address(self) -> str:
         return f"http://127.0.0.1:{self.http}"
 
+    def nomad_settings(self) -> dict[str, Any]:
+        """Return what has a Nomad agent register services here, and nothing else of its own."""
+        return {
+            "address": self.address.removeprefix("http://"),
+            "client_auto_join": False,
+            "server_auto_join": False,
+            "auto_advertise": False,
+        }
+
     def start(self) -> None:
         """Start it and wait until it has a leader."""
         config = {

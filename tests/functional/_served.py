@@ -106,6 +106,17 @@ class Raw:
         return code
 
 
+def job_of(job_id: str) -> dict[str, Any]:
+    """Return a job that an engine takes, whose containers do nothing."""
+    task = {"Name": "container", "Driver": "raw_exec", "Config": {"command": "/bin/true", "args": []}}
+    return {
+        "ID": job_id,
+        "Type": "batch",
+        "ParameterizedJob": {},
+        "TaskGroups": [{"Name": "container", "Tasks": [task]}],
+    }
+
+
 class Served:
     """A running dispatcher.
 
@@ -165,15 +176,8 @@ class Served:
     def function(self, client: Raw, **options: Any) -> tuple[str, str, str]:
         """Publish an ephemeral App with one Function; returns the ids of App, Function and job."""
         job_id = new_id("fu")
-        task = {"Name": "container", "Driver": "raw_exec", "Config": {"command": "/bin/true", "args": []}}
-        job = {
-            "ID": job_id,
-            "Type": "batch",
-            "ParameterizedJob": {},
-            "TaskGroups": [{"Name": "container", "Tasks": [task]}],
-        }
         spec = FunctionSpec(app="fuzz", name="f", module="m", qualname="f", **options).to_dict()
-        args = {"state": "ephemeral", "functions": [{"spec": spec, "job": job}]}
+        args = {"state": "ephemeral", "functions": [{"spec": spec, "job": job_of(job_id)}]}
         answer = client.request("app.publish", args)
         assert "e" not in answer, answer
         return answer["v"]["app_id"], answer["v"]["functions"]["f"], job_id

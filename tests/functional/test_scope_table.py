@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _served import Raw, Served
+from _served import Raw, Served, job_of
 
 from modal_nomad.dispatcher import _requests, scope
 from modal_nomad.dispatcher.http_nfs import _VERBS as NFS_VERBS
@@ -89,15 +89,8 @@ class Other:
 
 
 def entry(job_id: str, **spec: Any) -> dict[str, Any]:
-    task = {"Name": "container", "Driver": "raw_exec", "Config": {"command": "/bin/true", "args": []}}
-    job = {
-        "ID": job_id,
-        "Type": "batch",
-        "ParameterizedJob": {},
-        "TaskGroups": [{"Name": "container", "Tasks": [task]}],
-    }
     made = FunctionSpec(app="theirs", name="f", module="m", qualname="f").to_dict()
-    return {"spec": {**made, **spec}, "job": job}
+    return {"spec": {**made, **spec}, "job": job_of(job_id)}
 
 
 @pytest.fixture(scope="module")

@@ -40,10 +40,7 @@ def nomad(consul: Consul) -> Iterator[str]:
     if binary is None:
         pytest.skip(NO_NOMAD)
     settings = {
-        "address": consul.address.removeprefix("http://"),
-        "client_auto_join": False,
-        "server_auto_join": False,
-        "auto_advertise": False,
+        **consul.nomad_settings(),
         "token": token(consul, "nomad", 'agent_prefix "" { policy = "read" }'),
         "service_identity": {"aud": [AUDIENCE], "ttl": "1h"},
     }

@@ -54,15 +54,9 @@ def stack(consul: Consul) -> Iterator[Stack]:
     binary = nomad_binary()
     if binary is None:
         pytest.skip(NO_NOMAD)
-    settings = {
-        "address": consul.address.removeprefix("http://"),
-        "client_auto_join": False,
-        "server_auto_join": False,
-        "auto_advertise": False,
-    }
     folder = Path(tempfile.mkdtemp(prefix="mn-", dir="/tmp"))
     try:
-        with nomad_agent(binary, consul=settings) as nomad:
+        with nomad_agent(binary, consul=consul.nomad_settings()) as nomad:
             yield Stack(folder, nomad, consul)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
