@@ -18,12 +18,17 @@ async def serve_until(stop: asyncio.Event, serve: Serve, port: int, begun: Calla
         begun: told the port.
     """
     writers: set[asyncio.StreamWriter] = set()
+    # A loop holds its tasks weakly, and what waits for bytes of a stream is held by nothing else.
+    tasks: set[asyncio.Future[None]] = set()
 
     def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         # A task that is cancelled before its first step closes nothing.
         writers.add(writer)
         task = asyncio.ensure_future(serve(reader, writer))
-        task.add_done_callback(lambda _: (writers.discard(writer), writer.transport.abort()))
+        tasks.add(task)
+        task.add_done_callback(
+            lambda _: (tasks.discard(task), writers.discard(writer), writer.transport.abort())
+        )
 
     server = await asyncio.start_server(connected, "127.0.0.1", port)
     begun(server.sockets[0].getsockname()[1])
