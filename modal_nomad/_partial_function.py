@@ -125,6 +125,8 @@ def function_of(target: Any, options: FunctionOptions) -> tuple[Any, FunctionOpt
     if settings.web is not None:
         if options.retries is not None:
             raise InvalidError(f"{target.name} is served on the web and cannot have retries: leave them out")
+        if options.is_generator:
+            raise InvalidError(f"{target.name} is served on the web and cannot be a generator")
         options = replace(options, web=settings.web)
     elif target.roles:
         role = min(target.roles)
@@ -342,6 +344,8 @@ def _decorator(word: str, role: str | None, changes: dict[str, Any]) -> Callable
             if old.settings.batch_max_size:
                 raise InvalidError(f"{old.name} is decorated twice with @modal.batched; keep one")
             check_batched_function(old.raw_f, old.name, is_method=_takes_self(old.raw_f))
+        if "max_inputs" in changes and old.settings.max_inputs:
+            raise InvalidError(f"{old.name} is decorated twice with @modal.concurrent; keep one")
         return PartialFunction(old.raw_f, roles, replace(old.settings, **changes))
 
     return decorate

@@ -286,6 +286,10 @@ def class_options(info: ClassInfo, options: FunctionOptions, concurrency: Any) -
         raise exception.InvalidError(
             f"the methods of {name} share containers, but differ in @modal.concurrent: put one on the class"
         )
+    if settings and options.retries is not None and all(s.web is not None for s in settings):
+        raise exception.InvalidError(
+            f"the methods of {name} are all served on the web and cannot have retries: leave them out"
+        )
     changes: dict[str, Any] = {}
     if chosen:
         changes["max_concurrent_inputs"], changes["target_concurrent_inputs"] = chosen.pop()

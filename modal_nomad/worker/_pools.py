@@ -36,8 +36,8 @@ def web_pool(
     service: Any,
     welcome: Mapping[str, Any],
     tell: Callable[[int, int, float], None],
-) -> Tuple[Any, Dict[str, Any]]:
-    """Return what runs a container with endpoints, and its options.
+) -> Tuple[Any, Callable[..., Any], Dict[str, Any]]:
+    """Return what runs a container with endpoints, what it calls for inputs, and its options.
 
     Args:
         spec: of the Function.
@@ -52,6 +52,9 @@ def web_pool(
     _, options = pool_kind(spec, service)
     if service is not None:
         options.update(loop=service.lifecycle.loop, in_thread=service.in_thread)
+    elif not spec.is_async:
+        # A run of its schedule's holds up no request.
+        options.update(in_thread=lambda method: True)
     options.update(
         served=spec.served,
         find=service.method if service is not None else lambda method: function,
@@ -61,4 +64,11 @@ def web_pool(
         single_use=spec.single_use_containers,
         tell=tell,
     )
-    return WebPool, options
+    if spec.web is not None and spec.web.kind != "endpoint":
+        # An input of its schedule's: it comes when the function was called, and what that made is not made anew.
+        return WebPool, _nothing, options
+    return WebPool, function, options
+
+
+def _nothing(*args: Any, **kwargs: Any) -> None:
+    return None

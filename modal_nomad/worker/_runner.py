@@ -223,7 +223,7 @@ class Runner:
     def _serve(self, spec: FunctionSpec, function: Callable[..., Any], welcome: Mapping[str, Any]) -> int:
         service = self._service
         if spec.served:
-            kind, options = web_pool(spec, function, service, welcome, self._session.web_load)
+            kind, function, options = web_pool(spec, function, service, welcome, self._session.web_load)
         else:
             kind, options = pool_kind(spec, service)
         if spec.is_generator or any(method.is_generator for method in spec.methods.values()):
