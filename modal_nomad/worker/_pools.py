@@ -65,7 +65,7 @@ def web_pool(
         tell=tell,
     )
     if spec.web is not None and spec.web.kind != "endpoint":
-        # An input of its schedule's: it comes when the function was called, and what that made is not made anew.
+        # An input of its schedule's: the function was called by then, and makes nothing anew.
         return WebPool, _nothing, options
     return WebPool, function, options
 
