@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -148,3 +149,32 @@ def consul() -> Iterator[Consul]:
         pytest.skip(NO_CONSUL)
     with consul_server(binary) as server:
         yield server
+
+
+@dataclass(frozen=True)
+class NomadWithConsul:
+    """This Nomad registers its jobs' services in that Consul; its node's egress is ``office``.
+
+    Attributes:
+        nomad: Nomad's address.
+        consul: the server.
+    """
+
+    nomad: str
+    consul: Consul
+
+
+@pytest.fixture(scope="session")
+def nomad_with_consul() -> Iterator[NomadWithConsul]:
+    """One of each for this session, which tests leave running; skips where one of them is not to be had."""
+    binary = nomad_binary()
+    if binary is None:
+        pytest.skip(NO_NOMAD)
+    program = consul_binary()
+    if program is None:
+        pytest.skip(NO_CONSUL)
+    with (
+        consul_server(program) as server,
+        nomad_agent(binary, consul=server.nomad_settings(), client={"meta": {"egress": "office"}}) as address,
+    ):
+        yield NomadWithConsul(address, server)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests._ports import free_ports, free_range
 from tests.engine_contract._program import run, server_of
 
 PROGRAM = """
@@ -65,10 +68,121 @@ if __name__ == "__main__":
     print("done")
 """
 
+# What the pages show of tunnels: a Flask app behind HTTPS, TCP without it, a server of the whole container.
+PAGES = """
+import json
+import os
+import socket
+import ssl
+import sys
+import threading
+import time
+import urllib.request
 
-@pytest.fixture(params=["local", "nomad"])
+import modal_nomad as modal
+
+sys.path.append(os.environ["TEST_PACKAGES"])
+ONE, OTHER, KEPT = json.loads(os.environ["TEST_PORTS"])
+app = modal.App("contract-tunnel-pages")
+told = {name: os.environ[name] for name in ("TEST_PACKAGES", "TEST_PORTS")}
+
+def echo(port):
+    def handle(conn):
+        with conn:
+            while data := conn.recv(1024):
+                conn.sendall(data)
+
+    with socket.create_server(("0.0.0.0", port)) as sock:
+        while True:
+            threading.Thread(target=handle, args=(sock.accept()[0],), daemon=True).start()
+
+@app.function(env=told)
+def run_app(queue):
+    from flask import Flask
+
+    flask_app = Flask("pages")
+    flask_app.add_url_rule("/", view_func=lambda: "Hello from Flask")
+    with modal.forward(ONE) as tunnel:
+        refused = ""
+        try:
+            tunnel.tcp_socket
+        except modal.exception.InvalidError as error:
+            refused = str(error)
+        queue.put((tunnel, refused))
+        flask_app.run("0.0.0.0", ONE)
+
+@app.function(env=told)
+def tcp_tunnel(queue):
+    with modal.forward(port=OTHER, unencrypted=True, client=None) as tunnel:
+        queue.put(tunnel)
+        echo(OTHER)
+
+@app.cls(env=told)
+class Kept:
+    @modal.enter()
+    def begin(self):
+        threading.Thread(target=echo, args=(KEPT,), daemon=True).start()
+        self.entered = modal.forward(KEPT, unencrypted=True)
+        self.tunnel = self.entered.__enter__()
+
+    @modal.method()
+    def where(self):
+        return self.tunnel
+
+    @modal.exit()
+    def end(self):
+        self.entered.__exit__(None, None, None)
+
+def said(where):
+    while True:
+        with socket.create_connection(where, timeout=60) as sock:
+            try:
+                sock.sendall(b"words")
+                return sock.makefile("rb").read(5)
+            except ConnectionError:
+                # Nobody listens there yet.
+                time.sleep(0.05)
+
+def page(url):
+    context = ssl._create_unverified_context()
+    while True:
+        try:
+            return urllib.request.urlopen(url, timeout=60, context=context).read()
+        except OSError:
+            time.sleep(0.05)
+
+if __name__ == "__main__":
+    for port, why in ((0, "1 to"), (65536, "1 to"), ("8", "1 to"), (True, "1 to"), (8, "inside a container")):
+        try:
+            modal.forward(port).__enter__()
+        except modal.exception.InvalidError as error:
+            assert why in str(error), error
+        else:
+            raise AssertionError(port)
+    with modal.Queue.ephemeral() as queue, app.run():
+        call = run_app.spawn(queue)
+        tunnel, refused = queue.get(timeout=90)
+        assert "unencrypted=True" in refused
+        assert tunnel.url == "https://%s:%d" % tunnel.tls_socket
+        assert (tunnel.unencrypted_host, tunnel.unencrypted_port) == ("", 0)
+        assert page(tunnel.url) == b"Hello from Flask"
+        call.cancel(terminate_containers=True)
+        tcp_tunnel.spawn(queue)
+        tunnel = queue.get(timeout=90)
+        assert tunnel.tcp_socket == (tunnel.unencrypted_host, tunnel.unencrypted_port)
+        assert said(tunnel.tcp_socket) == b"words"
+        kept = Kept()
+        first, second = kept.where.remote(), kept.where.remote()
+        assert first == second and said(first.tcp_socket) == b"words"
+    print("done")
+"""
+
+
+@pytest.fixture(params=["local", "nomad", "nomad-consul"], scope="module")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with server_of(request, tmp_path_factory, tunnels={"host": "127.0.0.1", "listen": "127.0.0.1"}) as url:
+    low, high = free_range(8)
+    tunnels = {"host": "127.0.0.1", "listen": "127.0.0.1", "ports": f"{low}-{high}"}
+    with server_of(request, tmp_path_factory, tunnels=tunnels) as url:
         yield url
 
 
@@ -78,3 +192,14 @@ def test_tunnels(server: str, tmp_path: Path) -> None:
     done = run(server, file, timeout=200)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["done"]
+
+
+@pytest.mark.parametrize("server", ["local", "nomad-consul"], indirect=True)
+def test_programs_of_the_pages(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "contract_tunnel_pages.py"
+    file.write_text(PAGES)
+    monkeypatch.setenv("TEST_PACKAGES", sysconfig.get_paths()["purelib"])
+    monkeypatch.setenv("TEST_PORTS", json.dumps(free_ports(3)))
+    done = run(server, file, timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split()[-1] == "done"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -11,12 +12,15 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
+from tests._consul import Consul
 from tests._ports import free_ports
-from tests.engine_contract._program import environment, run, server_of
+from tests.engine_contract._program import environment, gateway, run, server_of
+from tests.stack._cluster import until
 
 LIMIT = 200
 SHOP = """
@@ -37,10 +41,11 @@ def web():
 """
 
 
-@pytest.fixture(params=["local", "nomad"], scope="module")
+@pytest.fixture(params=["local", "nomad", "nomad-consul"], scope="module")
 def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     web = {"listen": "http://127.0.0.1:0", "answer_seconds": 1.0}
-    with server_of(request, tmp_path_factory, web=web) as url:
+    proxies = {"office": 'node_meta = { egress = "office" }'}
+    with server_of(request, tmp_path_factory, web=web, proxies=proxies) as url:
         yield url
 
 
@@ -52,6 +57,46 @@ def test_web(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     done = run(server, file, timeout=LIMIT)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.split()[-1] == "done"
+
+
+@pytest.mark.parametrize("server", ["local", "nomad-consul"], indirect=True)
+def test_every_parameter(
+    server: str, request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "contract_rows.py"
+    shutil.copy(Path(__file__).with_name("_web_rows_program.py"), file)
+    monkeypatch.setenv("TEST_PORTS", json.dumps(free_ports(2)))
+    done = run(server, file, timeout=LIMIT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    key = json.loads(done.stdout.splitlines()[-1])
+    if request.node.callspec.params["server"] == "nomad-consul":
+        _found_by_consul_alone(request.getfixturevalue("nomad_with_consul").consul, tmp_path, key)
+
+
+def _found_by_consul_alone(consul: Consul, folder: Path, key: dict[str, str]) -> None:
+    """A gateway without a dispatcher leads to the containers that are there, by what Consul says."""
+    (port,) = free_ports(1)
+    # Nothing listens there.
+    with gateway(folder, consul.address, ["http://127.0.0.1:1"], port):
+
+        def ask(label: str, **options: Any) -> httpx.Response:
+            return httpx.get(f"http://127.0.0.1:{port}/{label}", timeout=LIMIT, **options)
+
+        def there(label: str) -> bool:
+            return ask(label, params={"name": "you"}).status_code not in (404, 503)
+
+        until(lambda: there("contract-rows-greet") and there("contract-rows-asgi"))
+        assert ask("contract-rows-greet", params={"name": "you"}).json() == "hi you"
+        # Of the same class, so in the same container.
+        assert ask("contract-rows-model-page").text == "hi"
+        assert ask("contract-rows-asgi").status_code == 401
+        # Nobody knows whether this one is good.
+        assert ask("contract-rows-asgi", headers=key).status_code == 503
+        (entry,) = consul.get("/v1/health/service/contract-rows-asgi?passing=1")
+        meta = entry["Service"]["Meta"]
+        assert meta["proxy_auth"] == "true" and meta["max_inputs"] == "5", meta
+        assert meta["domains"] == "asgi.contract.test,asgi2.contract.test" and meta["version"], meta
+        assert {"modal-nomad", "app=contract-rows", "environment=main"} <= set(entry["Service"]["Tags"])
 
 
 @contextmanager
@@ -87,7 +132,7 @@ def asked(url: str) -> Iterator[Callable[[str], None]]:
     assert not [x for x in answers if x.startswith("failed")]
 
 
-@pytest.mark.parametrize("server", ["nomad"], indirect=True)
+@pytest.mark.parametrize("server", ["nomad-consul"], indirect=True)
 def test_versions_follow_each_other_under_load(server: str, tmp_path: Path) -> None:
     words, file = tmp_path / "words.py", tmp_path / "shop.py"
     words.write_text("WORD = 'one'\n")
