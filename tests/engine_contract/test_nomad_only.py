@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -11,6 +12,7 @@ import pytest
 from modal_nomad.engines.base import Capacity, ContainerState, Engine
 from modal_nomad.engines.nomad import NomadEngine
 from modal_nomad.hashicorp.nomad import NomadSettings
+from tests._loops import serving
 from tests.engine_contract.conftest import LIMIT, Bench
 
 pytestmark = pytest.mark.parametrize("engine", ["nomad"], indirect=True)
@@ -80,26 +82,21 @@ class _Cable:
     def __init__(self, address: str) -> None:
         url = urlsplit(address)
         self._target = (url.hostname, url.port)
-        self._writers: set[asyncio.StreamWriter] = set()
-        self._server: asyncio.Server | None = None
+        self._plugged = contextlib.AsyncExitStack()
         self.port = 0
 
     async def plug(self) -> None:
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
-        self.port = self._server.sockets[0].getsockname()[1]
+        self.port = await self._plugged.enter_async_context(serving(self._serve, self.port))
 
     async def cut(self) -> None:
-        assert self._server is not None
-        self._server.close()
-        for writer in list(self._writers):
-            writer.transport.abort()
-        await self._server.wait_closed()
+        await self._plugged.aclose()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, back = await asyncio.open_connection(*self._target)
-        self._writers |= {writer, back}
-        await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
-        self._writers -= {writer, back}
+        try:
+            await asyncio.gather(self._pump(reader, back), self._pump(there, writer))
+        finally:
+            back.transport.abort()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:

@@ -24,6 +24,7 @@ from modal_nomad.dispatcher.tunnels.tls import own_certificates
 from modal_nomad.exception import InvalidError
 from modal_nomad.wire._tunnel_client import Refused, TunnelClient
 from modal_nomad.wire.tunnels import Framed, Plain
+from tests._loops import serving
 from tests._ports import free_ports, free_range
 
 LIMIT = 60.0
@@ -104,9 +105,8 @@ async def echo() -> AsyncIterator[int]:
         with contextlib.suppress(OSError):
             await writer.wait_closed()
 
-    server = await asyncio.start_server(answer, "127.0.0.1", 0)
-    async with server:
-        yield server.sockets[0].getsockname()[1]
+    async with serving(answer) as port:
+        yield port
 
 
 async def said(port: int, context: ssl.SSLContext | None = None) -> bytes:
@@ -305,10 +305,7 @@ async def test_what_is_sent_before_an_end_without_farewell_arrives(side: Side) -
         got.put_nowait(await reader.read())
         writer.close()
 
-    async with (
-        await asyncio.start_server(keep, "127.0.0.1", 0) as server,
-        client(side, server.sockets[0].getsockname()[1]) as tunnel,
-    ):
+    async with serving(keep) as port, client(side, port) as tunnel:
 
         def send() -> None:
             sock = socket.create_connection(("127.0.0.1", tunnel.told["port"]), timeout=LIMIT)

@@ -12,6 +12,7 @@ from modal_nomad.dispatcher.gateway.gateway import Gateway
 from modal_nomad.dispatcher.gateway.routes import Route
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
 from modal_nomad.wire.web import FULL, refusal
+from tests._loops import serving
 
 LIMIT = 60.0
 NOT_TAKEN = b"HTTP/1.1 421 Misdirected Request\r\nX-Modal-Nomad-Refused: %b\r\nContent-Length: 0\r\n\r\n"
@@ -50,11 +51,7 @@ async def gateway(
     made = Gateway(GatewaySettings(**settings), Loads(), check)
     made.serve(ServedFunction("fu-1", (Route("web", "fu-1"),), 10))
     loop = asyncio.get_running_loop()
-    inside = await asyncio.start_server(played, "127.0.0.1", 0)
     outside = await loop.create_server(made.protocol, "127.0.0.1", 0)
-    port = inside.sockets[0].getsockname()[1]
-    for number in range(_containers):
-        made.instance_up("fu-1", ContainerAddress(f"ta-{number}", "127.0.0.1", port, "the-key"))
     address = outside.sockets[0].getsockname()[:2]
     opened: list[asyncio.StreamWriter] = []
 
@@ -63,16 +60,17 @@ async def gateway(
         opened.append(writer)
         return reader, writer
 
-    try:
-        async with asyncio.timeout(LIMIT):
-            yield connect
-    finally:
-        for writer in opened:
-            writer.close()
-        outside.close()
-        inside.close()
-        await made.close()
-        await asyncio.sleep(0)
+    async with serving(played) as port:
+        for number in range(_containers):
+            made.instance_up("fu-1", ContainerAddress(f"ta-{number}", "127.0.0.1", port, "the-key"))
+        try:
+            async with asyncio.timeout(LIMIT):
+                yield connect
+        finally:
+            for writer in opened:
+                writer.transport.abort()
+            outside.close()
+            await made.close()
 
 
 async def head(reader: asyncio.StreamReader) -> bytes:

@@ -29,6 +29,7 @@ from modal_nomad.dispatcher.blobs import (
 from modal_nomad.dispatcher.blobs.s3 import REDIRECT, S3Blobs
 from modal_nomad.dispatcher.blobs.s3_settings import S3Settings
 from modal_nomad.wire.transport import BlobClient
+from tests._loops import serving
 from tests._s3 import KEY_ID, SECRET_KEY, S3Server, s3_server
 
 AGE = 1000.0
@@ -327,24 +328,17 @@ class Gate:
 
     def __init__(self, server: S3Server) -> None:
         self._server = server
+        self._stack = contextlib.AsyncExitStack()
         self.cuts = 0
         self.after = 0
         self.address = ""
 
     async def __aenter__(self) -> Gate:
-        self._passing: set[asyncio.Task[None]] = set()
-        self._listening = await asyncio.start_server(self._came, "127.0.0.1", 0)
-        self.address = f"http://127.0.0.1:{self._listening.sockets[0].getsockname()[1]}"
+        self.address = f"http://127.0.0.1:{await self._stack.enter_async_context(serving(self._pass_on))}"
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        self._listening.close()
-        for task in self._passing:
-            task.cancel()
-        await asyncio.gather(*self._passing, return_exceptions=True)
-
-    def _came(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._passing.add(asyncio.ensure_future(self._pass_on(reader, writer)))
+        await self._stack.aclose()
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         there, out = await asyncio.open_connection("127.0.0.1", self._server.port)
@@ -361,10 +355,11 @@ class Gate:
                     await writer.drain()
         finally:
             asking.cancel()
-            for one in (out, writer):
-                one.close()
-                with contextlib.suppress(OSError):
-                    await one.wait_closed()
+            # What was written arrives before the end.
+            writer.close()
+            out.transport.abort()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
 
 
 async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

@@ -14,29 +14,24 @@ from cryptography import x509
 from modal_nomad.dispatcher.gateway.certificates import Certificate, CertificateSource, TlsSettings
 from modal_nomad.dispatcher.settings_files import SettingsError
 from modal_nomad.hashicorp.vault import VaultSettings
+from tests import _loops
 from tests._certificates import pem, write
 from tests.stack._openbao import Bao, bao_binary, bao_server
 
 LIMIT = 60.0
 
 
-class Echo(asyncio.Protocol):
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self.transport = transport
-
-    def data_received(self, data: bytes) -> None:
-        assert isinstance(self.transport, asyncio.Transport)
-        self.transport.write(data)
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while data := await reader.read(1 << 16):
+        writer.write(data)
 
 
 @contextlib.asynccontextmanager
 async def serving(source: CertificateSource) -> AsyncIterator[int]:
-    loop = asyncio.get_running_loop()
-    server = await loop.create_server(Echo, "127.0.0.1", 0, ssl=source.certificates.context())
     try:
-        yield server.sockets[0].getsockname()[1]
+        async with _loops.serving(echo, ssl=source.certificates.context()) as port:
+            yield port
     finally:
-        server.close()
         await source.close()
 
 
@@ -58,10 +53,14 @@ async def connect(
 
 async def shown(port: int, host: str | None) -> list[str]:
     _, writer, names = await connect(port, host)
+    await close(writer)
+    return names
+
+
+async def close(writer: asyncio.StreamWriter) -> None:
     writer.close()
     with contextlib.suppress(OSError, ssl.SSLError):
         await writer.wait_closed()
-    return names
 
 
 async def test_a_host_gets_its_own_certificate_and_a_new_one_without_a_restart(tmp_path: Path) -> None:
@@ -81,7 +80,7 @@ async def test_a_host_gets_its_own_certificate_and_a_new_one_without_a_restart(t
         # A connection of before goes on as it was.
         writer.write(b"still here")
         assert await asyncio.wait_for(reader.readexactly(10), LIMIT) == b"still here"
-        writer.close()
+        await close(writer)
         # Half of a new pair is not shown, nor does it harm.
         (tmp_path / "shop.example.com.key").write_bytes(pem("shop.example.com")[1])
         await source.look()
@@ -151,7 +150,7 @@ async def test_vault_issues_and_renews(bao: Bao) -> None:
         assert second is not None and second is not first
         writer.write(b"still here")
         assert await asyncio.wait_for(reader.readexactly(10), LIMIT) == b"still here"
-        writer.close()
+        await close(writer)
         # While Vault is away the old ones are shown.
         bao.call("DELETE", "sys/mounts/pki")
         now[0] = second.ends

@@ -11,6 +11,7 @@ import pytest
 from modal_nomad.dispatcher.api_certificate import ApiCertificate
 from modal_nomad.dispatcher.settings_files import SettingsError
 from tests._certificates import write
+from tests._loops import serving
 
 
 async def test_a_new_certificate_is_shown_and_half_of_one_is_not(tmp_path: Path) -> None:
@@ -26,18 +27,18 @@ async def test_a_new_certificate_is_shown_and_half_of_one_is_not(tmp_path: Path)
     async def served(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.close()
 
-    server = await asyncio.start_server(served, "127.0.0.1", 0, ssl=own.context)
-    port = server.sockets[0].getsockname()[1]
     trusting = ssl.create_default_context()
     trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
 
     async def shown() -> str:
-        _, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port, ssl=trusting)
         found = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
-        writer.close()
+        # The server's end is behind its handshake, which ends after ours.
+        assert await reader.read() == b""
+        writer.transport.abort()
         return ssl.DER_cert_to_PEM_cert(found)
 
-    async with server:
+    async with serving(served, ssl=own.context) as port:
         first = text()
         assert await shown() == first
         spoil()
