@@ -353,6 +353,7 @@ class Containers:
             self.handle(ev.WorkerLost(session.container_id, "its connection was replaced"))
         info.session = session
         session.of_class = info.function.spec.is_class
+        session.scope = info.function.spec.scope
         return info
 
     def ready(self, info: ContainerInfo, slots: int, web: Any = None) -> None:

@@ -17,6 +17,7 @@ from modal_nomad.dispatcher._publication import check_publication
 from modal_nomad.dispatcher._variants import Variants
 from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT, AppRegistry
 from modal_nomad.dispatcher.auth import Identity
+from modal_nomad.dispatcher.blob_rights import BlobRights
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.objects.registry import ObjectRegistry, check_environment
 from modal_nomad.dispatcher.schedules import Schedules
@@ -48,6 +49,7 @@ class LiveApps:
         secrets: what their containers are given.
         schedules: those that the clock calls.
         objects: the registry of what they have mounted.
+        rights: who may read their files.
         web: serves their endpoints.
         hub: is told of stopped Apps.
         client_grace: seconds that an ephemeral App outlives its lost client.
@@ -65,6 +67,7 @@ class LiveApps:
         secrets: Secrets,
         schedules: Schedules,
         objects: ObjectRegistry,
+        rights: BlobRights,
         web: Web,
         hub: LogHub,
         client_grace: float,
@@ -79,6 +82,7 @@ class LiveApps:
         self.secrets = secrets
         self.schedules = schedules
         self.objects = objects
+        self.rights = rights
         self.web = web
         self.hub = hub
         self.handle = handle
@@ -94,6 +98,8 @@ class LiveApps:
         for app, functions in await self.apps.active():
             deployed = app.state == "deployed"
             self._environments[app.app_id] = app.environment
+            specs = [FunctionSpec.from_dict(f.spec) for f in functions]
+            await self.rights.add_artifacts(spec.code_bundle for spec in specs if spec.code_bundle)
             await asyncio.gather(*(self._resume(f, deployed) for f in functions))
             if app.state == "ephemeral":
                 seconds = self._client_grace + _RECONNECT_SECONDS
@@ -124,6 +130,7 @@ class LiveApps:
         await self._check_web(args, specs)
         jobs = [entry["job"] for entry in args.get("functions") or ()]
         await self._place(environment, jobs, token)
+        await self.rights.add_artifacts(spec.code_bundle for spec in specs if spec.code_bundle)
         # Before anything is recorded: an engine that refuses leaves the App as it was.
         await self._submit(jobs, token)
         published = await self.apps.publish(args, deployed_by=session.identity.name)

@@ -25,6 +25,7 @@ from modal_nomad.dispatcher._namespaces import EnvironmentNamespaces
 from modal_nomad.dispatcher._variants import Variants
 from modal_nomad.dispatcher.apps import AppRegistry
 from modal_nomad.dispatcher.auth import WorkerTokens
+from modal_nomad.dispatcher.blob_rights import BlobRights, flagged
 from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.call_engine import CallEngine
 from modal_nomad.dispatcher.garbage import Garbage
@@ -51,7 +52,6 @@ from modal_nomad.dispatcher.web import Web
 from modal_nomad.engines.base import Engine
 from modal_nomad.exception import InvalidError
 from modal_nomad.render import RenderSettings
-from modal_nomad.wire import frames
 
 logger = logging.getLogger("modal_nomad.dispatcher")
 
@@ -78,6 +78,7 @@ class Dispatcher:
         hub: containers' output.
         garbage: removes what nothing refers to.
         objects: the registry of named objects.
+        rights: who may read which blobs.
         volumes: the trees of Volumes.
         nfs: the directories of NetworkFileSystems.
         environments: what they and Apps are in.
@@ -172,6 +173,8 @@ class Dispatcher:
         self.namespaces = EnvironmentNamespaces(
             engine, RenderSettings.from_dict(settings.render_dict(runtime_sha))
         )
+        bundles = frozenset((runtime_sha, web_sha))
+        self.rights = BlobRights(store, blobs, self.background, bundles)
         self.live_apps = LiveApps(
             engine,
             self.namespaces,
@@ -181,6 +184,7 @@ class Dispatcher:
             self.secrets,
             self.schedules,
             self.objects,
+            self.rights,
             self.web,
             self.hub,
             settings.client_grace,
@@ -192,16 +196,17 @@ class Dispatcher:
         self.garbage = Garbage(
             store,
             blobs,
+            self.rights,
             engine,
             self.calls,
             self.functions,
             self.containers,
             self.hub,
             settings,
-            frozenset((runtime_sha, web_sha)),
+            bundles,
         )
         self.graph = CallGraph(store, self.calls, self.functions, self.durable.ids, self.background)
-        self.volumes = Volumes(store, blobs, self.objects)
+        self.volumes = Volumes(store, blobs, self.objects, self.rights)
         self.nfs = NetworkFileSystems(settings, self.objects)
         self.environments = Environments(
             store, self.objects, self.live_apps, self.secrets.store, self.namespaces, self.background
@@ -223,6 +228,7 @@ class Dispatcher:
 
     async def start(self) -> None:
         """Resume what the store has and begin watching the engine."""
+        await self.rights.open()
         await self.secrets.open()
         await self.web.read_suffixes()
         await self.nfs.open()
@@ -368,6 +374,9 @@ class Dispatcher:
         session = self.containers.session(command.container_id)
         if session is None:
             return
+        if session.scope:
+            inputs = command.inputs
+            self.rights.show_soon(session.scope, flagged((x[3] for x in inputs), (x[4] for x in inputs)))
         method_of = self.calls.method if session.of_class else None
         for data in run_frames(command.inputs, self.durable.ids, method_of):
             session.send(data)
@@ -382,6 +391,10 @@ class Dispatcher:
         session = self.clients.get(owner) if owner is not None else None
         if session is None:
             return
+        if session.identity.environments:
+            outputs = command.outputs
+            names = flagged((x[2] for x in outputs), (x[3] for x in outputs))
+            self.rights.show_soon(session.identity.environments, names)
         for data in output_frames(command):
             session.send(data)
 
@@ -399,6 +412,9 @@ class Dispatcher:
         session = self.clients.get(self._call_owner.get(call_id, ""))
         if session is None:
             return
+        if session.identity.environments:
+            names = flagged((x[0] for x in command.items), (x[1] for x in command.items))
+            self.rights.show_soon(session.identity.environments, names)
         for data in item_frames(command):
             session.send(data)
 
@@ -433,7 +449,7 @@ class Dispatcher:
         Raises:
             InvalidError: a large value that an input refers to is not here.
         """
-        named = [str(payload, "ascii", "replace") for _, payload, flags in items if flags & frames.FLAG_BLOB]
+        named = flagged((x[1] for x in items), (x[2] for x in items))
         if named and await self.blobs.missing(named):
             raise InvalidError("a large argument did not arrive with its call: spawn it again")
         if parent:

@@ -18,6 +18,7 @@ import msgspec
 
 from modal_nomad.dispatcher._call import Input
 from modal_nomad.dispatcher._containers import Containers, FunctionState
+from modal_nomad.dispatcher.blob_rights import BlobRights
 from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.call_engine import CallEngine
 from modal_nomad.dispatcher.loghub import LogHub
@@ -45,6 +46,7 @@ class Garbage:
     Args:
         store: an open store.
         blobs: the blob store.
+        rights: who may read them.
         engine: may have bundles laid out on this machine.
         calls: the call engine.
         functions: the live Functions, by id.
@@ -59,6 +61,7 @@ class Garbage:
         self,
         store: Store,
         blobs: BlobStore,
+        rights: BlobRights,
         engine: Engine,
         calls: CallEngine,
         functions: dict[str, FunctionState],
@@ -70,6 +73,7 @@ class Garbage:
     ) -> None:
         self._store = store
         self._blobs = blobs
+        self._rights = rights
         self._engine = engine
         self._calls = calls
         self._functions = functions
@@ -98,6 +102,7 @@ class Garbage:
         """Remove now what may be removed; gives the removed blobs."""
         keep = await self._referenced()
         blobs = await self._blobs.collect(keep, older_than=self._age)
+        await self._rights.forget(blobs, self._age)
         bundles = await self._engine.collect(keep, older_than=self._age)
         if blobs or bundles:
             logger.info("%d blobs and %d bundles that nothing refers to were removed", len(blobs), bundles)

@@ -6,7 +6,7 @@ Each is ``POST /v1/volumes/{object_id}/{verb}``. Bodies are ASCII JSON, which ho
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 from aiohttp import web
@@ -17,11 +17,11 @@ from modal_nomad.dispatcher.auth import Identity
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.volumes import KIND
 from modal_nomad.exception import Error, InvalidError
-from modal_nomad.wire.volumes.entries import encode_all
+from modal_nomad.wire.volumes.entries import HOLE, Entry, encode_all
 
 _MAX_VERSION = 1 << 62
 
-Handler = Callable[[Dispatcher, str, web.Request], Awaitable[web.Response]]
+Handler = Callable[[Dispatcher, str, Sequence[str], web.Request], Awaitable[web.Response]]
 Identify = Callable[[web.Request], Awaitable[Identity]]
 
 
@@ -45,24 +45,29 @@ def add_routes(app: web.Application, server: Dispatcher, identify: Identify) -> 
                 )
             object_id = request.match_info["object_id"]
             scope.check(identity, (await server.objects.find(object_id, KIND)).environment)
-            return await handler(server, object_id, request)
+            return await handler(server, object_id, identity.environments, request)
         except Error as error:
             return refusal(error)
 
     app.router.add_post("/v1/volumes/{object_id}/{verb}", volume)
 
 
-async def _commit(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+async def _commit(
+    server: Dispatcher, object_id: str, allowed: Sequence[str], request: web.Request
+) -> web.Response:
     done = await server.volumes.commit(
         object_id,
         _commit_id(request),
         request.query.get("rule", ""),
         request.content.iter_chunked(1 << 18),
+        allowed,
     )
     return web.json_response({"before": done.before, "version": done.version})
 
 
-async def _changes(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+async def _changes(
+    server: Dispatcher, object_id: str, allowed: Sequence[str], request: web.Request
+) -> web.Response:
     asked = await _object(request)
     since, after = asked.get("since"), asked.get("after")
     if type(since) is not int or not 0 <= since < _MAX_VERSION:
@@ -74,17 +79,23 @@ async def _changes(server: Dispatcher, object_id: str, request: web.Request) -> 
         place = (after[0], after[1])
     pin_id = None if asked.get("pin") is None else _text(asked, "pin")
     page = await server.volumes.changes(object_id, since, place, pin_id)
+    await _show(server, allowed, page.entries)
     head = {"version": page.version, "after": page.after, "whole": page.whole}
     return web.Response(body=json.dumps(head).encode() + b"\n" + encode_all(page.entries))
 
 
-async def _entry(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+async def _entry(
+    server: Dispatcher, object_id: str, allowed: Sequence[str], request: web.Request
+) -> web.Response:
     found = await server.volumes.entry(object_id, _text(await _object(request), "path"))
+    await _show(server, allowed, [found])
     # Without one at the top, which is no entry of its own.
     return web.Response(body=encode_all([found]) if found.path else b"")
 
 
-async def _list(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+async def _list(
+    server: Dispatcher, object_id: str, allowed: Sequence[str], request: web.Request
+) -> web.Response:
     asked = await _object(request)
     after = asked.get("after")
     found, following = await server.volumes.list(
@@ -97,23 +108,31 @@ async def _list(server: Dispatcher, object_id: str, request: web.Request) -> web
     return web.json_response({"after": following, "entries": entries})
 
 
-async def _pin(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+async def _pin(
+    server: Dispatcher, object_id: str, allowed: Sequence[str], request: web.Request
+) -> web.Response:
     version = await server.volumes.pin(object_id, _pin_id(await _object(request)))
     return web.json_response({"version": version})
 
 
-async def _renew(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+async def _renew(
+    server: Dispatcher, object_id: str, allowed: Sequence[str], request: web.Request
+) -> web.Response:
     return web.json_response(
         {"kept": await server.volumes.pins.renew(object_id, _pin_id(await _object(request)))}
     )
 
 
-async def _unpin(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+async def _unpin(
+    server: Dispatcher, object_id: str, allowed: Sequence[str], request: web.Request
+) -> web.Response:
     server.volumes.pins.unpin(object_id, _pin_id(await _object(request)))
     return web.json_response({})
 
 
-async def _directories(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+async def _directories(
+    server: Dispatcher, object_id: str, allowed: Sequence[str], request: web.Request
+) -> web.Response:
     asked = await _object(request)
     paths, rows = asked.get("paths"), asked.get("rows")
     if not isinstance(paths, list) or not paths or not all(isinstance(x, str) for x in paths):
@@ -128,17 +147,25 @@ async def _directories(server: Dispatcher, object_id: str, request: web.Request)
         None if asked.get("name") is None else _text(asked, "name"),
         rows,
     )
+    named_too = [] if named is None else [named]
+    await _show(server, allowed, [*named_too, *(e for x in listings for e in x.entries)])
     head = {
         "listings": [[x.path, len(x.entries), x.complete] for x in listings],
         "named": named is not None,
     }
     body = [json.dumps(head).encode() + b"\n", *(encode_all(x.entries) for x in listings)]
-    if named is not None:
-        body.append(encode_all([named]))
-    return web.Response(body=b"".join(body))
+    return web.Response(body=b"".join([*body, encode_all(named_too)]))
 
 
-async def _remove(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+async def _show(server: Dispatcher, allowed: Sequence[str], entries: Iterable[Entry]) -> None:
+    """Let a client read the chunks of files that it is told of."""
+    if allowed:
+        await server.rights.show(allowed, {sha for x in entries for sha in x.chunks if sha != HOLE})
+
+
+async def _remove(
+    server: Dispatcher, object_id: str, allowed: Sequence[str], request: web.Request
+) -> web.Response:
     asked = await _object(request)
     await server.volumes.remove(
         object_id, _commit_id(request), _text(asked, "path"), recursive=bool(asked.get("recursive"))
@@ -146,7 +173,9 @@ async def _remove(server: Dispatcher, object_id: str, request: web.Request) -> w
     return web.json_response({})
 
 
-async def _copy(server: Dispatcher, object_id: str, request: web.Request) -> web.Response:
+async def _copy(
+    server: Dispatcher, object_id: str, allowed: Sequence[str], request: web.Request
+) -> web.Response:
     asked = await _object(request)
     sources = asked.get("sources")
     if not isinstance(sources, list) or not sources or not all(isinstance(x, str) for x in sources):

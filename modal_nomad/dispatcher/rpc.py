@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from modal_nomad.dispatcher import scope
@@ -25,6 +25,7 @@ from modal_nomad.dispatcher._requests import (
     text,
 )
 from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT
+from modal_nomad.dispatcher.blob_rights import flagged
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.exception import InvalidError, NotFoundError
@@ -36,11 +37,12 @@ async def _blob_missing(server: Dispatcher, session: ClientSession, args: Mappin
     hashes = args.get("hashes")
     if not isinstance(hashes, list) or not all(isinstance(x, str) for x in hashes):
         raise InvalidError("the request needs hashes as a list of strings")
-    return {"missing": await server.blobs.missing(hashes)}, []
+    return {"missing": await server.rights.missing(session.identity.environments, hashes)}, []
 
 
 @method("app.publish")
 async def _publish(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
+    await server.rights.check_values(session.identity.environments, args.get("functions"))
     await server.garbage.spare(args.get("functions"))
     return await server.live_apps.publish(dict(args), session), []
 
@@ -121,9 +123,19 @@ async def _function_lookup(server: Dispatcher, session: ClientSession, args: Map
         for state in server.functions.values():
             if state.app_id == app and state.name == name and state.parent_id is None:
                 found = {"function_id": state.function_id, "is_generator": state.spec.is_generator}
+                await server.rights.show_values(session.identity.environments, state.spec_dict)
                 return {**found, "spec": state.spec_dict}, []
         raise NotFoundError(f"app {app} has no function {name!r}")
-    return await server.apps.function_lookup(app, name, optional(args, "environment")), []
+    found = await server.apps.function_lookup(app, name, optional(args, "environment"))
+    await server.rights.show_values(session.identity.environments, found)
+    return found, []
+
+
+async def _show(server: Dispatcher, session: ClientSession, payloads: Sequence[tuple[bytes, int]]) -> None:
+    """Let a client read the blobs that stand for payloads which it is given."""
+    if session.identity.environments:
+        named = flagged((x[0] for x in payloads), (x[1] for x in payloads))
+        await server.rights.show(session.identity.environments, named)
 
 
 def _function(server: Dispatcher, args: Mapping[str, Any]) -> FunctionState:
@@ -162,8 +174,10 @@ async def _function_bind(server: Dispatcher, request: Request) -> Answer:
     parent = server.functions.get(parent_id)
     if parent is not None and isinstance(options.get("spec"), dict):
         check_publication({"functions": [{"spec": options["spec"], "job": {}}]})
+        await server.rights.check_values(request.session.identity.environments, options)
         allowed = scope.narrowed(parent.spec.scope, request.session.identity.environments)
         options["spec"] = {**options["spec"], "scope": list(allowed)}
+        await server.rights.show_values(allowed, options["spec"])
         spec = FunctionSpec.from_dict(options["spec"])
         await server.live_apps.check_use([spec], parent.environment, request.session.identity)
     return {"function_id": await server.variants.bind(parent_id, params, options, token)}, []
@@ -177,6 +191,7 @@ async def _call_get(server: Dispatcher, session: ClientSession, args: Mapping[st
     output = await server.durable.result(text(args, "call_id"), index, timeout)
     if output is None:
         return {"done": False}, []
+    await _show(server, session, [(output.payload, output.flags)])
     return {"done": True, "status": output.status, "flags": output.flags}, [output.payload]
 
 
@@ -194,6 +209,7 @@ async def _call_info(server: Dispatcher, session: ClientSession, args: Mapping[s
 async def _call_outputs(server: Dispatcher, session: ClientSession, args: Mapping[str, Any]) -> Answer:
     start, limit, timeout = count(args, "start"), count(args, "limit"), seconds(args, "timeout")
     page = await server.reader.outputs(text(args, "call_id"), start, min(limit, 10_000), timeout)
+    await _show(server, session, [(x.payload, x.flags) for x in page.outputs])
     return {
         "statuses": [x.status for x in page.outputs],
         "flags": [x.flags for x in page.outputs],
@@ -207,7 +223,9 @@ async def _call_items(server: Dispatcher, session: ClientSession, args: Mapping[
     call_id, timeout = text(args, "call_id"), seconds(args, "timeout")
     page = await server.reader.items(call_id, index, start, min(limit, 10_000), timeout)
     if page.end is not None:
+        await _show(server, session, [(page.end.payload, page.end.flags)])
         return {"done": True, "status": page.end.status, "flags": page.end.flags}, [page.end.payload]
+    await _show(server, session, page.items)
     return {"done": False, "flags": [x[1] for x in page.items]}, [x[0] for x in page.items]
 
 

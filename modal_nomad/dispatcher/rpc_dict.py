@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from modal_nomad.dispatcher._requests import Answer, Request, count, full_method, text
+from modal_nomad.dispatcher.blob_rights import flagged
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.objects import answers
 from modal_nomad.dispatcher.store.objects import Entry, Ticket
@@ -18,6 +20,10 @@ _MAX_KEY_BYTES = 256 << 10
 _MAX_ENTRIES = 1000
 _PAGE_ENTRIES = 500
 _PAGE_BYTES = 4 << 20
+
+
+def _scope(request: Request) -> Sequence[str]:
+    return request.session.identity.environments
 
 
 async def _dict(server: Dispatcher, request: Request) -> str:
@@ -45,9 +51,19 @@ def _read_entries(request: Request) -> list[Entry]:
     return made
 
 
-async def _touch(server: Dispatcher, entries: list[Entry]) -> None:
+def _blobs(entries: Sequence[Entry]) -> list[str]:
+    return flagged((x.payload for x in entries), (x.flags for x in entries))
+
+
+async def _show(server: Dispatcher, request: Request, entries: Sequence[Entry]) -> None:
+    """Keep the blobs of entries that a client is given for now, and let it read them."""
+    await _touch(server, entries)
+    await server.rights.show(_scope(request), _blobs(entries))
+
+
+async def _touch(server: Dispatcher, entries: Sequence[Entry]) -> None:
     """Keep the blobs of entries for now. Raises InvalidError when one is not here."""
-    named = [str(x.payload, "ascii", "replace") for x in entries if x.flags & FLAG_BLOB]
+    named = _blobs(entries)
     if named and await server.blobs.missing(named):
         raise InvalidError("a large value is not here: put it again")
 
@@ -56,6 +72,7 @@ async def _touch(server: Dispatcher, entries: list[Entry]) -> None:
 async def _put(server: Dispatcher, request: Request) -> Answer:
     object_id, entries = await _dict(server, request), _read_entries(request)
     await _touch(server, entries)
+    await server.rights.check(_scope(request), _blobs(entries))
     only_missing = bool(request.args.get("skip_if_exists"))
 
     async def work(ticket: Ticket) -> Answer:
@@ -73,7 +90,7 @@ async def _get(server: Dispatcher, request: Request) -> Answer:
     entry = await server.store.dict_get(await _dict(server, request), _key(request), time.time())
     if entry is None:
         return {"found": False}, []
-    await _touch(server, [entry])
+    await _show(server, request, [entry])
     return {"found": True, "flags": entry.flags}, [entry.payload]
 
 
@@ -95,7 +112,10 @@ async def _pop(server: Dispatcher, request: Request) -> Answer:
             await _touch(server, [entry])
         return answers.answer(await server.store.dict_pop(object_id, key, now, ticket))
 
-    return await server.answers.once(request, work)
+    value, payloads = await server.answers.once(request, work)
+    if payloads:
+        await server.rights.show(_scope(request), flagged(payloads, [value["flags"]]))
+    return value, payloads
 
 
 @full_method("dict.len")
@@ -137,6 +157,6 @@ async def _page(server: Dispatcher, request: Request) -> Answer:
         payloads += parts
         flags.append(entry.flags)
         after = entry.position
-    await _touch(server, found[: len(flags)])
+    await _show(server, request, found[: len(flags)])
     answer: dict[str, Any] = {"after": after, "done": done, "flags": flags}
     return answer, payloads

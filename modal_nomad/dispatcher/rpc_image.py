@@ -28,6 +28,7 @@ async def _ensure(server: Dispatcher, session: ClientSession, args: Mapping[str,
     spec = _spec_of(args)
     for ref in secret_refs(spec):
         scope.check(session.identity, ref.environment or environment)
+    await server.rights.check_values(session.identity.environments, args.get("spec"))
     if args.get("dry"):
         return {"reference": await server.images.name_of(spec, version)}, []
     await server.garbage.spare(msgspec.to_builtins(spec))
@@ -55,6 +56,7 @@ async def _publish(server: Dispatcher, session: ClientSession, args: Mapping[str
     environment = optional(args, "environment") or DEFAULT_ENVIRONMENT
     scope.check(session.identity, environment)
     spec = canonical_json(msgspec.to_builtins(_spec_of(args))).decode()
+    await server.rights.check_values(session.identity.environments, args.get("spec"))
     await server.store.put_image_name(environment, text(args, "name"), text(args, "tag"), spec)
     return {}, []
 
@@ -65,7 +67,9 @@ async def _find(server: Dispatcher, session: ClientSession, args: Mapping[str, A
     environment = optional(args, "environment") or DEFAULT_ENVIRONMENT
     scope.check(session.identity, environment)
     found = await server.store.named_image(environment, text(args, "name"), text(args, "tag"))
-    return {"spec": None if found is None else msgspec.json.decode(found)}, []
+    spec = None if found is None else msgspec.json.decode(found)
+    await server.rights.show_values(session.identity.environments, spec)
+    return {"spec": spec}, []
 
 
 def _spec_of(args: Mapping[str, Any]) -> ImageSpec:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any
 
 from aiohttp import web
@@ -26,7 +27,8 @@ from modal_nomad.dispatcher._codec import decode, encode
 from modal_nomad.dispatcher._peer import NORMAL, POLICY, Peer
 from modal_nomad.dispatcher._requests import Request, find
 from modal_nomad.dispatcher.auth import Authenticator, Identity
-from modal_nomad.dispatcher.blobs import BlobError, BlobMissing, BlobStoreError, BlobStoreFull
+from modal_nomad.dispatcher.blob_rights import flagged
+from modal_nomad.dispatcher.blobs import BlobError, BlobStoreError, BlobStoreFull
 from modal_nomad.dispatcher.core import Dispatcher
 from modal_nomad.dispatcher.gateway_sessions import GatewaySession
 from modal_nomad.dispatcher.http_blobs import add_routes as add_blob_routes
@@ -40,6 +42,7 @@ from modal_nomad.dispatcher.secrets import SecretStoreError
 from modal_nomad.dispatcher.sessions import (
     MAX_NUMBER,
     ClientSession,
+    Session,
     WorkerSession,
     flags,
     integers,
@@ -87,14 +90,11 @@ class Server:
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/metrics", self._metrics_page)
         app.router.add_get("/v1/connect", self._connect)
-        app.router.add_put("/v1/blobs/{sha}", self._put_blob)
-        app.router.add_get("/v1/blobs/{sha}", self._get_blob)
-        add_blob_routes(app, self.dispatcher.blobs, self._identify)
+        add_blob_routes(app, self.dispatcher, self._identify_reader)
         add_volume_routes(app, self.dispatcher, self._identify_scoped)
         add_schedule_routes(app, self.dispatcher.schedules, self.authenticator)
         add_nfs_routes(app, self.dispatcher, self._identify_scoped)
         add_tunnel_routes(app, self.dispatcher, self._identify)
-        app.router.add_get("/artifacts/{sha}.zip", self._artifact)
         if self.dispatcher.image_jobs is not None:
             add_image_routes(app, self.dispatcher.image_jobs, self.authenticator)
         app.on_shutdown.append(self._shutdown)
@@ -115,7 +115,7 @@ class Server:
             body=generate_latest(self._metrics), headers={"Content-Type": CONTENT_TYPE_LATEST}
         )
 
-    # --- blobs ------------------------------------------------------------------------------------
+    # --- who asks ---------------------------------------------------------------------------------
 
     async def _identify(self, request: web.Request, gateways: bool = False) -> Identity:
         scheme, _, token = request.headers.get("Authorization", "").partition(" ")
@@ -135,35 +135,12 @@ class Server:
             raise web.HTTPServiceUnavailable(text="the dispatcher does not know this container by now")
         return identity
 
-    async def _put_blob(self, request: web.Request) -> web.Response:
-        await self._identify(request)
-        try:
-            await self.dispatcher.blobs.put_stream(
-                request.content.iter_chunked(1 << 18), request.match_info["sha"]
-            )
-        except BlobError as error:
-            raise web.HTTPBadRequest(text=str(error)) from None
-        return web.Response(status=201)
-
-    async def _get_blob(self, request: web.Request) -> web.StreamResponse:
-        await self._identify(request)
-        return await self._file(request, "application/octet-stream")
-
-    async def _artifact(self, request: web.Request) -> web.StreamResponse:
-        # Nomad fetches these without credentials; the hash in the path is what gives access.
-        return await self._file(request, "application/zip")
-
-    async def _file(self, request: web.Request, content_type: str) -> web.StreamResponse:
-        sha = request.match_info["sha"]
-        if sha == "runtime":
-            # For jobs of operators, which outlive this version; there is no secret in it.
-            sha = self.dispatcher.runtime_sha
-        try:
-            return await self.dispatcher.blobs.serve(sha, request, content_type)
-        except BlobMissing:
-            raise web.HTTPNotFound(text=f"there is no blob {sha}") from None
-        except BlobError as error:
-            raise web.HTTPBadRequest(text=str(error)) from None
+    async def _identify_reader(self, request: web.Request) -> Identity:
+        """Return whose a request for blobs is, which a container may make before it says hello."""
+        if self.dispatcher.rights.used:
+            return await self._identify_scoped(request)
+        identity = await self._identify(request)
+        return scope.of_caller(self.dispatcher, identity) or identity
 
     # --- sockets ----------------------------------------------------------------------------------
 
@@ -246,14 +223,21 @@ class Server:
             method = text(header.get("m", ""))
             items = _inputs(header, payloads)
             acked, durable = header.get("k"), header.get("d")
-            if session.identity.environments and (acked or not durable):
+            allowed = session.identity.environments
+            if allowed and (acked or not durable):
                 _check_scope(dispatcher, session.identity, function_id, call_id)
             if acked:
                 dispatcher.handle(ev.OutputsAcked(call_id, integers(acked)))
             if durable:
                 dispatcher.background(self._durable(session, header, call_id, function_id, items, method))
             else:
-                dispatcher.submit(session, call_id, function_id, items, method, text(header.get("p", "")))
+                parent = text(header.get("p", ""))
+                submit = partial(dispatcher.submit, session, call_id, function_id, items, method, parent)
+                if allowed:
+                    named = flagged((x[1] for x in items), (x[2] for x in items))
+                    self._hold(session, allowed, named, submit)
+                else:
+                    submit()
         elif kind == "end":
             calls = header.get("c")
             if not isinstance(calls, list):
@@ -269,6 +253,25 @@ class Server:
             session.said_bye = True
         elif kind != "hb":
             raise frames.FrameError(f"a client sent a frame of type {kind!r}")
+
+    def _hold(
+        self, session: Session, allowed: Sequence[str], named: list[str], do: Callable[[], None]
+    ) -> None:
+        """Do something when a peer may name the blobs that it names: at once, but after a restart of ours."""
+        rights = self.dispatcher.rights
+        if not named or rights.knows(allowed, named):
+            do()
+            return
+
+        async def look() -> None:
+            try:
+                await rights.check(allowed, named)
+            except InvalidError as error:
+                session.peer.close(POLICY, str(error))
+            else:
+                do()
+
+        self.dispatcher.background(look())
 
     async def _durable(
         self,
@@ -287,6 +290,8 @@ class Server:
             scope.check_function(self.dispatcher, session.identity, function_id)
             if session.identity.environments:
                 await scope.check_call(self.dispatcher, session.identity, call_id)
+                named = flagged((x[1] for x in items), (x[2] for x in items))
+                await self.dispatcher.rights.check(session.identity.environments, named)
             parent = text(header.get("p", ""))
             await self.dispatcher.submit_durable(call_id, function_id, items, total, method, parent)
         except Exception as error:
@@ -349,14 +354,22 @@ class Server:
             header, payloads = decode(data)
             kind = header["t"]
             if kind == "done":
-                dispatcher.handle(
-                    ev.OutputsReturned(
-                        container_id, _outputs(header, payloads), _seconds(header.get("d")), _usage(header)
-                    )
-                )
+                outputs = _outputs(header, payloads)
+                done = ev.OutputsReturned(container_id, outputs, _seconds(header.get("d")), _usage(header))
+                if session.scope:
+                    named = flagged((x[2] for x in outputs), (x[3] for x in outputs))
+                    self._hold(session, session.scope, named, partial(dispatcher.handle, done))
+                else:
+                    dispatcher.handle(done)
             elif kind == "gen":
                 lease, first = integers([header.get("x"), header.get("q")])
-                dispatcher.handle(ev.ItemsProduced(container_id, lease, first, _items(header, payloads)))
+                items = _items(header, payloads)
+                made = ev.ItemsProduced(container_id, lease, first, items)
+                if session.scope:
+                    named = flagged((x[0] for x in items), (x[1] for x in items))
+                    self._hold(session, session.scope, named, partial(dispatcher.handle, made))
+                else:
+                    dispatcher.handle(made)
             elif kind == "log":
                 stamp = header.get("ts")
                 dispatcher.hub.log(

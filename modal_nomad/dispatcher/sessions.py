@@ -89,6 +89,7 @@ class WorkerSession(Session):
     Attributes:
         of_class: it runs a class, so that inputs must say their method.
         parks: its allocation stays when the container has ended, for the memory snapshot in it.
+        scope: the only environments that it may touch; none means all.
     """
 
     def __init__(self, peer: Peer, identity: Identity, container_id: str) -> None:
@@ -96,6 +97,7 @@ class WorkerSession(Session):
         self.container_id = container_id
         self.said_bye = False
         self.parks = False
+        self.scope: Sequence[str] = ()
         self.of_class = False
 
 

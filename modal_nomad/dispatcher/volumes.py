@@ -12,6 +12,7 @@ from modal_nomad.dispatcher._gates import Gates
 from modal_nomad.dispatcher._large_commits import LargeCommits
 from modal_nomad.dispatcher._large_trees import LargeTrees
 from modal_nomad.dispatcher._volume_pins import Pins
+from modal_nomad.dispatcher.blob_rights import BlobRights
 from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.objects.registry import ObjectRegistry
 from modal_nomad.dispatcher.store.base import Store, StoreFull
@@ -55,6 +56,7 @@ class Volumes:
         store: an open store.
         blobs: the blob store.
         objects: the registry of named objects.
+        rights: who may read which blobs.
         clock: the time in seconds.
         large_entries: commits of more than so many are carried out in slices.
     """
@@ -64,6 +66,7 @@ class Volumes:
         store: Store,
         blobs: BlobStore,
         objects: ObjectRegistry,
+        rights: BlobRights,
         clock: Callable[[], float] = time.time,
         large_entries: int = _LARGE_ENTRIES,
     ) -> None:
@@ -75,12 +78,20 @@ class Volumes:
         self._trees = LargeTrees(store, self.pins, self._large, large_entries)
         self._blobs = blobs
         self._objects = objects
+        self._rights = rights
         self._clock = clock
 
     async def commit(
-        self, object_id: str, commit_id: str, rule: str, body: AsyncIterable[bytes]
+        self,
+        object_id: str,
+        commit_id: str,
+        rule: str,
+        body: AsyncIterable[bytes],
+        scope: Sequence[str] = (),
     ) -> Committed:
         """Carry out a commit whose entries come as lines; all of them, or none.
+
+        ``scope`` is of who commits: its chunks are those that it may read.
 
         Raises:
             NotFoundError: the Volume is gone.
@@ -99,7 +110,7 @@ class Volumes:
                     raise _no_space(error) from None
             chunks, count = await asyncio.to_thread(_survey, lines, rule)
             # Asked for, they are safe from collection until the commit names them.
-            missing = await self._blobs.missing(chunks)
+            missing = await self._rights.missing(scope, list(chunks))
             if missing:
                 raise InvalidError(
                     f"{len(missing)} chunks of the commit were never sent, or are gone by now: commit again"

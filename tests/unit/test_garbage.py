@@ -18,6 +18,7 @@ from hypothesis import given, settings
 
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher.apps import AppRegistry
+from modal_nomad.dispatcher.blob_rights import BlobRights
 from modal_nomad.dispatcher.blobs import DirectoryBlobs
 from modal_nomad.dispatcher.call_engine import CallEngine
 from modal_nomad.dispatcher.garbage import Garbage, blob_names
@@ -47,6 +48,7 @@ class World:
         self.garbage = Garbage(
             self.store,
             self.blobs,
+            BlobRights(self.store, self.blobs, lambda _: None, clock=lambda: self.now),
             self.engine,
             self.calls,
             self.functions,

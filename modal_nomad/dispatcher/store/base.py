@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from modal_nomad.dispatcher.store.blob_holders import BlobHolderStore
 from modal_nomad.dispatcher.store.images import ImageStore
 from modal_nomad.dispatcher.store.leases import LeaseStore
 from modal_nomad.dispatcher.store.objects import ObjectStore
@@ -187,7 +188,7 @@ class TokenRecord:
     created_at: float = 0.0
 
 
-class Store(ObjectStore, VolumeStore, ScheduleStore, ImageStore, LeaseStore):
+class Store(ObjectStore, VolumeStore, ScheduleStore, ImageStore, LeaseStore, BlobHolderStore):
     """Durable state. All methods raise StoreError when the medium fails them.
 
     Attributes:

@@ -345,6 +345,17 @@ _CALL_ENVIRONMENTS = """
 ALTER TABLE calls ADD COLUMN environment TEXT NOT NULL DEFAULT '';
 """
 
+_BLOB_HOLDERS = """
+-- Who may read a blob: whose token sent it, or was shown it. Only tokens of some environments are noted,
+-- for the others may read all.
+CREATE TABLE blob_holders (
+    sha TEXT NOT NULL,
+    holder TEXT NOT NULL,
+    at REAL NOT NULL,
+    PRIMARY KEY (sha, holder)
+) WITHOUT ROWID;
+"""
+
 STEPS: tuple[str, ...] = (
     _INITIAL,
     _AUTOSCALER,
@@ -362,5 +373,6 @@ STEPS: tuple[str, ...] = (
     _IMAGE_NAMES,
     _LEASES,
     _CALL_ENVIRONMENTS,
+    _BLOB_HOLDERS,
 )
 VERSION = len(STEPS)
