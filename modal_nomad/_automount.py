@@ -104,7 +104,7 @@ def _package_files(module: str, file: str) -> dict[str, str]:
         return {}
     return {
         remote: os.fspath(path)
-        for remote, path in walk(root, top, lambda path: path.suffix != ".py", hidden=False)
+        for remote, path in walk(root, top, lambda path: path.suffix != ".py", hidden=False, lenient=True)
     }
 
 

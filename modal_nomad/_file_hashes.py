@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ._home import home
+from .exception import InvalidError
 
 WORTH_KEEPING = 200
 """Of fewer files nothing is kept: to read them is as fast."""
@@ -24,12 +25,23 @@ _SETTLED_NS = 2_000_000_000
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
-    """Return the SHA-256 of a file, read in pieces."""
+    """Return the SHA-256 of a file, read in pieces. Raises InvalidError."""
     digest = hashlib.sha256()
-    with open(path, "rb", buffering=0) as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while piece := file.read(1 << 20):
+                digest.update(piece)
+    except OSError as error:
+        raise unreadable(path, error) from None
     return digest.hexdigest()
+
+
+def unreadable(path: str | os.PathLike[str], error: OSError) -> InvalidError:
+    """Return the error for a local file or directory that is to be sent, and cannot be read."""
+    return InvalidError(
+        f"{os.fspath(path)!r} cannot be read ({error.strerror}), and nothing was sent: make it readable, or"
+        " leave it out with ignore="
+    )
 
 
 def hashes_of(top: str, files: Sequence[tuple[os.PathLike[str], os.stat_result]]) -> list[str]:
@@ -38,6 +50,9 @@ def hashes_of(top: str, files: Sequence[tuple[os.PathLike[str], os.stat_result]]
     Args:
         top: the directory that they are of, under whose name the hashes are kept.
         files: each with what ``stat`` says of it now.
+
+    Raises:
+        InvalidError: one cannot be read.
     """
     if len(files) < WORTH_KEEPING:
         return [file_sha256(path) for path, _ in files]

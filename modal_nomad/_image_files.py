@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.util
 import os
 import posixpath
@@ -11,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._file_hashes import hashes_of
+from ._file_hashes import hashes_of, unreadable
+from ._log import logger
 from .exception import InvalidError, ModuleNotMountable
 from .file_pattern_matcher import FilePatternMatcher, can_prune_directories
 from .wire.spec import MountedFile
@@ -91,8 +91,12 @@ def walk(
     ignore: Callable[[Path], bool] | None,
     hidden: bool = True,
     recursive: bool = True,
+    lenient: bool = False,
 ) -> Iterator[tuple[str, os.PathLike[str]]]:
     """Yield the files under a directory, sorted, as (path in the container, path here).
+
+    Sockets, pipes, devices and links that lead to no file have no content to send: they are left out with a
+    warning, as a build of Docker's leaves out sockets.
 
     Args:
         root: the local directory.
@@ -100,6 +104,10 @@ def walk(
         ignore: says of a path relative to ``root`` whether to leave the file out.
         hidden: whether dot-prefixed names and compiled Python are kept.
         recursive: whether directories below are looked into.
+        lenient: whether what may not be looked into is left out.
+
+    Raises:
+        InvalidError: a directory cannot be read, and is not left out.
     """
     if type(ignore) is FilePatternMatcher and ignore._is_empty():
         ignore = None
@@ -109,9 +117,12 @@ def walk(
     def below(folder: str, relative: str) -> Iterator[tuple[str, os.PathLike[str]]]:
         # Thousands of files are usual: what pathlib would do for each of them is most of the time.
         entries: list[os.DirEntry[str]] = []
-        # What may not be looked into has nothing to add.
-        with contextlib.suppress(OSError), os.scandir(folder) as scanned:
-            entries = sorted(scanned, key=lambda entry: entry.name)
+        try:
+            with os.scandir(folder) as scanned:
+                entries = sorted(scanned, key=lambda entry: entry.name)
+        except OSError as error:
+            if not lenient and not (relative and ignore is not None and ignore(Path(relative))):
+                raise unreadable(folder, error) from None
         folders = []
         for entry in entries:
             name = entry.name
@@ -120,7 +131,7 @@ def walk(
             place = relative + name
             if entry.is_dir(follow_symlinks=False):
                 folders.append((entry.path, place))
-            elif entry.is_file() and (ignore is None or not ignore(Path(place))):
+            elif not (ignore is not None and ignore(Path(place))) and (lenient or _has_content(entry)):
                 yield before + place, entry
         if not recursive:
             return
@@ -129,6 +140,17 @@ def walk(
                 yield from below(path, place + "/")
 
     yield from below(os.fspath(root), "")
+
+
+def _has_content(entry: os.DirEntry[str]) -> bool:
+    try:
+        if entry.is_file():
+            return True
+    except OSError as error:
+        raise unreadable(entry.path, error) from None
+    what = "a link that leads to no file" if entry.is_symlink() else "no file"
+    logger().warning("%s is left out: it is %s (ignore= keeps this quiet)", entry.path, what)
+    return False
 
 
 def mounted(
@@ -140,7 +162,7 @@ def mounted(
         The files in the order of their paths, and where each blob's content is on this machine.
 
     Raises:
-        InvalidError: a file has a name that is no UTF-8.
+        InvalidError: a file cannot be read, or has a name that is no UTF-8.
     """
     files: dict[str, MountedFile] = {}
     contents: dict[str, os.PathLike[str]] = {}
@@ -167,8 +189,11 @@ def _is_text(name: str) -> bool:
 
 
 def path_stat(path: os.PathLike[str]) -> os.stat_result:
-    """Return what ``stat`` says of a file."""
-    return path.stat() if isinstance(path, os.DirEntry) else os.stat(path)
+    """Return what ``stat`` says of a file. Raises InvalidError."""
+    try:
+        return path.stat() if isinstance(path, os.DirEntry) else os.stat(path)
+    except OSError as error:
+        raise unreadable(path, error) from None
 
 
 def file_mode(said: os.stat_result) -> int:

@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, NoReturn
 
 from . import exception
 from ._bridge import run_async, run_blocking
@@ -109,7 +109,8 @@ class VolumeUpload:
 
         Raises:
             NotADirectoryError: ``local_path`` is none.
-            InvalidError: a link in it leads to a directory outside, or to nothing.
+            InvalidError: something in it cannot be read, is a socket, a pipe or a device, or is a link to a
+                directory outside, or to nothing.
         """
         top = Path(local_path)
         if not top.is_dir():
@@ -141,7 +142,7 @@ class VolumeUpload:
             size = len(upload.target)
             return Entry(upload.remote, upload.kind, size, now, upload.mode or 0o755, (), upload.target)
         if isinstance(upload.source, Path):
-            with open(upload.source, "rb") as file:
+            with _opened(upload.source) as file:
                 found = os.fstat(file.fileno())
                 size, chunks, data = take_file(file.fileno(), found.st_size, uploader)
                 mode = stat.S_IMODE(found.st_mode)
@@ -157,9 +158,27 @@ class VolumeUpload:
         )
 
 
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str | os.PathLike[str], error: OSError) -> exception.InvalidError:
+    return exception.InvalidError(
+        f"{os.fspath(path)!r} cannot be read ({error.strerror}), and nothing is uploaded: make it readable,"
+        " or upload the others without it, with put_file and put_directory"
+    )
+
+
 def _walk(top: Path, remote: str, recursive: bool) -> Iterator[_Upload]:
     inside = top.resolve()
-    for folder, folders, files in os.walk(top):
+
+    def refuse(error: OSError) -> NoReturn:
+        raise _unreadable(error.filename, error) from None
+
+    for folder, folders, files in os.walk(top, onerror=refuse):
         below = os.path.relpath(folder, top)
         for name in sorted(folders) + sorted(files):
             path = Path(folder, name)

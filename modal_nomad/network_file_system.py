@@ -8,7 +8,7 @@ import posixpath
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NoReturn, TypeVar
 
 from . import exception
 from ._bridge import blocking, blocking_function, blocking_function_context, blocking_gen, io
@@ -396,11 +396,21 @@ def _write_all(
 
 
 def _files(top: Path) -> Iterator[Path]:
-    for folder, _, names in os.walk(top):
+    def refuse(error: OSError) -> NoReturn:
+        raise exception.InvalidError(
+            f"{error.filename!r} cannot be read ({error.strerror}), and nothing is sent: make it readable, or"
+            " add the others without it"
+        ) from None
+
+    for folder, _, names in os.walk(top, onerror=refuse):
         for name in sorted(names):
             path = Path(folder, name)
-            if path.is_file():
-                yield path
+            if not path.is_file():
+                raise exception.InvalidError(
+                    f"{str(path)!r} is no file, directory or link to one, and nothing is sent: remove it, or"
+                    " add the others without it"
+                )
+            yield path
 
 
 NetworkFileSystem.objects = ObjectManager(NetworkFileSystem)
