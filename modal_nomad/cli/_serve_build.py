@@ -11,8 +11,8 @@ import os
 import pickle
 import sys
 import traceback
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,10 +50,11 @@ class Built:
 
     Attributes:
         publication: what is to be sent; None when it failed, and why is on its stderr.
-        sources: the files that were imported, and the one that would not be.
+        sources: the files that were imported.
         contents: other files that containers are to have.
         functions: what the App has: kind and name.
         warnings: lines that the user should see.
+        read: the files of the user's that were to be imported, as they were when they were read.
     """
 
     publication: Publication | None = None
@@ -61,6 +62,7 @@ class Built:
     contents: tuple[str, ...] = ()
     functions: tuple[tuple[str, str], ...] = ()
     warnings: tuple[str, ...] = field(default=())
+    read: Mapping[str, tuple[int, ...] | None] = field(default_factory=dict)
 
 
 def main() -> None:
@@ -70,13 +72,15 @@ def main() -> None:
     os.set_inheritable(result, False)
     sys.path[:] = order.path
     sys.argv[:] = [order.reference]
+    read = _note_reading()
     try:
         built = _build(order)
     except BaseException as error:
         code = _said(error)
-        built = Built(sources=(*_imported(), *_unparsed(error)))
+        built = Built(sources=tuple(_imported()))
     else:
         code = 0
+    built = replace(built, read=_users(read))
     sys.stdout.flush()
     with open(result, "wb") as file:
         pickle.dump(built, file)
@@ -160,10 +164,26 @@ def _imported() -> Iterable[str]:
     return _automount.local_modules().values()
 
 
-def _unparsed(error: Any) -> list[str]:
-    found = []
-    while error is not None:
-        if isinstance(error, SyntaxError) and error.filename:
-            found.append(error.filename)
-        error = error.__cause__
-    return found
+def _users(read: dict[str, tuple[int, ...] | None]) -> dict[str, tuple[int, ...] | None]:
+    from modal_nomad import _automount
+
+    return {file: stamp for file, stamp in read.items() if _automount.is_local(file)}
+
+
+def _note_reading() -> dict[str, tuple[int, ...] | None]:
+    """Note what each file was like when it was read, from now on, whatever becomes of it as a module."""
+    from importlib.machinery import SourceFileLoader
+
+    from modal_nomad.cli._watched import stamp
+
+    read: dict[str, tuple[int, ...] | None] = {}
+    stats = SourceFileLoader.path_stats
+
+    def noting(loader: SourceFileLoader, path: str) -> Any:
+        file = os.path.abspath(path)
+        # Of one that is read twice, too: what was made of the first reading may still be in use.
+        read.setdefault(file, stamp(file))
+        return stats(loader, path)
+
+    SourceFileLoader.path_stats = noting  # type: ignore[method-assign, assignment]
+    return read

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
+from types import MappingProxyType
 
 _LOOK_MILLISECONDS = 2000
 _STEP_MILLISECONDS = 50
@@ -24,16 +25,22 @@ class Watched:
     Args:
         sources: files of a program.
         contents: files besides; of their folders the lists are compared, too, for what is added there.
+        read: sources as they were when they were read: what changed since is told as well.
         source_folders: look for added Python files beside the sources as well.
     """
 
     def __init__(
-        self, sources: Iterable[str], contents: Iterable[str] = (), *, source_folders: bool = False
+        self,
+        sources: Iterable[str],
+        contents: Iterable[str] = (),
+        read: Mapping[str, tuple[int, ...] | None] = MappingProxyType({}),
+        *,
+        source_folders: bool = False,
     ) -> None:
-        self._files = {*sources, *contents}
+        self._files = {*sources, *read, *contents}
         self._lists = {os.path.dirname(x) for x in contents}
-        self._program_lists = {os.path.dirname(x) for x in sources} if source_folders else set()
-        self._state = self._look()
+        self._program_lists = {os.path.dirname(x) for x in (*sources, *read)} if source_folders else set()
+        self._state = {**self._look(), **read}
 
     def changed(self) -> list[str]:
         """Return what changed since this was last asked."""
@@ -82,7 +89,7 @@ class Watched:
                         break
 
     def _look(self) -> State:
-        state: State = {file: _stamp(file) for file in self._files}
+        state: State = {file: stamp(file) for file in self._files}
         for folder in self._lists:
             state[f"{folder}{os.sep}"] = _names(folder, "")
         for folder in self._program_lists - self._lists:
@@ -90,7 +97,8 @@ class Watched:
         return state
 
 
-def _stamp(file: str) -> tuple[int, ...] | None:
+def stamp(file: str) -> tuple[int, ...] | None:
+    """Return what changes when a file does; None where there is none."""
     try:
         found = os.stat(file)
     except OSError:

@@ -156,7 +156,7 @@ class _Served:
             failed = built.publication is None
             entry = [] if self._is_module else [os.path.abspath(self._reference.partition("::")[0])]
             sources = {os.path.abspath(x) for x in (*built.sources, *entry)}
-            return built, _watched.Watched(sources, built.contents, source_folders=failed)
+            return built, _watched.Watched(sources, built.contents, built.read, source_folders=failed)
 
     @contextlib.contextmanager
     def _building(self) -> Iterator[tuple[subprocess.Popen[bytes], Any]]:

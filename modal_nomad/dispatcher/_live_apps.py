@@ -127,7 +127,7 @@ class LiveApps:
         specs = [FunctionSpec.from_dict(entry["spec"]) for entry in args.get("functions") or ()]
         environment = args.get("environment") or DEFAULT_ENVIRONMENT
         await self.check_use(specs, environment, session.identity)
-        await self._check_web(args, specs)
+        warnings = await self._check_web(args, specs)
         jobs = [entry["job"] for entry in args.get("functions") or ()]
         await self._place(environment, jobs, token)
         await self.rights.add_artifacts(spec.code_bundle for spec in specs if spec.code_bundle)
@@ -150,7 +150,7 @@ class LiveApps:
         if app.state == "ephemeral":
             self.own(app.app_id, session)
         self.background(self.collect_secrets())
-        result = published.result(warnings=self._warnings(published.functions))
+        result = published.result(warnings=[*warnings, *self._warnings(published.functions)])
         return {**result, "web_urls": self._web_urls(published.functions)}
 
     async def _submit(self, jobs: Sequence[Mapping[str, Any]], token: str | None) -> None:
@@ -187,15 +187,15 @@ class LiveApps:
                 found[f"{label}.{method}" if method else label] = url
         return found
 
-    async def _check_web(self, args: dict[str, Any], specs: Sequence[FunctionSpec]) -> None:
+    async def _check_web(self, args: dict[str, Any], specs: Sequence[FunctionSpec]) -> list[str]:
         if not any(spec.served for spec in specs):
-            return
+            return []
         app_id = args.get("app_id") or ""
         environment = args.get("environment") or DEFAULT_ENVIRONMENT
         if args.get("state") == "deployed" and isinstance(args.get("name"), str):
             # What is deployed under this name gives its endpoints to what replaces it.
             app_id = await self.apps.deployed_id(args["name"], environment) or app_id
-        await self.web.check(specs, environment, app_id)
+        return await self.web.check(specs, environment, app_id)
 
     def check_place(self, environment: str, jobs: Sequence[Mapping[str, Any]]) -> None:
         """Check that jobs are in the namespace of their environment. Raises InvalidError."""
@@ -232,7 +232,20 @@ class LiveApps:
             for f in functions
             if self.web.lost_from_zero(self.functions[f.function_id].spec)
         ]
-        return snapshots + edges
+        return snapshots + edges + [text for f in functions for text in self._lacking(f.function_id)]
+
+    def _lacking(self, function_id: str) -> list[str]:
+        """Say which endpoints cannot start, as far as that is known before a container tries."""
+        spec = self.functions[function_id].spec
+        if spec.image.has_packages or "PYTHONPATH" in spec.env:
+            return []
+        name = spec.name[:-2] if spec.is_class else spec.name
+        return [
+            f"{f'{name}.{method}' if method else name} is a FastAPI endpoint, and its Image has no packages: "
+            'add .pip_install("fastapi[standard]")'
+            for method, web in spec.served.items()
+            if web.kind == "endpoint"
+        ]
 
     async def check_use(self, specs: Sequence[FunctionSpec], environment: str, identity: Identity) -> None:
         """Check that containers may have, and will find, their Secrets and what they have mounted.

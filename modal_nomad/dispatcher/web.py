@@ -119,6 +119,7 @@ class Web:
                 requires_proxy_auth=web.requires_proxy_auth,
                 environment=environment,
                 owner=app_id,
+                app=spec.app,
                 deployed=not web.dev_suffix,
             )
             for method, web in served.items()
@@ -133,7 +134,7 @@ class Web:
         default = "" if environment == DEFAULT_ENVIRONMENT else environment
         return self.suffixes.get(environment, default)
 
-    async def check(self, specs: Sequence[FunctionSpec], environment: str, app_id: str) -> None:
+    async def check(self, specs: Sequence[FunctionSpec], environment: str, app_id: str) -> list[str]:
         """Check that an App may have its endpoints.
 
         Args:
@@ -141,11 +142,15 @@ class Web:
             environment: where it is.
             app_id: of the version before, whose endpoints it may take over; empty for none.
 
+        Returns:
+            Warnings about addresses that another App has until now.
+
         Raises:
             InvalidError: what is served cannot be.
             AlreadyExistsError: another deployed App has one of the labels or domains.
         """
         taken: dict[str, str] = {}
+        warnings: list[str] = []
         for spec in specs:
             for web in spec.served.values():
                 _check(spec.name, web)
@@ -156,12 +161,20 @@ class Web:
                             f"{spec.name} and {taken[name]} would both be served at {name!r}: give a label="
                         )
                     taken[name] = spec.name
-                held = self.gateway.routes.holder(route.label, route.domains)
-                if held is not None and route.deployed and held[1].deployed and held[1].owner != app_id:
-                    raise AlreadyExistsError(
-                        f"{spec.name} would be served at {held[0]!r}, where App {held[1].owner} is: stop "
-                        "that, or give another label="
-                    )
+                has: dict[str, Route] = {}
+                for name, held in self.gateway.routes.holders(route.label, route.domains):
+                    if route.deployed and held.deployed and held.owner != app_id:
+                        raise AlreadyExistsError(
+                            f"{spec.name} would be served at {name!r}, where {_named(held)} is: stop that, "
+                            f"or give another {'label=' if name == route.label else 'custom domain'}"
+                        )
+                    has[name] = held
+                warnings += [
+                    f"{spec.name}: {name!r} leads to this App now, and to {_named(held)} again when this ends"
+                    for name, held in has.items()
+                    if held.owner != app_id and not route.deployed
+                ]
+        return warnings
 
     async def function_added(self, state: FunctionState) -> None:
         """Serve a Function, or serve it as it is now."""
@@ -290,6 +303,11 @@ class Web:
         """Answer requests whose container does not start; why is for its log, not for those who ask."""
         logger.info("requests to %s fail: %s", command.function_id, command.reason)
         self.registry.fail(command.function_id, 500, "the endpoint could not start: its logs say why")
+
+
+def _named(route: Route) -> str:
+    where = f" of environment {route.environment}" if route.environment != DEFAULT_ENVIRONMENT else ""
+    return f"App {route.app or route.owner}{where}"
 
 
 def _check(name: str, web: WebSpec) -> None:

@@ -130,6 +130,11 @@ class ImageSpec:
         return any(layer.needs_container for layer in self.layers)
 
     @property
+    def has_packages(self) -> bool:
+        """Whether it may have any Python package: nothing but Python itself is sure to have none."""
+        return "PYTHONPATH" in self.env or any(layer.kind not in _SETTING_KINDS for layer in self.layers)
+
+    @property
     def registry_tag(self) -> str:
         """The image of a registry that is meant just as it is there; empty where anything is to be built."""
         base, *others = self.layers or (ImageLayer(""),)

@@ -134,7 +134,9 @@ def test_each_save_is_a_new_version(live: Live) -> None:
             count = len(seen)
             until(lambda: len(seen) > count or failed)
             assert seen[-1] == "two"
-            # A file that was missing is looked for beside the others.
+            # A file that was missing is looked for beside the others, and one that raised is no module.
+            live.write("not_there_yet.py", "raise ValueError('too early')\n")
+            served.wait_for("ValueError: too early")
             live.write("not_there_yet.py", "WORD = 'three'\n")
             until(lambda: "three" in seen or failed)
         assert not failed
@@ -142,10 +144,14 @@ def test_each_save_is_a_new_version(live: Live) -> None:
         assert "No module named 'not_there_yet'" in served.text
         assert served.text.count(" => ") == 1
         assert list(apps(live, "saved").values()) == ["ephemeral"]
+        with serving(live, str(program), "--timeout", "0.01") as again:
+            assert again.end() == 0, again.text
+        assert "Warning: web: 'saved-web-dev' leads to this App now, and to App saved again" in again.text
+        assert httpx.get(base, timeout=LIMIT).text == "three"
         served.process.send_signal(signal.SIGINT)
         assert served.end() == 0
     assert served.text.endswith("Stopped.\n"), served.text
-    assert list(apps(live, "saved").values()) == ["stopped"]
+    assert list(apps(live, "saved").values()) == ["stopped", "stopped"]
     assert httpx.get(base, timeout=LIMIT).status_code == 404
 
 

@@ -19,7 +19,7 @@ import websockets
 from conftest import Live, until
 
 import modal_nomad as modal
-from modal_nomad.exception import AlreadyExistsError, DeprecationError, InvalidError
+from modal_nomad.exception import AlreadyExistsError, DeprecationError, InvalidError, ServerWarning
 from tests._web_urls import named
 
 LIMIT = 90.0
@@ -449,11 +449,11 @@ def test_proxy_auth(base: str, live: Live) -> None:
 
 
 def test_a_label_belongs_to_one_deployed_app(base: str, live: Live) -> None:
-    def labelled(name: str) -> modal.App:
+    def labelled(name: str, label: str = "mine", domain: str = "api.example.com") -> modal.App:
         app = modal.App(name)
 
         @app.function(serialized=True, name="web")
-        @modal.asgi_app(label="mine")
+        @modal.asgi_app(label=label, custom_domains=[domain])
         def web() -> Any:
             async def hello(scope: Any, receive: Any, send: Any) -> None:
                 if scope["type"] == "lifespan":
@@ -467,8 +467,17 @@ def test_a_label_belongs_to_one_deployed_app(base: str, live: Live) -> None:
 
     first = labelled("first").deploy()
     try:
-        with pytest.raises(AlreadyExistsError, match="mine"):
+        with pytest.raises(AlreadyExistsError, match="'mine', where App first is"):
             labelled("second").deploy()
+        with pytest.raises(AlreadyExistsError, match=r"'api.example.com', where App first is"):
+            labelled("second", "other").deploy()
+        # Nor may one that has an endpoint of its own take another's domain.
+        second = labelled("second", "other", "b.example.com").deploy()
+        try:
+            with pytest.raises(AlreadyExistsError, match=r"'api.example.com', where App first is"):
+                labelled("second", "other").deploy()
+        finally:
+            live.request("app.stop", app_id=second.app_id)
         assert get(f"{base}/mine/").text == "first"
         labelled("first").deploy()
         assert get(f"{base}/mine/").text == "first"
@@ -476,6 +485,20 @@ def test_a_label_belongs_to_one_deployed_app(base: str, live: Live) -> None:
     finally:
         live.request("app.stop", app_id=first.app_id)
     assert get(f"{base}/mine/").status_code == 404
+
+
+def test_what_cannot_start_is_told_when_it_is_deployed(base: str, live: Live) -> None:
+    app = modal.App("without-fastapi")
+
+    @app.function(serialized=True, name="square")
+    @modal.fastapi_endpoint()
+    def square(x: int) -> int:
+        return x * x
+
+    with pytest.warns(ServerWarning, match=r"square is a FastAPI endpoint.*pip_install\(.fastapi"):
+        app.deploy()
+    assert app.app_id is not None
+    live.request("app.stop", app_id=app.app_id)
 
 
 def test_urls_are_printed(live: Live) -> None:

@@ -176,6 +176,19 @@ async def test_framings_and_interim_answers() -> None:
         assert (await exchange(connect)).endswith(b"1\r\na\r\n0\r\nX-Sum: 1\r\n\r\n")
 
 
+async def test_no_length_is_said_of_what_has_no_body() -> None:
+    """Some readers would wait for it, and take the next answer for it."""
+    for status in (b"103 Early Hints", b"204 No Content"):
+        said = b"HTTP/1.1 " + status + b"\r\nX: y\r\nContent-Length: 5\r\n\r\n"
+        async with gateway(answering(said + b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")) as connect:
+            answer = await exchange(connect)
+            assert answer.startswith(b"HTTP/1.1 " + status + b"\r\nX: y\r\n"), answer
+            assert b"Content-Length: 5" not in answer
+    # Of one that would have a body otherwise it is what the answer to GET would have.
+    async with gateway(answering(b"HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\n\r\n")) as connect:
+        assert b"Content-Length: 5\r\n" in await exchange(connect)
+
+
 async def test_more_than_was_said_reaches_nobody() -> None:
     """What a container sends behind an answer must not be taken for the next one."""
     poison = b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\npoison"

@@ -199,11 +199,22 @@ async def test_a_request_meets_a_connection_that_broke_before_it_was_sent() -> N
     told: list[bool] = []
     router = SimpleNamespace(failed=lambda exchange, again: told.append(again))
     client = SimpleNamespace(router=router, resume=lambda: None)
-    exchange = Exchange(SimpleNamespace(length=0, method=b"POST"), client)  # type: ignore[arg-type]
-    upstream = Upstream(lambda one: None, lambda one: None)
-    upstream.connection_lost(None)
-    exchange.send(upstream, b"")
-    assert told == []
-    await asyncio.sleep(0)
-    # Nothing was sent, so that even this may be tried again.
-    assert told == [True] and exchange.upstream is None
+
+    def lost(upstream: Upstream) -> None:
+        upstream.connection_lost(None)
+
+    def unasked(upstream: Upstream) -> None:
+        # The loop says only later that it is closed.
+        upstream.data_received(b"HTTP/1.1 200 OK\r\n")
+
+    for broken in (lost, unasked):
+        exchange = Exchange(SimpleNamespace(length=0, method=b"POST"), client)  # type: ignore[arg-type]
+        upstream = Upstream(lambda one: None, lambda one: None)
+        upstream.transport = SimpleNamespace(abort=lambda: None)  # type: ignore[assignment]
+        broken(upstream)
+        exchange.send(upstream, b"")
+        assert told == []
+        await asyncio.sleep(0)
+        # Nothing was sent, so that even this may be tried again.
+        assert told == [True] and exchange.upstream is None
+        told.clear()

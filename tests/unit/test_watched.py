@@ -6,7 +6,7 @@ import os
 import threading
 from pathlib import Path
 
-from modal_nomad.cli._watched import Watched, shown
+from modal_nomad.cli._watched import Watched, shown, stamp
 
 
 def test_what_counts_as_a_change(tmp_path: Path) -> None:
@@ -45,6 +45,17 @@ def test_what_could_not_be_imported_may_come(tmp_path: Path) -> None:
     assert watched.changed() == []
     (tmp_path / "other.py").touch()
     assert watched.changed() == [f"{tmp_path}{os.sep}"]
+
+
+def test_what_changed_since_it_was_read_is_not_missed(tmp_path: Path) -> None:
+    program, other = tmp_path / "main.py", tmp_path / "other.py"
+    for file in (program, other):
+        file.write_text("1")
+    read = {str(x): stamp(str(x)) for x in (program, other)}
+    other.write_text("22")
+    watched = Watched([str(program)], read=read)
+    assert watched.changed() == [str(other)]
+    assert watched.changed() == []
 
 
 def test_waiting(tmp_path: Path) -> None:

@@ -100,10 +100,15 @@ def test_paths_lead_nowhere_on_a_real_domain() -> None:
 
 def test_the_later_one_has_a_label_for_now(routes: Routes) -> None:
     routes.put("fu-3", [Route("shop-web", "fu-3")])
-    assert routes.holder("shop-web") == ("shop-web", Route("shop-web", "fu-3"))
+    held = routes.holders("shop-web", ("API.example.com", "nobody.example.com"))
+    assert [(name, route.function_id) for name, route in held] == [
+        ("shop-web", "fu-1"),
+        ("shop-web", "fu-3"),
+        ("API.example.com", "fu-1"),
+    ]
+    assert routes.find("shop-web.localhost", b"/") == (Route("shop-web", "fu-3"), "")
     routes.remove("fu-3")
-    held = routes.holder("nothing", ("API.example.com",))
-    assert held is not None and held[1].function_id == "fu-1"
+    assert routes.holders("nothing", ("nobody.example.com",)) == []
     assert [x.method for x in routes.of("fu-2")] == ["show", "more"]
     routes.put("fu-2", [])
     assert routes.find("other.localhost", b"/") is None

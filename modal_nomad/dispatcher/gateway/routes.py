@@ -22,7 +22,8 @@ class Route:
         domains: other host names that lead here.
         requires_proxy_auth: only requests with a proxy auth token are passed on.
         environment: where it is, for its tokens.
-        owner: the App, to say in words whose a label is.
+        owner: the App's id.
+        app: its name, to say in words whose a label is.
         deployed: it stays until it is stopped, and its label is its own.
     """
 
@@ -33,6 +34,7 @@ class Route:
     requires_proxy_auth: bool = False
     environment: str = "main"
     owner: str = ""
+    app: str = ""
     deployed: bool = True
 
 
@@ -77,16 +79,14 @@ class Routes:
         """Return the custom domains of all endpoints."""
         return list(self._domains)
 
-    def holder(self, label: str, domains: Iterable[str] = ()) -> tuple[str, Route] | None:
-        """Return the endpoint that has a label or one of some domains, and which of them it is."""
-        found = self._labels.get(label)
-        if found:
-            return label, found[-1]
-        for domain in domains:
-            found = self._domains.get(domain.lower())
-            if found:
-                return domain, found[-1]
-        return None
+    def holders(self, label: str, domains: Iterable[str] = ()) -> list[tuple[str, Route]]:
+        """Return the endpoints that want a label or one of some domains, each with what it wants.
+
+        Of several that want the same the last one has it.
+        """
+        found = [(label, route) for route in self._labels.get(label, ())]
+        found += [(domain, route) for domain in domains for route in self._domains.get(domain.lower(), ())]
+        return found
 
     def find(self, authority: str, target: bytes) -> tuple[Route, str] | None:
         """Return who answers a request, and what of its path led there (``/label``, or nothing).

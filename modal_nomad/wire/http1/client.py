@@ -5,7 +5,7 @@ from time import monotonic
 from typing import Optional, Tuple
 
 from .body import Body, body_of, chunk, last_chunk
-from .exchange import FOREVER, KEPT_BYTES, NOTHING, Exchange, Router
+from .exchange import FOREVER, KEPT_BYTES, LENGTH, NOTHING, Exchange, Router
 from .half_close import HalfClosed
 from .head import (
     CHUNKED,
@@ -19,7 +19,6 @@ from .head import (
     parse_request,
 )
 
-_MESSAGE = frozenset((b"content-length",))
 _DISCARD_SECONDS = 2.0
 _REASONS = {
     200: b"OK",
@@ -294,10 +293,10 @@ class Client(asyncio.Protocol):
             return response.written
         chunked = False
         lines = [b"HTTP/1.1 %d %b" % (response.status, response.reason)]
-        dropped = NOTHING
+        dropped = LENGTH if response.status == 204 else NOTHING
         length = response.length
         if length in (CHUNKED, UNTIL_CLOSE):
-            dropped = _MESSAGE
+            dropped = LENGTH
             if self.minor == 0:
                 keep = False
             else:
@@ -359,7 +358,7 @@ class Client(asyncio.Protocol):
 
     def tunnel(self, exchange: Exchange, response: Response, data: bytes) -> None:
         """Say that the protocol changes; from now on all is passed on as it is."""
-        lines = end_to_end(response.fields, response.nominated, NOTHING)
+        lines = end_to_end(response.fields, response.nominated, LENGTH)
         upgrade = [v for k, _, v in response.fields if k == b"upgrade"][:1] or [b"websocket"]
         lines += [b"Upgrade: " + upgrade[0], b"Connection: Upgrade"]
         self.transport.write(b"\r\n".join([b"HTTP/1.1 101 " + response.reason, *lines]) + b"\r\n\r\n" + data)

@@ -20,6 +20,8 @@ KEPT_BYTES = 64 * 1024
 IDEMPOTENT = frozenset((b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"))
 FOREVER = float("inf")
 NOTHING: FrozenSet[bytes] = frozenset()
+LENGTH: FrozenSet[bytes] = frozenset((b"content-length",))
+"""Not for what has no body: some readers would wait for one."""
 
 
 class Limits:
@@ -185,7 +187,7 @@ class Exchange:
             return
         if response.status == 100 and not self.request.expects:
             return
-        lines = end_to_end(response.fields, response.nominated, NOTHING)
+        lines = end_to_end(response.fields, response.nominated, LENGTH)
         client.transport.write(
             b"\r\n".join([b"HTTP/1.1 %d %b" % (response.status, response.reason), *lines]) + b"\r\n\r\n"
         )

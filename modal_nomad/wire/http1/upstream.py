@@ -68,6 +68,8 @@ class Upstream(asyncio.Protocol):
     def abort(self) -> None:
         """Close at once; who serves this learns that nobody waits."""
         if not self.gone:
+            # From now on, not only when the loop says so: nobody may take it for free until then.
+            self.gone = True
             self.transport.abort()
 
     def eof_received(self) -> bool:
