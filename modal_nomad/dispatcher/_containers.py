@@ -30,7 +30,14 @@ from modal_nomad.engines.base import (
     EngineError,
     ImageGone,
 )
-from modal_nomad.exception import Error, ExecutionError, ImageBuildError, NotFoundError
+from modal_nomad.exception import (
+    Error,
+    ExecutionError,
+    ImageBuildError,
+    NotFoundError,
+    OutOfDiskError,
+    OutOfMemoryError,
+)
 from modal_nomad.render.container import NO_PYTHON
 from modal_nomad.render.function import SNAPSHOT_META
 from modal_nomad.wire.ids import new_id
@@ -287,8 +294,9 @@ class Containers:
             return
         function = info.function
         if event.state.ended:
-            info.reason = event.reason or f"ended with exit code {event.exit_code}"
-            info.error = event.error
+            if info.error is None:
+                info.reason = event.reason or f"ended with exit code {event.exit_code}"
+                info.error = event.error
             info.ended.set()
             if info.session is None and self.gone_images.takes(event, function):
                 self.background(self._build_anew(info, event))
@@ -365,12 +373,23 @@ class Containers:
         self.web.container_up(info, web)
         self.handle(ev.WorkerReady(info.container_id, function.function_id, info.version, slots))
 
+    def over(self, info: ContainerInfo, kind: str, reason: str) -> None:
+        """Take a worker's word that it ends, for it used more than it may.
+
+        Args:
+            info: its container.
+            kind: of what: ``disk``, or ``memory``.
+            reason: that in words.
+        """
+        info.error = OutOfDiskError(reason) if kind == "disk" else OutOfMemoryError(reason)
+        info.reason = reason
+
     async def gone(self, info: ContainerInfo, session: WorkerSession) -> None:
         """Take a worker whose socket closed out of service, with the engine's reason when it comes soon."""
         if info.session is not session:
             return
         self.web.container_gone(info)
-        if not info.ended.is_set():
+        if not info.ended.is_set() and info.error is None:
             with contextlib.suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(info.ended.wait(), _END_GRACE)
         if info.session is not session:
@@ -380,7 +399,7 @@ class Containers:
             self._ended(info.container_id, "drained")
             if session.parks and not info.ended.is_set():
                 self.parked.add(info)
-        elif info.ended.is_set():
+        elif info.ended.is_set() or info.error is not None:
             self._ended(info.container_id, info.reason)
         else:
             # It may only have lost its connection: it stays known and may dial in again.

@@ -390,6 +390,8 @@ class Server:
                 dispatcher.web.container_load(info, running, ended, _seconds(header.get("d")))
             elif kind == "init_failed":
                 dispatcher.handle(ev.WorkerInitFailed(container_id, payloads[0] if payloads else b""))
+            elif kind == "over":
+                dispatcher.containers.over(info, text(header.get("k")), text(header.get("r")))
             elif kind == "drain":
                 dispatcher.containers.leaving(container_id)
                 dispatcher.handle(ev.WorkerDraining(container_id))

@@ -14,11 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from modal_nomad.wire.cgroups import UNIFIED, folder, groups, mounts
+from modal_nomad.wire.cgroups import UNIFIED, folder, groups, limit_cpus, mounts
+from modal_nomad.wire.over_use import killed
 
-_PERIOD = 100_000
-"""Microseconds in which a share of the processors is used up."""
-_LEAST_QUOTA = 1_000
 _ENDS_WITHIN = 5.0
 _LOOK_EVERY = 0.02
 
@@ -48,12 +46,7 @@ class Group:
     @property
     def killed(self) -> int:
         """How many of its processes the kernel has ended for the memory that they used together."""
-        for name in ("memory.events", "memory.oom_control"):
-            with contextlib.suppress(OSError, ValueError):
-                for line in _lines(f"{self.memory}/{name}"):
-                    if line.startswith("oom_kill "):
-                        return int(line.split()[1])
-        return 0
+        return killed(self.memory)
 
 
 class ControlGroups:
@@ -92,7 +85,7 @@ class ControlGroups:
             if memory:
                 _limit_memory(in_memory, memory)
             if cpus:
-                _limit_cpus(in_cpu, cpus)
+                limit_cpus(in_cpu, cpus)
         except OSError as exc:
             self.remove(group)
             self.why_not = f"{exc.strerror}: {exc.filename}"
@@ -223,15 +216,6 @@ def _limit_memory(directory: str, limit: int) -> None:
     _write(f"{directory}/memory.limit_in_bytes", str(limit))
     with contextlib.suppress(OSError):
         _write(f"{directory}/memory.memsw.limit_in_bytes", str(limit))
-
-
-def _limit_cpus(directory: str, cpus: float) -> None:
-    quota = max(_LEAST_QUOTA, round(cpus * _PERIOD))
-    if os.path.exists(f"{directory}/cpu.max"):
-        _write(f"{directory}/cpu.max", f"{quota} {_PERIOD}")
-        return
-    _write(f"{directory}/cpu.cfs_period_us", str(_PERIOD))
-    _write(f"{directory}/cpu.cfs_quota_us", str(quota))
 
 
 def _emptied(base: str) -> bool:

@@ -13,11 +13,11 @@ from typing import Any
 from modal_nomad.engines._local_gpus import GPURequest, gpu_request
 from modal_nomad.engines._local_image import ContainerTask, container_task
 from modal_nomad.engines.base import EngineError, Job
+from modal_nomad.wire.over_use import DISK
 from modal_nomad.wire.spec import CONTAINER_DRIVERS, ImageSpec
 
 WORKER_SUFFIX = "_start_worker.py"
 CPU_LIMIT = "MODAL_CPU_LIMIT"
-_DISK_LIMIT = "modal_ephemeral_disk"
 _PROCESS_DRIVERS = ("raw_exec", "exec")
 _REFERENCE = re.compile(r"\$\{([A-Za-z0-9_.\-]+)\}")
 _SHA = re.compile(r"[0-9a-f]{64}")
@@ -168,7 +168,8 @@ def parse(job: Job) -> TaskPlan:
         task=task.get("Name") or "task",
         command=str(config.get("command") or ""),
         args=tuple(str(x) for x in config.get("args") or ()),
-        env={k: str(v) for k, v in (task.get("Env") or {}).items()},
+        # Its engine looks at its files here, not its worker.
+        env={k: str(v) for k, v in (task.get("Env") or {}).items() if k != DISK},
         meta=meta,
         memory=limit if limit > 0 else None,
         cpu=float(resources.get("Cores") or (task.get("Env") or {}).get(CPU_LIMIT) or 0),
@@ -178,7 +179,7 @@ def parse(job: Job) -> TaskPlan:
         gpus=gpu_request(resources),
         host_volumes=tuple(str(x.get("Source")) for x in (group.get("Volumes") or {}).values()),
         container=container,
-        disk=int(meta.get(_DISK_LIMIT) or 0) << 20 or None,
+        disk=int((task.get("Env") or {}).get(DISK) or 0) << 20 or None,
     )
 
 

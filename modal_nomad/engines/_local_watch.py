@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import pathlib
 import time
 from collections.abc import Awaitable, Callable
@@ -12,12 +11,12 @@ from collections.abc import Awaitable, Callable
 from modal_nomad.engines._local_container import LocalContainer
 from modal_nomad.engines._local_files import family, usage_of
 from modal_nomad.engines.base import EngineError
+from modal_nomad.wire.over_use import VOLUMES, disk_use, out_of_disk, out_of_memory_together
 
 _INTERVAL = 0.2
 _DISK_INTERVAL = 1.0
 _SPARE = 20
 """Looking at many files takes its time: so many times as long nobody looks."""
-_BLOCK = 512
 _MIB = 20
 
 
@@ -40,7 +39,7 @@ async def watch_use(
         reason = await asyncio.to_thread(_memory, container) if in_memory else ""
         if not reason and plan.disk and time.monotonic() >= next_size:
             began = time.monotonic()
-            used = await (size() if size else asyncio.to_thread(disk_use, str(container.directory)))
+            used = await (size() if size else asyncio.to_thread(_files, str(container.directory)))
             reason = "" if used <= plan.disk else out_of_disk(used, plan.disk)
             next_size = time.monotonic() + max(_DISK_INTERVAL, _SPARE * (time.monotonic() - began))
         if reason and not container.ended.is_set():
@@ -66,22 +65,6 @@ def out_of_memory(used: int, limit: int) -> str:
     )
 
 
-def out_of_memory_together(limit: int) -> str:
-    """Say that the kernel has ended a process for what all of them used."""
-    return (
-        f"out of memory: its processes together went above its limit of {limit >> _MIB:,} MiB: ask for more"
-        " with memory="
-    )
-
-
-def out_of_disk(used: int, limit: int) -> str:
-    """Say that a container's files take more than it may, in bytes."""
-    return (
-        f"out of disk: its files took {used >> _MIB:,} MiB, above its limit of {limit >> _MIB:,} MiB: ask for"
-        " more with ephemeral_disk=, or keep them in a Volume"
-    )
-
-
 def over_use(pid: int, limit: int) -> int:
     """Return the bytes that a process and its descendants use, when that is above ``limit``; else 0."""
     # Each counts what it shares with the others: when that is little enough the rest need not be looked at.
@@ -94,24 +77,8 @@ def over_use(pid: int, limit: int) -> int:
     return used if used > limit else 0
 
 
-def disk_use(directory: str) -> int:
-    """Return the bytes that the files of a directory take on its own disk."""
-    used, seen, pending = 0, set(), [directory]
-    device = os.stat(directory).st_dev if os.path.isdir(directory) else 0
-    while pending:
-        # A directory that goes away meanwhile takes nothing.
-        with contextlib.suppress(OSError), os.scandir(pending.pop()) as entries:
-            for entry in entries:
-                with contextlib.suppress(OSError):
-                    found = entry.stat(follow_symlinks=False)
-                    if found.st_dev != device or found.st_ino in seen:
-                        continue
-                    if found.st_nlink > 1:
-                        seen.add(found.st_ino)
-                    used += found.st_blocks * _BLOCK
-                    if entry.is_dir(follow_symlinks=False):
-                        pending.append(entry.path)
-    return used
+def _files(directory: str) -> int:
+    return disk_use([directory], [f"{directory}/alloc/{VOLUMES}"])
 
 
 def _own_part(pid: int) -> int:

@@ -22,11 +22,11 @@ from modal_nomad.render.secrets import SECRETS_FILE, reads_vault, vault_blocks
 from modal_nomad.render.services import web_services
 from modal_nomad.render.settings import RenderSettings
 from modal_nomad.render.volumes import nomad_volumes
+from modal_nomad.wire.over_use import DISK
 from modal_nomad.wire.spec import FunctionSpec, canonical_json
 
 CONTAINER_META = "modal_container"
 SNAPSHOT_META = "modal_snapshot"
-DISK_META = "modal_ephemeral_disk"
 TASK_NAME = "container"
 WEB_PORT = "http"
 IDENTITY_NAME = "modal"
@@ -109,8 +109,6 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
             "modal_deployer": settings.deployer,
             "modal_image": _image(spec),
             **container_meta(spec, settings),
-            # Nomad places by it and holds nobody to it; the embedded engine does.
-            **({DISK_META: str(spec.ephemeral_disk)} if spec.ephemeral_disk is not None else {}),
             # What the user asked for, in the user's words, for whoever waits for it.
             **({"modal_gpu": gpu_words(spec.gpu)} if spec.gpu else {}),
         },
@@ -183,6 +181,9 @@ def _environment(spec: FunctionSpec, settings: RenderSettings) -> dict[str, str]
         for name, limit in (("MODAL_CPU_LIMIT", spec.cpu[1]), ("MODAL_MEMORY_LIMIT", spec.memory[1])):
             if limit is not None:
                 ours[name] = f"{limit:g}" if isinstance(limit, float) else str(limit)
+    if spec.ephemeral_disk is not None:
+        # Nomad places by it and holds nobody to it.
+        ours[DISK] = str(spec.ephemeral_disk)
     if spec.i6pn:
         # Nomad's containers have the node's own network.
         ours["MODAL_I6PN"] = "${attr.unique.network.ip-address}"

@@ -7,6 +7,9 @@ from typing import Dict, List, Set, Tuple
 ROOT = "/proc"
 UNIFIED = ""
 """What the hierarchy of version 2 is called, whose controllers are not in its name."""
+_PERIOD = 100_000
+"""Microseconds in which a share of the processors is used up."""
+_LEAST_QUOTA = 1_000
 
 
 def groups(pid: object) -> Dict[str, str]:
@@ -45,6 +48,21 @@ def folder(mount: Tuple[str, str], path: str) -> str:
     where, root = mount
     inside = path[len(root.rstrip("/")) :] if path.startswith(root) else path
     return os.path.join(where, inside.lstrip("/"))
+
+
+def limit_cpus(directory: str, cpus: float) -> None:
+    """Hold all processes of a group together to so many processors. Raises OSError."""
+    quota = max(_LEAST_QUOTA, round(cpus * _PERIOD))
+    if os.path.exists(f"{directory}/cpu.max"):
+        _write(f"{directory}/cpu.max", f"{quota} {_PERIOD}")
+        return
+    _write(f"{directory}/cpu.cfs_period_us", str(_PERIOD))
+    _write(f"{directory}/cpu.cfs_quota_us", str(quota))
+
+
+def _write(path: str, text: str) -> None:
+    with open(path, "w", encoding="ascii") as file:
+        file.write(text)
 
 
 def _names(options: List[str]) -> Set[str]:

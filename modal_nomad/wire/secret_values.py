@@ -9,6 +9,7 @@ RESERVED = frozenset(
         "MODAL_BLOCK_NETWORK",
         "MODAL_CODE_DIR",
         "MODAL_CPU_LIMIT",
+        "MODAL_DISK_LIMIT",
         "MODAL_ENVIRONMENT",
         "MODAL_I6PN",
         "MODAL_IMAGE",

@@ -1,8 +1,10 @@
-"""Moves this process into another one's control groups, so that its limits and its end are the same."""
+"""Control groups from within: which one a container has for itself, and how another one's are entered."""
 
 import os
+from contextlib import suppress
+from typing import List, Mapping, Tuple
 
-from ..wire.cgroups import folder, groups, mounts
+from ..wire.cgroups import UNIFIED, folder, groups, mounts
 
 
 def join(pid: int) -> None:
@@ -27,3 +29,39 @@ def join(pid: int) -> None:
             file.write(str(os.getpid()))
     if groups("self") != wanted:
         raise OSError("the kernel kept it in other control groups")
+
+
+def own_group(controller: str, environ: Mapping[str, str]) -> str:
+    """Return the directory of the group that is this container's alone; empty where it has or sees none.
+
+    Args:
+        controller: what it is to hold: ``memory`` or ``cpu``.
+        environ: the process's environment, by which the container is known.
+    """
+    with suppress(OSError):
+        places = mounts()
+        for controllers, path in _own(controller, environ):
+            if controllers in places:
+                directory = folder(places[controllers], path)
+                with suppress(OSError):
+                    if any(name.startswith(f"{controller}.") for name in os.listdir(directory)):
+                        return directory
+    return ""
+
+
+def is_hidden(controller: str, environ: Mapping[str, str]) -> bool:
+    """Say whether there is a group of this container's own that it does not see, as in a chroot."""
+    with suppress(OSError):
+        return bool(_own(controller, environ)) and not own_group(controller, environ)
+    return False
+
+
+def _own(controller: str, environ: Mapping[str, str]) -> List[Tuple[str, str]]:
+    ids = [environ[name] for name in ("NOMAD_ALLOC_ID", "MODAL_TASK_ID") if environ.get(name)]
+    return [
+        (controllers, path)
+        for controllers, path in groups("self").items()
+        if (controllers == UNIFIED or controller in controllers.split(","))
+        # What a container runtime gives is always one container's.
+        and (environ.get("MODAL_CONTAINER_RUNTIME") or any(name in path for name in ids))
+    ]

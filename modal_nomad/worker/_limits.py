@@ -6,6 +6,9 @@ import sys
 from contextlib import suppress
 from typing import Mapping
 
+from ..wire.cgroups import limit_cpus
+from ._cgroups import own_group
+
 CPU = "MODAL_CPU_LIMIT"
 MEMORY = "MODAL_MEMORY_LIMIT"
 
@@ -22,7 +25,13 @@ def apply(environ: Mapping[str, str]) -> None:
         known = [x for x in (soft, hard) if x != resource.RLIM_INFINITY]
         with suppress(OSError, ValueError):
             resource.setrlimit(kind, (min([memory, *known]),) * 2)
-    cores = math.ceil(float(environ.get(CPU) or 0))
+    cpus = float(environ.get(CPU) or 0)
+    group = own_group("cpu", environ) if cpus else ""
+    if group:
+        # Nomad gives the driver raw_exec a group for its share of a busy node, and no limit in it.
+        with suppress(OSError):
+            limit_cpus(group, cpus)
+    cores = math.ceil(cpus)
     if cores and hasattr(os, "sched_getaffinity"):
         allowed = sorted(os.sched_getaffinity(0))
         if cores < len(allowed):

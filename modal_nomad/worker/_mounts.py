@@ -7,6 +7,7 @@ import os
 from typing import List, Optional, Tuple
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWCGROUP = 0x02000000
 CLONE_NEWUSER = 0x10000000
 MS_BIND = 0x1000
 MS_MOVE = 0x2000

@@ -104,6 +104,9 @@ class Values:
         get: returns a blob's bytes.
         put: stores bytes, returns their name.
         get_all: returns blobs by their names.
+
+    Attributes:
+        before_failure: called when an input has failed, before anybody is told.
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Values:
         self._get = get
         self._put = put
         self._get_all = get_all
+        self.before_failure: Callable[[], None] = _nothing
 
     def fetch(self, payload: bytes) -> bytes:
         """Return the bytes of the blob that a payload names."""
@@ -142,11 +146,15 @@ class Values:
 
     def failure(self, lease: Any, error: BaseException) -> Output:
         """Return the output of an exception; that of a spawned call is in the container's log, too."""
+        self.before_failure()
         work: Any = current_work.get()
         if work is not None and work[0] == lease and work[3] & frames.FLAG_SPAWNED:
             # Perhaps nobody ever asks for the result, least of all for a scheduled one.
             _show(error)
         return self.output(lease, frames.FAILURE, pack(error))
+
+
+def _nothing() -> None: ...
 
 
 def _show(error: BaseException) -> None:

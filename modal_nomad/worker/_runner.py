@@ -18,6 +18,7 @@ from ._ending import INTERRUPT, Ending
 from ._loader import load_function, place_files, prepare
 from ._obstacles import descriptors
 from ._outbox import Outbox, Values, pack, stopped
+from ._over_use import OverUse
 from ._pools import pool_kind, web_pool
 from ._session import FIRST_HEARTBEAT, HEARTBEAT, Gone, Refused, Session, Settings
 from ._snapshot import IDLE_SECONDS, keep, park, waits
@@ -77,6 +78,7 @@ class Runner:
         self._service: Any = None
         self._volumes: Any = None
         self._buckets: Any = None
+        self._over_use: Optional[OverUse] = None
         self._turn = Turn(self._session, self._handle, self._wake_lane)
 
     def run(self) -> int:
@@ -264,6 +266,8 @@ class Runner:
         elif len(spec.methods) == 1:
             # Of several at a time, only the name that all share is known.
             self._name_output(next(iter(spec.methods)))
+        self._over_use = OverUse(os.environ, self._end_over_used)
+        self._values.before_failure = self._over_use.look
         self._session.ready(spec.slots)
         pool.run()
         return EXIT_FAILED if spec.served and pool.failed else 0
@@ -382,6 +386,8 @@ class Runner:
                 session.send({"t": "hb", "u": session.cpu.beat()})
                 beat_at = now + HEARTBEAT
                 self._follow_leases()
+                if self._over_use is not None:
+                    self._over_use.look()
             turn.pass_on()
             if turn.lanes:
                 turn.park(beat_at)
@@ -494,6 +500,12 @@ class Runner:
         self._backlog.give_back_begun([x for x in pool.running() if x != lease])
         self._backlog.give_back_queued()
         self._die(EXIT_STUCK, "user code did not end after its timeout or cancellation; the container ends")
+
+    def _end_over_used(self, kind: str, text: str) -> None:
+        """End at once, as if the kernel had ended all of this container, and say what of."""
+        self._pool.flush()
+        self._session.send({"t": "over", "k": kind, "r": text})
+        self._die(EXIT_FAILED, text)
 
     def _die(self, code: int, text: str) -> None:
         if self._volumes is not None and code == EXIT_STUCK:

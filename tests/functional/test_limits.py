@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -138,6 +139,44 @@ def test_a_fork_of_a_memory_snapshot_is_held_to_its_limit(live: Live) -> None:
         until(lambda: len(set(model.pids.remote())) == 2, what="a fork")
         with pytest.raises(exception.OutOfMemoryError, match="above its limit of 300 MiB"):
             model.eat.remote()
+
+
+def test_a_child_that_the_kernel_ended_is_an_over_use_whatever_the_code_makes_of_it(live: Live) -> None:
+    if not CONTROL_GROUPS:
+        pytest.skip("no control groups here")
+    app = modal.App("limits-child")
+
+    @app.function(serialized=True, memory=(64, 300), retries=0)
+    def ask() -> None:
+        # Each of them is within the limit.
+        eat = "import time; held = bytearray(b'x') * (180 << 20); time.sleep(300)"
+        children = [subprocess.Popen([sys.executable, "-c", eat]) for _ in range(2)]
+        pid, status = os.wait()
+        for child in children:
+            child.kill()
+        raise RuntimeError(f"the child {pid} ended with {status}")
+
+    with app.run(), pytest.raises(exception.OutOfMemoryError, match="above its limit of 300 MiB"):
+        ask.remote()
+
+
+def test_what_is_written_to_a_volume_is_no_use_of_the_containers_disk(live: Live) -> None:
+    app = modal.App("limits-volume")
+    volume = modal.Volume.from_name("limits-volume", create_if_missing=True)
+
+    @app.function(serialized=True, ephemeral_disk=40, retries=0, volumes={"/limits-volume": volume})
+    def write(mebibytes: int) -> str:
+        import time
+
+        for number in range(mebibytes):
+            with open(f"/limits-volume/{number}", "wb") as file:
+                file.write(os.urandom(1 << 20))
+        # Files are counted about once a second.
+        time.sleep(2.5)
+        return "written"
+
+    with app.run():
+        assert write.remote(60) == "written"
 
 
 def test_files_that_take_more_than_their_limit_end_the_container(live: Live) -> None:

@@ -137,3 +137,46 @@ def test_who_is_to_reach_nothing_needs_no_rights_for_it(server: str, docker: Doc
     # The service is there for everybody else; and there is no way back for who has left.
     wanted = {"devices": ["lo"], "reached": "ConnectionRefusedError", "back": "PermissionError"}
     assert said == [wanted, wanted]
+
+
+OVER = """
+import os
+import subprocess
+import sys
+import time
+import modal_nomad as modal
+
+app = modal.App("boxed-over")
+image = modal.Image.from_registry("{image}")
+
+@app.function(image=image, serialized=True, memory=(64, 200), retries=0)
+def children():
+    # Each of them is within the limit.
+    eat = "import time; held = bytearray(b'x') * (120 << 20); time.sleep(300)"
+    started = [subprocess.Popen([sys.executable, "-c", eat]) for _ in range(2)]
+    pid, status = os.wait()
+    for child in started:
+        child.kill()
+    raise RuntimeError(f"a child ended with {{status}}")
+
+@app.function(image=image, serialized=True, ephemeral_disk=20, retries=0)
+def files():
+    with open("/var/tmp/large", "wb") as file:
+        file.write(os.urandom(40 << 20))
+    time.sleep(300)
+
+if __name__ == "__main__":
+    with app.run():
+        for function in (children, files):
+            try:
+                function.remote()
+            except modal.exception.ExecutionError as error:
+                print(type(error).__name__, error)
+"""
+
+
+def test_an_over_use_is_told_as_what_it_was(server: str, docker: Docker, tmp_path: Path) -> None:
+    memory, disk = _python(tmp_path, server, OVER.format(image=docker.image)).splitlines()
+    assert memory.startswith("OutOfMemoryError out of memory: its processes together went above its limit")
+    assert disk.startswith("OutOfDiskError out of disk: its files took")
+    assert "MiB, above its limit of 20 MiB" in disk

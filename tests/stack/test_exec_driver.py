@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import NO_NOMAD
 from tests.engine_contract._nomad_agent import nomad_agent, nomad_binary
-from tests.stack._dispatcher import dispatcher, get, modal_nomad
+from tests.stack._dispatcher import dispatcher, get, modal_nomad, put
 
 PYTHON = "/usr/bin/python3"
 FILE = """
@@ -47,6 +47,28 @@ def look(port: int) -> list:
 @app.local_entrypoint()
 def main(port: int):
     print(look.remote(port))
+"""
+
+
+EATS = """
+import os, subprocess, sys
+import modal
+
+app = modal.App("eats")
+
+@app.function(memory=(64, 200), retries=0)
+def children() -> None:
+    # Each of them is within the limit.
+    eat = "import time; held = bytearray(b'x') * (120 << 20); time.sleep(300)"
+    started = [subprocess.Popen([sys.executable, "-c", eat]) for _ in range(2)]
+    pid, status = os.wait()
+    for child in started:
+        child.kill()
+    raise RuntimeError(f"a child ended with {status}")
+
+@app.local_entrypoint()
+def main():
+    children.remote()
 """
 
 
@@ -106,6 +128,8 @@ def test_a_rendered_job_runs_isolated(tmp_path: Path) -> None:
         with dispatcher(tmp_path, {"address": nomad}, auth="none", render=render, nfs=nfs) as url:
             done = modal_nomad(tmp_path, url, "run", "app.py", file=FILE)
             shares = modal_nomad(tmp_path, url, "run", "app.py", file=SHARED)
+            put(nomad, "/v1/operator/scheduler/configuration", {"MemoryOversubscriptionEnabled": True})
+            eats = modal_nomad(tmp_path, url, "run", "app.py", file=EATS)
             with socket.create_server(("127.0.0.1", 0)) as host:
                 port = str(host.getsockname()[1])
                 blocked = modal_nomad(tmp_path, url, "run", "app.py", "--port", port, file=BLOCKED)
@@ -116,6 +140,10 @@ def test_a_rendered_job_runs_isolated(tmp_path: Path) -> None:
     # As nobody, in a user namespace of its own.
     assert blocked.stdout.strip().splitlines()[-1:] == ["[False, ['lo'], True]"], (
         blocked.stdout + blocked.stderr
+    )
+    # Where it sees no control groups a process of namespaces of its own does.
+    assert "Error: out of memory: its processes together went above its limit of 200 MiB" in (
+        eats.stdout + eats.stderr
     )
     assert shares.returncode == 0, shares.stdout + shares.stderr
     # What a container was not given it does not see, though its allocation has the whole volume.

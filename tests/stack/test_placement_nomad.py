@@ -13,13 +13,14 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from tests._control_groups import allowed
 from tests.conftest import NO_NOMAD
 from tests.engine_contract._nomad_agent import nomad_agent, nomad_binary
 from tests.stack._dispatcher import dispatcher, get, modal_nomad, put
 
 LIMIT = 200
 FILE = """
-import json, os, resource, socket
+import json, os, resource, socket, subprocess, sys, time
 import modal
 from modal import nomad
 from modal.scheduler_placement import SchedulerPlacement
@@ -52,6 +53,30 @@ SPOT = SchedulerPlacement(region="dc1", zone="eu-1a", spot=False, instance_type=
 def everywhere(x: int) -> dict:
     limit, cores = resource.getrlimit(resource.RLIMIT_DATA)[0] >> 20, len(os.sched_getaffinity(0))
     return {"x": x, "team": os.environ["NOMAD_META_team"], "memory": limit, "cores": cores}
+
+@app.function(memory=(64, 200), retries=0)
+def children(x: int) -> None:
+    # Each of them is within the limit.
+    eat = "import time; held = bytearray(b'x') * (120 << 20); time.sleep(300)"
+    started = [subprocess.Popen([sys.executable, "-c", eat]) for _ in range(2)]
+    pid, status = os.wait()
+    for child in started:
+        child.kill()
+    raise RuntimeError(f"a child ended with {status}")
+
+@app.function(ephemeral_disk=20, retries=0)
+def files(x: int) -> None:
+    with open("large", "wb") as file:
+        file.write(os.urandom(40 << 20))
+    time.sleep(300)
+
+@app.function(cpu=(0.1, 0.2))
+def part(x: int) -> float:
+    before = time.process_time()
+    began = time.monotonic()
+    while time.process_time() - before < 0.2:
+        pass
+    return time.monotonic() - began
 
 @app.function(i6pn=True)
 def own(x: int) -> str:
@@ -168,13 +193,36 @@ def test_a_function_runs_where_it_asks_to_be(stack: Stack) -> None:
     assert '"::ffff:127.0.0.1"' in done.stdout, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("children", "Error: out of memory: its processes together went above its limit of 200 MiB"),
+        ("files", "MiB, above its limit of 20 MiB: ask for more with ephemeral_disk="),
+    ],
+)
+def test_an_over_use_is_told_as_what_it_was(stack: Stack, name: str, words: str) -> None:
+    if name == "children" and not allowed():
+        pytest.skip("no control groups here")
+    done = modal_nomad(stack.folder, stack.url, "run", "app.py", "--name", name, file=FILE)
+    assert done.returncode != 0 and words in done.stdout + done.stderr, done.stdout + done.stderr
+
+
+def test_a_part_of_a_processor_is_held(stack: Stack) -> None:
+    if not allowed():
+        pytest.skip("no control groups here")
+    done = modal_nomad(stack.folder, stack.url, "run", "app.py", "--name", "part", file=FILE)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # At best in 0.9 seconds: no more than one period's was left over.
+    assert float(done.stdout.strip().splitlines()[-1]) > 0.5
+
+
 def test_the_rendered_job_shows_the_placement(stack: Stack) -> None:
     done = modal_nomad(stack.folder, stack.url, "render", "app.py", "--hcl", file=FILE)
     assert done.returncode == 0, done.stderr
     for words in ("affinity {", "spread {", 'target "dc1" {', '"${meta.rack}"', "distinct_hosts"):
         assert words in done.stdout, done.stdout
     file = stack.folder / "job.hcl"
-    file.write_text(done.stdout.partition('\njob "placed-own"')[0])
+    file.write_text(done.stdout.partition('\njob "placed-children"')[0])
     checked = subprocess.run(
         ["nomad", "job", "validate", f"-address={stack.nomad}", str(file)], capture_output=True, text=True
     )

@@ -11,38 +11,10 @@ import pytest
 
 from modal_nomad.engines._local_files import family
 from modal_nomad.engines._local_groups import ControlGroups, Group
-from modal_nomad.engines._local_watch import disk_use
-from modal_nomad.wire import cgroups
+from modal_nomad.wire.over_use import disk_use
+from tests._control_groups import Kernel
 
 MIB = 1 << 20
-
-
-class Kernel:
-    """A /proc and hierarchies below a directory."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.folder = folder
-        self.proc = folder / "proc/self"
-        self.proc.mkdir(parents=True)
-        monkeypatch.setattr(cgroups, "ROOT", str(folder / "proc"))
-
-    def has(self, own: str, *mounts: str) -> None:
-        (self.proc / "cgroup").write_text(own)
-        lines = [f"{n} 1 0:{n} / {self.folder}/{mount}" for n, mount in enumerate(mounts)]
-        (self.proc / "mountinfo").write_text("".join(f"{line}\n" for line in lines))
-
-    def text(self, path: str) -> str:
-        return (self.folder / path).read_text()
-
-    def group(self, path: str, controllers: str) -> None:
-        """A group of version 2 whose processes are elsewhere, or that gives nothing on: ``-``."""
-        directory = self.folder / path
-        directory.mkdir(parents=True, exist_ok=True)
-        if controllers == "-":
-            # Nothing can be written to it, as where a group has processes.
-            (directory / "cgroup.subtree_control").mkdir()
-        else:
-            (directory / "cgroup.subtree_control").write_text(controllers)
 
 
 @pytest.fixture
@@ -155,5 +127,5 @@ def test_files_are_counted_once_and_links_lead_nowhere(tmp_path: Path) -> None:
     os.link(mine / "deep/file", mine / "again")
     (mine / "hole").touch()
     os.truncate(mine / "hole", 1 << 40)
-    assert 2 * MIB <= disk_use(str(mine)) < 3 * MIB
-    assert disk_use(str(tmp_path / "gone")) == 0
+    assert 2 * MIB <= disk_use([str(mine)]) < 3 * MIB
+    assert disk_use([str(tmp_path / "gone")]) == 0
