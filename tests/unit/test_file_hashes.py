@@ -47,7 +47,8 @@ def read(tree: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[list[str], dict[s
     with monkeypatch.context() as patch:
         patch.setattr(file_hashes, "file_sha256", counted)
         files, _ = mounted((LocalFiles("dir", str(tree), "/data"),))
-    return names, {file.path: file.blob for file in files}
+    # Several threads read them.
+    return sorted(names), {file.path: file.blob for file in files}
 
 
 def test_files_that_did_not_change_are_not_read_again(
