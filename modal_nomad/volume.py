@@ -366,8 +366,9 @@ class Volume(Object):
                 future = running.popleft()
                 yield await io(_result(future))
         finally:
+            # This is the reader's thread; the futures are the library's loop's.
             for future in running:
-                future.cancel()
+                future.get_loop().call_soon_threadsafe(future.cancel)
 
     @blocking
     async def _read_link(self, path: str) -> bytes:

@@ -390,7 +390,7 @@ class Connection:
             self._items(header, payloads)
         elif header["t"] == "rs":
             self._answered(header, payloads)
-        elif threading.get_ident() == self._thread:
+        elif self._on_loop():
             self._told(header, payloads)
         else:
             self.loop.call_soon_threadsafe(self._told, header, payloads)
@@ -399,12 +399,16 @@ class Connection:
         asked = self._requests.find(header["i"])
         if asked is None:
             return
-        if asked.alone and not self.direct.callers:
+        if asked.alone and not self.direct.callers and self._on_loop():
             self._hand_over()
         if "e" in header:
             asked.fail(Refused(*header["e"]))
         else:
             asked.settle((header.get("v"), payloads))
+
+    def _on_loop(self) -> bool:
+        # A caller may have read bytes of a connection that was lost at that moment.
+        return threading.get_ident() == self._thread
 
     def _hand_over(self) -> None:
         if self.direct.wished and self.waiting() == 1 and self._protocol is not None:
@@ -451,8 +455,7 @@ class Connection:
                 )
             )
         call.acks.extend(indexes)
-        direct = self.direct
-        if not direct.callers:
+        if not self.direct.callers and self._on_loop():
             if not pending and self._flush_at is None:
                 # Its owner will end it from another thread, without waking this one for it.
                 self._flush_at = self.loop.call_later(0.05, self._flush_ended)

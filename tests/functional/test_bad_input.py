@@ -313,7 +313,7 @@ class _UnixHTTP(http.client.HTTPConnection):
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX)
-        self.sock.settimeout(10)
+        self.sock.settimeout(100)
         self.sock.connect(self._path)
 
 

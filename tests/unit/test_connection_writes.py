@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from modal_nomad.wire import websocket
+from modal_nomad.wire import frames, websocket
+from modal_nomad.wire._call import Call
 from modal_nomad.wire._client_socket import Socket
 from modal_nomad.wire.connection import Connection
 
@@ -112,3 +113,22 @@ async def test_a_message_torn_by_an_interrupt_is_followed_by_nothing(
     while data := await asyncio.to_thread(theirs.recv, 1 << 16):
         got += data
     assert len(got) < len(websocket.encode(b"never whole"))
+
+
+async def test_what_a_caller_read_of_a_connection_that_is_lost_leaves_the_loop_alone(
+    both_ends: tuple[Connection, Socket, socket.socket],
+) -> None:
+    connection, _, _ = both_ends
+    # It refuses to be used from another thread.
+    connection.loop.set_debug(True)
+    outputs: list[Any] = []
+    call = Call("fc-1", "fu-1", outputs.extend, outputs.append)
+    call.pending[0] = (b"", 0)
+    connection._calls["fc-1"] = call
+    output = frames.encode({"t": "out", "c": "fc-1", "x": [0]}, [b"value"])
+    await asyncio.to_thread(connection._received, output)
+    assert outputs == [(0, 0, b"value", 0)] and connection._flush_at is None
+    # The loop's own thread sees to the call's end.
+    call.pending[1] = (b"", 0)
+    connection._received(frames.encode({"t": "out", "c": "fc-1", "x": [1]}, [b"last"]))
+    assert connection._flush_at is not None
