@@ -51,6 +51,12 @@ variable "docker_host" {
   description = "Where docker's daemon is, when it is not at its usual place."
 }
 
+variable "vault_role" {
+  type        = string
+  default     = ""
+  description = "The role that the job reads the Secrets of builds under; without one the dispatcher reads them for it."
+}
+
 variable "cpu" {
   type    = number
   default = 1000
@@ -73,6 +79,8 @@ job "image-builder" {
   parameterized {
     payload       = "forbidden"
     meta_required = ["modal_build"]
+    # Where the Secrets of the build are; their values are nowhere but in secrets/ of its allocation.
+    meta_optional = var.vault_role == "" ? [] : ["modal_secrets"]
   }
 
   group "builder" {
@@ -111,7 +119,35 @@ job "image-builder" {
         file = true
       }
 
+      dynamic "vault" {
+        for_each = var.vault_role == "" ? [] : [var.vault_role]
+        content {
+          role         = vault.value
+          env          = false
+          disable_file = true
+          change_mode  = "noop"
+        }
+      }
+
+      dynamic "template" {
+        for_each = var.vault_role == "" ? [] : [var.vault_role]
+        content {
+          destination = "secrets/modal_secrets.json"
+          change_mode = "noop"
+          data        = <<-EOT
+            [{{ range $at, $one := (env "NOMAD_META_modal_secrets" | parseJSON) }}{{ if $at }},{{ end }}
+            {{ with secret $one.path }}{{ if $one.leased -}}
+            {"values": {{ .Data | toJSON }}, "lease": {{ .LeaseID | toJSON }}}
+            {{- else -}}
+            {"values": {{ .Data.data | toJSON }}}
+            {{- end }}{{ end }}{{ end }}
+            ]
+          EOT
+        }
+      }
+
       env {
+        MODAL_SECRETS_FILE      = "${NOMAD_SECRETS_DIR}/modal_secrets.json"
         MODAL_SERVER_URL        = var.server_url
         MODAL_BUILD             = "${NOMAD_META_modal_build}"
         MODAL_WORKER_TOKEN_FILE = "${NOMAD_SECRETS_DIR}/nomad_modal.jwt"

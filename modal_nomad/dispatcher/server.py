@@ -336,7 +336,7 @@ class Server:
         except Error as error:
             return _refuse(peer, _error(error))
         function = info.function
-        dispatcher.secrets.adopt(container_id, function.spec, hello.get("secrets"))
+        dispatcher.secrets.adopt(container_id, function.spec.secret_refs, hello.get("secrets"))
         session.send_frame(
             {
                 "t": "welcome",

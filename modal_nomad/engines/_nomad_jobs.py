@@ -33,6 +33,14 @@ class NomadJobs:
         except NomadError as error:
             raise EngineError(str(error)) from error
 
+    async def takes_meta(self, job_id: str, key: str) -> bool:
+        """Tell whether a parameterized job may be given a key of meta; not where it cannot be asked."""
+        try:
+            job = await self._client.job(job_id, namespace=self._namespace)
+        except NomadError:
+            return False
+        return key in ((job.get("ParameterizedJob") or {}).get("MetaOptional") or ())
+
     async def stop_job(self, job_id: str) -> None:
         """End a child that nobody waits for any more. Raises EngineError."""
         try:

@@ -186,6 +186,10 @@ class NomadClient:
         )
         return str(answer["DispatchedJobID"])
 
+    async def job(self, job_id: str, *, namespace: str) -> dict[str, Any]:
+        """Return a registered job; unknown ones raise NomadNotFound."""
+        return dict(await self._call(lambda n: n.job.get_job(job_id, namespace=namespace), namespace))
+
     async def jobs(self, *, namespace: str = "*", prefix: str = "", filter: str = "") -> list[dict[str, Any]]:
         """List jobs, with their meta."""
         return list(

@@ -160,6 +160,10 @@ class VaultClient:
         """Remove a secret with all its versions."""
         await self._call("delete", self._kv("metadata", path))
 
+    def kv_place(self, path: str) -> str:
+        """Return the path of the API that a secret is read at."""
+        return self._kv("data", path)
+
     def _kv(self, part: str, path: str) -> str:
         return f"{self.settings.mount}/{part}/{path}"
 

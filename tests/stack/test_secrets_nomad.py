@@ -84,6 +84,18 @@ def who():
     return os.environ["MQ_USER"]
 """
 
+ROLE = {
+    "role_type": "jwt",
+    "bound_audiences": ["vault.io"],
+    "user_claim": "/nomad_job_id",
+    "user_claim_json_pointer": True,
+    "claim_mappings": {"nomad_namespace": "nomad_namespace"},
+    "token_type": "service",
+    "token_policies": ["modal-containers"],
+    "token_period": "30m",
+    "token_explicit_max_ttl": 0,
+}
+
 
 @dataclass(frozen=True)
 class Cluster:
@@ -133,18 +145,7 @@ def trust(bao: Bao, nomad: str) -> None:
     bao.call("POST", "auth/jwt-nomad/config", {"jwks_url": f"{nomad}/.well-known/jwks.json"})
     accessor = bao.call("GET", "sys/auth")["jwt-nomad/"]["accessor"]
     bao.policy("modal-containers", READER.replace("ACCESSOR", accessor))
-    role = {
-        "role_type": "jwt",
-        "bound_audiences": ["vault.io"],
-        "user_claim": "/nomad_job_id",
-        "user_claim_json_pointer": True,
-        "claim_mappings": {"nomad_namespace": "nomad_namespace"},
-        "token_type": "service",
-        "token_policies": ["modal-containers"],
-        "token_period": "30m",
-        "token_explicit_max_ttl": 0,
-    }
-    bao.call("POST", "auth/jwt-nomad/role/modal-containers", role)
+    bao.call("POST", "auth/jwt-nomad/role/modal-containers", ROLE)
 
 
 def shown_by(nomad: str) -> str:

@@ -19,6 +19,7 @@ from modal_nomad.wire.ids import new_id
 logger = logging.getLogger("modal_nomad.dispatcher")
 
 META = "modal_build"
+SECRETS_META = "modal_secrets"
 JOBSPEC = "jobspecs/image-builder.nomad.hcl"
 _LOOK_SECONDS = 5.0
 
@@ -28,6 +29,10 @@ class Jobs(Protocol):
 
     async def dispatch_job(self, job_id: str, meta: dict[str, str], key: str) -> str:
         """Start a child of a parameterized job and return its id. Raises EngineError."""
+        ...
+
+    async def takes_meta(self, job_id: str, key: str) -> bool:
+        """Tell whether a job may be given a key of meta."""
         ...
 
     async def stop_job(self, job_id: str) -> None:
@@ -79,6 +84,10 @@ class OnNomad:
             )
         return self._settings.builder or "docker"
 
+    async def reads_secrets(self) -> bool:
+        """Tell whether the job reads Secrets in Vault by itself: it was registered with a role for that."""
+        return await self._jobs.takes_meta(self._settings.job, SECRETS_META)
+
     async def build(
         self, plan: dict[str, Any], say: Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
     ) -> None:
@@ -89,10 +98,14 @@ class OnNomad:
         """
         build_id = new_id("ib")
         build = self._builds[build_id] = _Remote({**plan, "server": {**plan["server"], "url": self._url}})
+        meta = {META: build_id}
+        if plan["secrets"]:
+            # Where they are: Nomad's template in the job reads them before it starts.
+            meta[SECRETS_META] = json.dumps(plan["secrets"])
         try:
             key = re.sub(r"[^a-z0-9]", "", build_id.lower())
             try:
-                build.child = await self._jobs.dispatch_job(self._settings.job, {META: build_id}, key)
+                build.child = await self._jobs.dispatch_job(self._settings.job, meta, key)
             except EngineError as error:
                 raise ImageBuildError(
                     f"the Nomad job {self._settings.job!r} cannot be started: {error}; register {JOBSPEC}"

@@ -45,6 +45,10 @@ class OnTheSpot:
             self._found = await self._look(step)
         return self._found
 
+    async def reads_secrets(self) -> bool:
+        """Tell whether the build reads Secrets by itself: on this machine the dispatcher does."""
+        return False
+
     async def _look(self, step: str) -> str:
         silent = []
         for name in (self._builder,) if self._builder else TOOLS:

@@ -30,6 +30,10 @@ class Builder(Protocol):
         """Return what builds: part of what an image is kept under. Raises ImageBuildError."""
         ...
 
+    async def reads_secrets(self) -> bool:
+        """Tell whether a build reads Secrets by itself, of which ``secrets`` of its plan says the places."""
+        ...
+
     async def build(
         self, plan: dict[str, Any], say: Callable[[dict[str, Any]], Coroutine[Any, Any, None]]
     ) -> None:
@@ -216,10 +220,15 @@ class Images:
         tool = await self._builder.tool(layers[0].step)
         rendering = self._settings.rendering(version)
         owner = new_id("ta")
+        given = [(layer.secrets, layer.pull.get("secrets", ())) for layer in layers]
+        refs = [_ref(x) for pair in given for some in pair for x in some]
+        reads = bool(refs) and self._secrets.in_vault and await self._builder.reads_secrets()
         references: dict[str, str] = {}
 
         async def say(event: dict[str, Any]) -> None:
-            if "line" in event:
+            if "leases" in event:
+                self._secrets.adopt(owner, refs, event["leases"])
+            elif "line" in event:
                 build.line(str(event["line"]))
             elif "step" in event:
                 build.line(f"=> {event['step']}")
@@ -238,15 +247,18 @@ class Images:
                 "server": {"token": self._mint(owner)},
                 "nfs": self._nfs,
                 "environment": environment,
+                "secrets": await self._secrets.places(refs, environment) if reads else [],
                 "layers": [
                     {
                         **dataclasses.asdict(layer),
                         "tag": rendering.tag(layer.key),
                         "known": await self._store.built_image(self._place(layer.key)) is not None,
-                        "values": await self._values(owner, layer.secrets, environment),
-                        "pull_values": await self._values(owner, layer.pull.get("secrets", ()), environment),
+                        "values": {} if reads else await self._values(owner, used, environment),
+                        "pull_values": {} if reads else await self._values(owner, pulled, environment),
+                        # In the order of the places.
+                        "reads": [[_fields(x) for x in some] for some in (used, pulled)] if reads else None,
                     }
-                    for layer in layers
+                    for layer, (used, pulled) in zip(layers, given, strict=True)
                 ],
             }
             await self._builder.build(plan, say)
@@ -283,6 +295,11 @@ def _ref(data: Any) -> SecretRef:
     names = {f.name for f in dataclasses.fields(SecretRef)}
     known = {key: value for key, value in dict(data).items() if key in names}
     return SecretRef(**{**known, "required": tuple(known.get("required") or ())})
+
+
+def _fields(data: Any) -> dict[str, Any]:
+    ref = _ref(data)
+    return {"keys": dict(ref.keys), "prefix": ref.prefix}
 
 
 def _read(path: str) -> str:

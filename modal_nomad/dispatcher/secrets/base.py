@@ -103,6 +103,10 @@ class SecretStore(abc.ABC):
     async def values(self, key: SecretKey) -> dict[str, str] | None:
         """Return a Secret's values, or None where there is no such Secret."""
 
+    def place(self, key: SecretKey) -> str:
+        """Return the path in Vault that a Secret is read at; empty where it stands elsewhere."""
+        return ""
+
     @abc.abstractmethod
     async def named(self, environment: str) -> list[SecretInfo]:
         """Return the named Secrets of an environment, by name."""

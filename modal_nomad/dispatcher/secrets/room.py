@@ -6,6 +6,7 @@ import asyncio
 import hashlib
 import hmac
 import logging
+import posixpath
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -145,10 +146,8 @@ class Secrets:
                     f"Secret.from_vault({ref.vault_path!r}) needs a Vault: set [vault] in the dispatcher's"
                     " settings, or use Secret.from_name"
                 )
-            if self._delivers and f"{ref.vault_path.strip('/')}/".startswith(self._kept_out):
-                raise InvalidError(
-                    f"{ref.vault_path!r} is where Secrets are kept: use Secret.from_name for one of those"
-                )
+            if self._delivers:
+                self._check_path(ref)
             return
         key = key_of(ref, environment)
         fields = await self.store.fields(key)
@@ -260,6 +259,7 @@ class Secrets:
         """
         for ref in refs:
             await self._check(ref, environment)
+            self._check_path(ref)
         read = await asyncio.gather(*(self._read(build_id, ref, environment) for ref in refs))
         return merge(read, (), lambda line: logger.warning("image build: %s", line))
 
@@ -284,17 +284,46 @@ class Secrets:
             raise NotFoundError(f"Vault has nothing at {ref.vault_path!r} of Secret.from_vault")
         return {"values": data, "keys": dict(ref.keys), "prefix": ref.prefix}
 
-    def adopt(self, container_id: str, spec: FunctionSpec, leases: Any) -> None:
+    @property
+    def in_vault(self) -> bool:
+        """Whether others than the dispatcher may read Secrets where they are."""
+        return self._vault and not self._delivers
+
+    async def places(self, refs: Sequence[SecretRef], environment: str) -> list[dict[str, Any]]:
+        """Return where in Vault the job of an image build finds its Secrets, one place for each.
+
+        Raises:
+            NotFoundError: one is not there.
+            InvalidError: one lacks a required variable, or is another's.
+        """
+        for ref in refs:
+            await self._check(ref, environment)
+            # That job may read every environment's, for whoever asks for the build.
+            self._check_path(ref)
+        return [
+            {"path": ref.vault_path, "leased": True}
+            if ref.vault_path
+            else {"path": self.store.place(key_of(ref, environment)), "leased": False}
+            for ref in refs
+        ]
+
+    def _check_path(self, ref: SecretRef) -> None:
+        if ref.vault_path and f"{posixpath.normpath(ref.vault_path.strip('/'))}/".startswith(self._kept_out):
+            raise InvalidError(
+                f"{ref.vault_path!r} is where Secrets are kept: use Secret.from_name for one of those"
+            )
+
+    def adopt(self, container_id: str, refs: Iterable[SecretRef], leases: Any) -> None:
         """Take note of what a container has leased by itself, to end it together with the container.
 
         Args:
             container_id: the container.
-            spec: its Function; what is leased under no path of its Secrets is not the container's.
+            refs: its Secrets; what is leased under no path of these is not the container's.
             leases: the ids of the leases, as the container names them.
         """
         if self._leases is None or self._delivers or not isinstance(leases, list):
             return
-        paths = tuple(f"{ref.vault_path.strip('/')}/" for ref in spec.secret_refs if ref.vault_path)
+        paths = tuple(f"{ref.vault_path.strip('/')}/" for ref in refs if ref.vault_path)
         for lease_id in leases[:_MOST_LEASES]:
             if isinstance(lease_id, str) and paths and lease_id.startswith(paths):
                 self._leases.adopt(container_id, lease_id)

@@ -99,6 +99,9 @@ class VaultSecretStore(SecretStore):
             await _said(self._client.kv_delete(self._path(key)))
         return known is not None
 
+    def place(self, key: SecretKey) -> str:
+        return self._client.kv_place(self._path(key))
+
     def _path(self, key: SecretKey) -> str:
         return self._join(key.environment, *([_EPHEMERAL] if key.ephemeral else []), key.name)
 

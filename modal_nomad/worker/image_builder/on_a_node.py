@@ -93,6 +93,7 @@ def main() -> int:
     from modal_nomad.exception import ImageBuildError
     from modal_nomad.wire.transport import BlobClient
     from modal_nomad.worker.image_builder.build import Build
+    from modal_nomad.worker.image_builder.secrets import SECRETS, read_secrets
 
     def token() -> str:
         with open(os.environ["MODAL_WORKER_TOKEN_FILE"]) as file:
@@ -110,6 +111,9 @@ def main() -> int:
     blobs = BlobClient(os.environ["MODAL_SERVER_URL"], plan["server"]["token"])
     teller = _Teller(client, path)
     try:
+        leases = read_secrets(plan, os.environ.get(SECRETS), teller.say)
+        if leases:
+            teller.say({"leases": leases})
         Build(plan, teller.say, blobs.get).run()
     except ImageBuildError as error:
         teller.end({"end": str(error)})

@@ -23,6 +23,7 @@ resource "nomad_job" "builder" {
       driver      = var.driver
       python      = var.python
       docker_host = var.docker_host
+      vault_role  = var.vault_role
       cpu         = var.cpu
       memory      = var.memory
     }

@@ -45,6 +45,12 @@ variable "docker_host" {
   description = "Where docker's daemon is, when it is not at its usual place."
 }
 
+variable "vault_role" {
+  type        = string
+  default     = ""
+  description = "The role that the job reads the Secrets of builds under: modal-image-builder of the module vault; without one the dispatcher has to read them."
+}
+
 variable "cpu" {
   type        = number
   default     = 1000

@@ -26,15 +26,24 @@ locals {
       }
       modal-dispatcher = {
         claims = { nomad_namespace = var.namespace, nomad_job_id = "modal-dispatcher" }
-        # It writes values and learns the names of their fields; it reads none but those of image builds.
+        # It writes values and learns the names of their fields; it reads none.
         policy = <<-EOT
-          path "${local.data}/*"                      { capabilities = ["create", "update", "patch"${var.image_secrets ? ", \"read\"" : ""}] }
+          path "${local.data}/*"                      { capabilities = ["create", "update", "patch"] }
           path "${local.metadata}/*"                  { capabilities = ["create", "read", "update", "list", "delete"] }
           path "${var.mount}/subkeys/${var.prefix}/*" { capabilities = ["read"] }
           path "sys/leases/revoke"                    { capabilities = ["update"] }
         EOT
       }
     },
+    var.image_secrets ? {
+      modal-image-builder = {
+        claims = { nomad_namespace = var.image_builder_namespace, nomad_job_id = var.image_builder_job }
+        # One job builds for every environment; the dispatcher alone tells it of which Secrets.
+        policy = <<-EOT
+          path "${local.data}/*" { capabilities = ["read"] }
+        EOT
+      }
+    } : {},
     var.pki_mount == "" ? {} : {
       modal-gateway = {
         claims = { nomad_namespace = var.namespace, nomad_job_id = "modal-gateway" }

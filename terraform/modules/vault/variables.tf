@@ -66,5 +66,17 @@ variable "certificate_ttl" {
 variable "image_secrets" {
   type        = bool
   default     = false
-  description = "Whether the dispatcher may read Secrets, for the steps of image builds that use them."
+  description = "Whether there is a role modal-image-builder, for the steps of image builds that use Secrets."
+}
+
+variable "image_builder_job" {
+  type        = string
+  default     = "image-builder"
+  description = "The Nomad job that builds images."
+}
+
+variable "image_builder_namespace" {
+  type        = string
+  default     = "default"
+  description = "The namespace of that job."
 }
