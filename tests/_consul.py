@@ -28,6 +28,7 @@ NO_CONSUL = "no consul on PATH, nor Debian 11's package at this machine's mirror
 _PACKAGE = "pool/main/c/consul/consul_1.8.7%2Bdfsg1-2%2Bb3_amd64.deb"
 _SHA256 = "e4e888bba104daba1d9161f49bfc52649a7e4efd45b1a7ead5bc54f2cb9c89d9"
 _FETCH_LIMIT = 60.0
+_GRPC_TLS_SINCE = (1, 14)
 
 
 def consul_binary() -> str | None:
@@ -71,6 +72,14 @@ def _mirror() -> str:
                 if found.rstrip("/").endswith("/debian") and "snapshot" not in found:
                     return str(found).rstrip("/")
     return "http://deb.debian.org/debian"
+
+
+def _more_ports(binary: str) -> dict[str, int]:
+    """Return ports of newer versions alone, at which two on one machine would collide."""
+    said = subprocess.run([binary, "version"], capture_output=True, text=True, check=True).stdout
+    found = re.search(r"v(\d+)\.(\d+)", said)
+    new = found is not None and (int(found[1]), int(found[2])) >= _GRPC_TLS_SINCE
+    return {"grpc_tls": -1} if new else {}
 
 
 @dataclass
@@ -122,7 +131,7 @@ class Consul:
             "performance": {"raft_multiplier": 1},
             "ports": {
                 "http": self.http, "server": self.rpc, "serf_lan": self.lan, "serf_wan": self.wan,
-                "dns": -1, "grpc": -1,
+                "dns": -1, "grpc": -1, **_more_ports(self.binary),
             },
             **self.settings,
         }  # fmt: skip

@@ -25,6 +25,7 @@ logger = logging.getLogger("modal_nomad.dispatcher")
 
 T = TypeVar("T")
 _TO_READ = "service_prefix and node_prefix with policy read"
+_NOT_CONSUL = "what answers there speaks as no Consul does"
 _THREADS = 2
 _SLACK_SECONDS = 20.0
 """Consul may answer a blocking query this much later than it was asked to, and by a sixteenth of its time."""
@@ -66,6 +67,11 @@ class ConsulSettings:
     def from_env(cls, env: Mapping[str, str] = os.environ) -> ConsulSettings:
         """Read the token and the authority that the ``consul`` command reads; never the address."""
         return cls(token=env.get("CONSUL_HTTP_TOKEN", ""), ca_file=env.get("CONSUL_CACERT", ""))
+
+
+def index_after(asked: int, answered: int) -> int:
+    """Return the index to ask for next: none where it went back, as that is another Consul's."""
+    return answered if answered >= asked else 0
 
 
 class ConsulClient:
@@ -159,13 +165,17 @@ class ConsulClient:
     async def services(self, index: int = 0) -> tuple[int, dict[str, list[str]]]:
         """Return the tags of all services by name, as soon as they are newer than ``index``."""
         newer, found = await self._watch("/v1/catalog/services", index)
-        return newer, {str(name): [str(x) for x in tags] for name, tags in found.items()}
+        if not isinstance(found, dict):
+            raise self._unavailable(ValueError(_NOT_CONSUL))
+        return newer, {str(name): [str(x) for x in tags or ()] for name, tags in found.items()}
 
     async def healthy(self, name: str, tag: str, index: int = 0) -> tuple[int, list[dict[str, Any]]]:
         """Return the instances of a service whose checks pass, as soon as they are newer than ``index``."""
         path = f"/v1/health/service/{quote(name, safe='')}"
         newer, found = await self._watch(path, index, passing="1", tag=tag)
-        return newer, [dict(x) for x in found]
+        if not isinstance(found, list) or not all(isinstance(x, dict) for x in found):
+            raise self._unavailable(ValueError(_NOT_CONSUL))
+        return newer, found
 
     async def _watch(self, path: str, index: int, **options: str) -> tuple[int, Any]:
         settings = self.settings
@@ -194,8 +204,10 @@ class ConsulClient:
                     self._hidden = True
                     logger.warning("Consul hides services from this token: to see all it needs %s", _TO_READ)
                 newer = int(answer.headers.get("X-Consul-Index", 0))
-                # One that goes back is of another Consul: all is asked for anew.
-                return (newer if newer >= index else 0), await answer.json()
+                if newer < 1:
+                    # Asked again with it, this would answer at once, and again.
+                    raise ValueError(_NOT_CONSUL)
+                return index_after(index, newer), await answer.json()
         except (aiohttp.ClientError, OSError, asyncio.TimeoutError, ValueError) as error:
             raise self._unavailable(error) from None
 
