@@ -102,10 +102,8 @@ def _package_files(module: str, file: str) -> dict[str, str]:
     # A name that does not follow the folders says nothing of what belongs to the package.
     if root.name != top:
         return {}
-    return {
-        remote: os.fspath(path)
-        for remote, path in walk(root, top, lambda path: path.suffix != ".py", hidden=False, lenient=True)
-    }
+    found = walk(root, top, lambda path: path.suffix != ".py", hidden=False, lenient=True)
+    return {file.place: file.path for file in found}
 
 
 def _zip(files: dict[str, str]) -> CodeBundle:

@@ -14,14 +14,16 @@ import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from ._home import home
 from .exception import InvalidError
 
 WORTH_KEEPING = 200
-"""Of fewer files nothing is kept: to read them is as fast."""
-# A file may change twice within what a file system's clock can tell apart.
-_SETTLED_NS = 2_000_000_000
+"""Of fewer files nothing is kept, unless they are large: to read them is as fast."""
+_LARGE = 8 << 20
+SETTLED_NS = 2_000_000_000
+"""A file may change twice within what a file system's clock can tell apart; after this long it shows."""
 
 
 def file_sha256(path: str | os.PathLike[str]) -> str:
@@ -44,25 +46,43 @@ def unreadable(path: str | os.PathLike[str], error: OSError) -> InvalidError:
     )
 
 
-def hashes_of(top: str, files: Sequence[tuple[os.PathLike[str], os.stat_result]]) -> list[str]:
+class LocalFile(NamedTuple):
+    """A local file that goes somewhere.
+
+    Attributes:
+        place: where it goes.
+        path: where it is.
+        said: what ``stat`` says of it.
+    """
+
+    place: str
+    path: str
+    said: os.stat_result
+
+
+def worth_keeping(files: Sequence[LocalFile]) -> bool:
+    """Tell whether it takes long to read these files."""
+    return len(files) >= WORTH_KEEPING or sum(file.said.st_size for file in files) >= _LARGE
+
+
+def hashes_of(top: str, files: Sequence[LocalFile]) -> list[str]:
     """Return the SHA-256 of each file.
 
     Args:
         top: the directory that they are of, under whose name the hashes are kept.
-        files: each with what ``stat`` says of it now.
+        files: the files, as they are now.
 
     Raises:
         InvalidError: one cannot be read.
     """
-    if len(files) < WORTH_KEEPING:
-        return [file_sha256(path) for path, _ in files]
-    kept = _Kept(top)
-    before = time.time_ns() - _SETTLED_NS
+    if not worth_keeping(files):
+        return [file_sha256(file.path) for file in files]
+    kept = Kept(top)
+    before = time.time_ns() - SETTLED_NS
     found, now, read = [], {}, 0
-    for path, said in files:
-        name = os.fspath(path)
+    for _, path, said in files:
         state = f"{said.st_mtime_ns} {said.st_ctime_ns} {said.st_size} {said.st_ino} "
-        known = kept.lines.get(name, "")
+        known = kept.lines.get(path, "")
         if known.startswith(state):
             sha = known[len(state) :]
         else:
@@ -70,18 +90,26 @@ def hashes_of(top: str, files: Sequence[tuple[os.PathLike[str], os.stat_result]]
             sha = file_sha256(path)
         found.append(sha)
         if said.st_mtime_ns < before and said.st_ctime_ns < before:
-            now[name] = state + sha
+            now[path] = state + sha
     if read and now != kept.lines:
         kept.write(now)
     return found
 
 
-class _Kept:
-    """The file with what is known of one directory's files."""
+class Kept:
+    """A file of this user's with what is known of one directory's files.
 
-    def __init__(self, top: str) -> None:
+    Args:
+        top: the directory.
+        what: a word for it, where there are several.
+
+    Attributes:
+        lines: it.
+    """
+
+    def __init__(self, top: str, what: str = "") -> None:
         name = hashlib.sha256(os.path.abspath(top).encode("utf-8", "surrogateescape")).hexdigest()
-        self._path = Path(home(), "file-hashes", f"{name[:32]}.json")
+        self._path = Path(home(), "file-hashes", f"{name[:32]}{what and '.'}{what}.json")
         self.lines: dict[str, str] = {}
         with contextlib.suppress(OSError, ValueError):
             found = json.loads(self._path.read_bytes())
@@ -89,6 +117,7 @@ class _Kept:
                 self.lines = found
 
     def write(self, lines: dict[str, str]) -> None:
+        """Replace it."""
         # It only saves time: a full disk must not keep an Image from being published.
         with contextlib.suppress(OSError):
             self._path.parent.mkdir(mode=0o700, exist_ok=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import os
 import posixpath
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ._file_hashes import hashes_of
-from ._image_files import LocalFiles, file_mode, path_stat, walk
+from ._file_hashes import LocalFile
+from ._image_files import LocalFiles, path_stat, walk
+from ._local_manifest import LocalManifest
 from .exception import InvalidError
 from .file_pattern_matcher import FilePatternMatcher, as_matcher
 from .wire.dockerfile import copied, instructions
-from .wire.spec import canonical_json
 
 if TYPE_CHECKING:
     from .mount import Mount
@@ -70,34 +69,21 @@ class Context:
         except FileNotFoundError:
             raise FileNotFoundError(f"{step}: there is no file {self.dockerfile}") from None
 
-    def gather(self, step: str, lines: Sequence[str]) -> tuple[str, dict[str, bytes | os.PathLike[str]]]:
-        """Hash what the lines copy.
-
-        Returns:
-            The SHA-256 of the manifest, a list of (path in the context, SHA-256, mode), and the contents;
-            an empty string where nothing is copied.
+    def gather(self, step: str, lines: Sequence[str]) -> LocalManifest | None:
+        """Look at what the lines copy; None where that is nothing.
 
         Raises:
             FileNotFoundError: naming what is copied and is not there.
         """
-        entries: dict[str, tuple[str, int]] = {}
-        contents: dict[str, bytes | os.PathLike[str]] = {}
-        found = [(x, path, path_stat(path)) for x, path in self._found(step, copied(instructions(lines)))]
-        hashes = hashes_of(self.directory or ".", [(path, said) for _, path, said in found])
-        for (place, path, said), sha in zip(found, hashes, strict=True):
-            entries[place], contents[sha] = (sha, file_mode(said)), path
-        if not entries:
-            return "", {}
-        manifest = canonical_json([[place, *entries[place]] for place in sorted(entries)])
-        name = hashlib.sha256(manifest).hexdigest()
-        return name, {**contents, name: manifest}
+        found = list(self._found(step, copied(instructions(lines))))
+        return LocalManifest(self.directory or ".", found) if found else None
 
-    def _found(self, step: str, sources: Sequence[str]) -> Iterator[tuple[str, os.PathLike[str]]]:
+    def _found(self, step: str, sources: Sequence[str]) -> Iterator[LocalFile]:
         given = {posixpath.normpath(place.lstrip("/")): path for place, path in self.files}
         if self.mounted is not None:
             for wish in self.mounted:
-                for remote, path in wish.found():
-                    yield posixpath.normpath(remote.lstrip("/")), path
+                for file in wish.found():
+                    yield file._replace(place=posixpath.normpath(file.place.lstrip("/")))
         else:
             directory = Path(self.directory or ".").expanduser()
             ignore = self._matcher(directory)
@@ -107,7 +93,7 @@ class Context:
             path = Path(local).expanduser()
             if not path.is_file():
                 raise FileNotFoundError(f"{step}: there is no file {path}")
-            yield place, path
+            yield LocalFile(place, str(path), path_stat(path))
 
     def _matcher(self, directory: Path) -> Ignore:
         if self.ignore is not AUTO_DOCKERIGNORE:
@@ -119,9 +105,7 @@ class Context:
         return FilePatternMatcher()
 
 
-def _sources(
-    step: str, source: str, directory: Path, ignore: Ignore, given: set[str]
-) -> Iterator[tuple[str, os.PathLike[str]]]:
+def _sources(step: str, source: str, directory: Path, ignore: Ignore, given: set[str]) -> Iterator[LocalFile]:
     # A variable may stand for anything.
     name = "." if "$" in source else posixpath.normpath(source.lstrip("/") or ".")
     if name.startswith(".."):
@@ -129,7 +113,7 @@ def _sources(
     path = directory / name
     if path.is_file():
         if not ignore(Path(name)):
-            yield name, path
+            yield LocalFile(name, str(path), path_stat(path))
         return
     if path.is_dir():
         matched = walk(directory, "", lambda p: ignore(p) or not _below(p.as_posix(), name))

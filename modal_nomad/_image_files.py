@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
+import operator
 import os
 import posixpath
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._file_hashes import hashes_of, unreadable
+from ._file_hashes import LocalFile, hashes_of, unreadable
 from ._log import logger
 from .exception import InvalidError, ModuleNotMountable
 from .file_pattern_matcher import FilePatternMatcher, can_prune_directories
@@ -40,32 +41,29 @@ class LocalFiles:
     condition: Callable[[str], bool] | None = None
     recursive: bool = True
 
-    def found(self) -> Iterator[tuple[str, os.PathLike[str]]]:
-        """Yield each file's path in the container and its path here.
+    def found(self) -> list[LocalFile]:
+        """Return the files, each with its path in the container.
 
         Raises:
             FileNotFoundError: when the local path does not exist.
             ModuleNotMountable: when there is no such module here.
         """
-        for remote, path in self._all():
-            if self.condition is None or self.condition(os.fspath(path)):
-                yield remote, path
+        found = self._all()
+        return found if self.condition is None else [x for x in found if self.condition(x.path)]
 
-    def _all(self) -> Iterator[tuple[str, os.PathLike[str]]]:
+    def _all(self) -> list[LocalFile]:
         if self.kind == "python":
-            yield from self._python_source()
-            return
+            return self._python_source()
         path = Path(self.source).expanduser()
         if self.kind == "file":
             if not path.is_file():
                 raise FileNotFoundError(f"add_local_file: there is no file {path}")
-            yield self.remote, path
-            return
+            return [LocalFile(self.remote, str(path), path_stat(path))]
         if not path.is_dir():
             raise FileNotFoundError(f"add_local_dir: there is no directory {path}")
-        yield from walk(path, self.remote, self.ignore, recursive=self.recursive)
+        return walk(path, self.remote, self.ignore, recursive=self.recursive)
 
-    def _python_source(self) -> Iterator[tuple[str, os.PathLike[str]]]:
+    def _python_source(self) -> list[LocalFile]:
         try:
             spec = importlib.util.find_spec(self.source)
         except (ImportError, ValueError):
@@ -76,13 +74,12 @@ class LocalFiles:
             )
         folder = posixpath.join(self.remote, *self.source.split("."))
         if spec.submodule_search_locations:
-            for location in spec.submodule_search_locations:
-                yield from walk(Path(location), folder, self.ignore, hidden=False)
-        elif spec.origin and os.path.isfile(spec.origin):
-            origin = Path(spec.origin)
-            yield folder + origin.suffix, origin
-        else:
-            raise ModuleNotMountable(f"add_local_python_source: {self.source!r} has no source file")
+            places = map(Path, spec.submodule_search_locations)
+            return [file for place in places for file in walk(place, folder, self.ignore, hidden=False)]
+        if spec.origin and os.path.isfile(spec.origin):
+            remote = folder + posixpath.splitext(spec.origin)[1]
+            return [LocalFile(remote, spec.origin, path_stat(spec.origin))]
+        raise ModuleNotMountable(f"add_local_python_source: {self.source!r} has no source file")
 
 
 def walk(
@@ -92,8 +89,8 @@ def walk(
     hidden: bool = True,
     recursive: bool = True,
     lenient: bool = False,
-) -> Iterator[tuple[str, os.PathLike[str]]]:
-    """Yield the files under a directory, sorted, as (path in the container, path here).
+) -> list[LocalFile]:
+    """Return the files under a directory, in the order of the directories' own lists.
 
     Sockets, pipes, devices and links that lead to no file have no content to send: they are left out with a
     warning, as a build of Docker's leaves out sockets.
@@ -113,49 +110,48 @@ def walk(
         ignore = None
     prunes = ignore is not None and can_prune_directories(ignore)
     before = posixpath.join(remote, "x")[:-1]
-
-    def below(folder: str, relative: str) -> Iterator[tuple[str, os.PathLike[str]]]:
-        # Thousands of files are usual: what pathlib would do for each of them is most of the time.
+    files: list[LocalFile] = []
+    folders = [(os.fspath(root), "")]
+    # Thousands of files are usual: what pathlib, sorting or a call would do for each is most of the time.
+    while folders:
+        folder, relative = folders.pop()
         entries: list[os.DirEntry[str]] = []
         try:
             with os.scandir(folder) as scanned:
-                entries = sorted(scanned, key=lambda entry: entry.name)
+                entries = list(scanned)
         except OSError as error:
             if not lenient and not (relative and ignore is not None and ignore(Path(relative))):
                 raise unreadable(folder, error) from None
-        folders = []
         for entry in entries:
             name = entry.name
             if not hidden and (name.startswith(".") or name.endswith(".pyc") or name == "__pycache__"):
                 continue
             place = relative + name
             if entry.is_dir(follow_symlinks=False):
-                folders.append((entry.path, place))
-            elif not (ignore is not None and ignore(Path(place))) and (lenient or _has_content(entry)):
-                yield before + place, entry
-        if not recursive:
-            return
-        for path, place in folders:
-            if not (prunes and ignore is not None and ignore(Path(place))):
-                yield from below(path, place + "/")
-
-    yield from below(os.fspath(root), "")
-
-
-def _has_content(entry: os.DirEntry[str]) -> bool:
-    try:
-        if entry.is_file():
-            return True
-    except OSError as error:
-        raise unreadable(entry.path, error) from None
-    what = "a link that leads to no file" if entry.is_symlink() else "no file"
-    logger().warning("%s is left out: it is %s (ignore= keeps this quiet)", entry.path, what)
-    return False
+                if recursive and not (prunes and ignore is not None and ignore(Path(place))):
+                    folders.append((entry.path, place + "/"))
+                continue
+            if ignore is not None and ignore(Path(place)):
+                continue
+            try:
+                if entry.is_file():
+                    files.append(LocalFile(before + place, entry.path, entry.stat()))
+                elif not lenient:
+                    what = "a link that leads to no file" if entry.is_symlink() else "no file"
+                    logger().warning("%s is left out: it is %s (ignore= keeps this quiet)", entry.path, what)
+            except FileNotFoundError:
+                # Gone since its directory was read.
+                continue
+            except OSError as error:
+                if not lenient:
+                    raise unreadable(entry.path, error) from None
+    return files
 
 
-def mounted(
-    wishes: tuple[LocalFiles, ...],
-) -> tuple[tuple[MountedFile, ...], dict[str, os.PathLike[str]]]:
+_place = operator.attrgetter("place")
+
+
+def mounted(wishes: Iterable[LocalFiles]) -> tuple[tuple[MountedFile, ...], dict[str, os.PathLike[str]]]:
     """Hash the files of an Image; a later file wins over an earlier one at the same place.
 
     Returns:
@@ -167,31 +163,29 @@ def mounted(
     files: dict[str, MountedFile] = {}
     contents: dict[str, os.PathLike[str]] = {}
     for wish in wishes:
-        found = [(remote, path, path_stat(path)) for remote, path in wish.found()]
-        hashes = hashes_of(wish.source, [(path, said) for _, path, said in found])
-        for (remote, path, said), sha in zip(found, hashes, strict=True):
-            if not _is_text(remote):
-                raise InvalidError(
-                    f"the name of {os.fsencode(path)!r} is no UTF-8: rename the file, or leave it out with"
-                    " ignore="
-                )
-            files[remote] = MountedFile(remote, sha, file_mode(said))
-            contents[sha] = path
-    return tuple(files[remote] for remote in sorted(files)), contents
+        found = sorted(wish.found(), key=_place)
+        for file, sha in zip(found, hashes_of(wish.source, found), strict=True):
+            files[file.place] = MountedFile(check_text(file).place, sha, file_mode(file.said))
+            contents[sha] = Path(file.path)
+    return tuple(files[place] for place in sorted(files)), contents
 
 
-def _is_text(name: str) -> bool:
+def check_text(file: LocalFile) -> LocalFile:
+    """Return a file whose name can travel. Raises InvalidError for others."""
     try:
-        name.encode()
+        file.place.encode()
     except UnicodeEncodeError:
-        return False
-    return True
+        raise InvalidError(
+            f"the name of {os.fsencode(file.path)!r} is no UTF-8: rename the file, or leave it out with"
+            " ignore="
+        ) from None
+    return file
 
 
-def path_stat(path: os.PathLike[str]) -> os.stat_result:
+def path_stat(path: str | os.PathLike[str]) -> os.stat_result:
     """Return what ``stat`` says of a file. Raises InvalidError."""
     try:
-        return path.stat() if isinstance(path, os.DirEntry) else os.stat(path)
+        return os.stat(path)
     except OSError as error:
         raise unreadable(path, error) from None
 

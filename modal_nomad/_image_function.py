@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ._function_info import FunctionInfo, function_info
+from ._image_resolved import Contents, Resolved
 from .exception import InvalidError
-from .wire.spec import FunctionSpec, ImageLayer, MountedFile, content_key
+from .wire.spec import FunctionSpec, ImageLayer, content_key
 
 if TYPE_CHECKING:
-    from ._image_steps import Contents
     from .network_file_system import NetworkFileSystem
     from .secret import Secret
     from .volume import Volume
@@ -54,7 +54,7 @@ class FunctionStep:
         """Return what makes two steps the same one, on every machine."""
         return [self.kind, getattr(self.raw_f, "__qualname__", "")]
 
-    def resolve(self) -> tuple[ImageLayer, tuple[MountedFile, ...], Contents]:
+    def resolve(self) -> Resolved:
         """Pack the function, its code and its arguments.
 
         Raises:
@@ -65,7 +65,7 @@ class FunctionStep:
         from .wire.serialization import dumps, dumps_function
 
         info = _info(self.raw_f)
-        contents: Contents = {}
+        contents = Contents()
         code = _automount.bundle([info], config["automount"]) if self.include_source else None
         if code is not None:
             contents[code.sha256] = code.data
@@ -98,7 +98,7 @@ class FunctionStep:
             "arguments": _keep(contents, arguments),
             "code": code.sha256 if code is not None else "",
         }
-        return ImageLayer(self.kind, (), options), (), contents
+        return Resolved(ImageLayer(self.kind, (), options), contents)
 
 
 _SENT = ("app", "name", "module", "qualname", "file", "serialized", "function_blob")

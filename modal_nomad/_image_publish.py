@@ -18,7 +18,7 @@ from .wire.ids import new_id
 from .wire.spec import CONTAINER_DRIVERS
 
 if TYPE_CHECKING:
-    from ._image_steps import Contents
+    from ._image_resolved import Contents
     from .app import App
     from .client import Client
     from .functions import Function
@@ -33,7 +33,7 @@ class PublishedImage:
 
     Attributes:
         spec: its finished specification.
-        contents: what the server must have: SHA-256 to bytes, or to the file that holds them.
+        contents: what the server must have.
         reference: what containers are started from; empty for a Python environment on the node.
     """
 
@@ -169,7 +169,13 @@ async def _ensure(client: Client, environment: str | None, image: PublishedImage
     if dry:
         reply = await client._request("image.ensure", {**args, "dry": True})
         return str(reply["reference"])
-    await upload_missing(client, image.contents)
+    # Where nothing has changed the server need not even hear of the files.
+    lists = [listed.sha for listed in image.contents.lists]
+    asked = {**args, "contents": [*image.contents, *lists], "lists": lists}
+    reply = await client._request("image.known", asked)
+    if reply["reference"]:
+        return str(reply["reference"])
+    await upload_missing(client, await asyncio.to_thread(image.contents.whole))
     output, begun, seen = _output.current(), time.monotonic(), 0
     follow = new_id("ib")
 

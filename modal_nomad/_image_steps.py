@@ -16,19 +16,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
 from ._image_context import Context
-from ._image_files import LocalFiles, mounted
+from ._image_files import LocalFiles
 from ._image_function import FunctionStep
+from ._image_resolved import Resolved
+from ._local_manifest import LocalManifest
 from ._options import check_env
 from .exception import InvalidError, NotFoundError
-from .wire.spec import ImageLayer, MountedFile, canonical_json
+from .wire.spec import ImageLayer
 
 if TYPE_CHECKING:
     from .secret import Secret
 
 _INCLUDED = re.compile(r"\s*(?:-r|--requirement)[\s=]+(\S+)")
-
-Contents = dict[str, "bytes | os.PathLike[str]"]
-"""What the server must have: SHA-256 to bytes, or to the file that holds them."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ class PipStep:
         names = [os.path.basename(x) for x in (*self.requirements, self.pyproject)]
         return [self.packages, dict(self.options), names, self.extras]
 
-    def resolve(self) -> tuple[ImageLayer, tuple[MountedFile, ...], Contents]:
+    def resolve(self) -> Resolved:
         """Read the local files.
 
         Raises:
@@ -69,14 +68,14 @@ class PipStep:
         packages = self.packages
         if self.pyproject:
             packages += _dependencies(self.step, self.pyproject, self.extras)
-        contents: Contents = {}
+        contents = {}
         lines = [line for path in self.requirements for line in _lines(self.step, Path(path))]
         if lines:
             # By reference: a locked file with hashes is too long for a job's meta or a variable.
             data = "\n".join([*lines, ""]).encode()
             sha = options["requirements"] = hashlib.sha256(data).hexdigest()
             contents[sha] = data
-        return ImageLayer("pip", packages, options), (), contents
+        return Resolved(ImageLayer("pip", packages, options), contents)
 
 
 @dataclass(frozen=True)
@@ -89,17 +88,15 @@ class CopyStep:
         """Return what makes two steps the same one, wherever the files lie."""
         return [self.wish.kind, self.wish.remote]
 
-    def resolve(self) -> tuple[ImageLayer, tuple[MountedFile, ...], Contents]:
+    def resolve(self) -> Resolved:
         """Hash the files: other contents make another Image.
 
         Raises:
             FileNotFoundError: when the local path does not exist.
             ModuleNotMountable: when there is no such module here.
         """
-        files, found = mounted((self.wish,))
-        manifest = canonical_json([[f.path, f.blob, f.mode] for f in files])
-        sha = hashlib.sha256(manifest).hexdigest()
-        return ImageLayer("copy", (self.wish.remote,), {"manifest": sha}), files, {**found, sha: manifest}
+        listed = LocalManifest(self.wish.source, self.wish.found())
+        return Resolved(ImageLayer("copy", (self.wish.remote,), {"manifest": listed.sha}), listed=listed)
 
 
 @dataclass(frozen=True)
@@ -127,7 +124,7 @@ class LayerStep:
         local = self.context.definition() if self.context is not None else None
         return [self.kind, self.args, dict(self.options), local]
 
-    def resolve(self) -> tuple[ImageLayer, tuple[MountedFile, ...], Contents]:
+    def resolve(self) -> Resolved:
         """Read the local files.
 
         Raises:
@@ -135,12 +132,12 @@ class LayerStep:
         """
         options = dict(self.options)
         if self.context is None:
-            return ImageLayer(self.kind, self.args, options), (), {}
+            return Resolved(ImageLayer(self.kind, self.args, options))
         lines = (*self.args, *self.context.lines(self.step))
-        manifest, contents = self.context.gather(self.step, lines)
-        if manifest:
-            options["manifest"] = manifest
-        return ImageLayer(self.kind, lines, options), (), contents
+        listed = self.context.gather(self.step, lines)
+        if listed is not None:
+            options["manifest"] = listed.sha
+        return Resolved(ImageLayer(self.kind, lines, options), listed=listed)
 
 
 @dataclass(frozen=True)
@@ -169,7 +166,7 @@ class FilesStep:
         """Return what makes two steps the same one, wherever the files lie."""
         return [self.kind, self.args, dict(self.options), [name for name, _ in self.files]]
 
-    def resolve(self) -> tuple[ImageLayer, tuple[MountedFile, ...], Contents]:
+    def resolve(self) -> Resolved:
         """Read the local files.
 
         Raises:
@@ -187,7 +184,7 @@ class FilesStep:
             sha = hashlib.sha256(data).hexdigest()
             contents[sha] = data
             entries.append([name, sha, 0o644])
-        return ImageLayer(self.kind, self.args, {**self.options, "files": entries}), (), dict(contents)
+        return Resolved(ImageLayer(self.kind, self.args, {**self.options, "files": entries}), contents)
 
 
 LOCK_FILE = "poetry.lock"

@@ -26,7 +26,8 @@ from ._image_function import FunctionStep
 from ._image_names import Named
 from ._image_pip import PipInstalls
 from ._image_projects import Projects
-from ._image_steps import Contents, CopyStep, LayerStep, Step
+from ._image_resolved import Contents
+from ._image_steps import CopyStep, LayerStep, Step
 from ._older_names import Resolvable
 from ._options import check_env
 from ._secret_refs import reference_of
@@ -368,7 +369,7 @@ class Image(Bases, Builds, Projects, PipInstalls, CopySteps, Named, Resolvable):
     def _resolve(
         self, force_build: bool = False, secrets: Mapping[Secret, SecretRef] | None = None
     ) -> tuple[ImageSpec, Contents]:
-        """Return the finished specification, and the contents that it refers to (by SHA-256).
+        """Return the finished specification, and the contents that it refers to.
 
         Args:
             force_build: build every step anew.
@@ -379,20 +380,21 @@ class Image(Bases, Builds, Projects, PipInstalls, CopySteps, Named, Resolvable):
         first = 0 if force_build else self._force_build
         if first is not None and not force_build:
             first += len(layers)
-        contents: Contents = {}
+        contents = Contents()
         for step in self._steps:
-            layer, copied, found = step.resolve()
+            layer, found, listed = step.resolve()
             if used := getattr(step, "secrets", ()):
                 refs = [asdict(reference_of(secret, secrets)) for secret in used]
                 layer = replace(layer, options={**layer.options, "secrets": refs})
             layers.append(layer)
-            files.update((file.path, file) for file in copied)
             contents.update(found)
-        containers = any(layer.needs_container for layer in layers)
-        if containers:
-            # They are part of the image itself.
-            files = {file.path: file for file in self._spec.files}
-        elif layers:
+            if listed is not None:
+                contents.lists.append(listed)
+        # Of an image for a container runtime they are part of the image itself.
+        if not any(layer.needs_container for layer in layers) and layers:
+            for listed in contents.lists:
+                files.update((file.path, file) for file in listed.files())
+            contents = Contents(contents.whole())
             layers = [layer for layer in layers if layer.kind in ENVIRONMENT_KINDS]
             # The environment is one whole.
             first = first and 0

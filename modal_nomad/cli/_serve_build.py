@@ -99,7 +99,7 @@ def _build(order: Order) -> Built:
         app = load_app(order.reference, order.is_module)
         if app.name is None and not app._description:
             app.set_description(Path(order.reference.partition("::")[0]).name)
-        publication = _prepare(app, order)
+        publication, files = _prepare(app, order)
     functions = []
     for name in app.registered_functions:
         of_class = name.endswith(".*")
@@ -110,13 +110,14 @@ def _build(order: Order) -> Built:
     return Built(
         publication,
         (*_imported(), *_automount.shipped_files(infos).values()),
-        tuple(str(x) for x in publication.contents.values() if isinstance(x, Path)),
+        files,
         tuple(functions),
         tuple(str(x.message) for x in caught),
     )
 
 
-def _prepare(app: App, order: Order) -> Publication:
+def _prepare(app: App, order: Order) -> tuple[Publication, tuple[str, ...]]:
+    """Return the App as it is to be published, and the local files that its Images and Mounts add."""
     from modal_nomad._bridge import io, run_blocking
     from modal_nomad._image_publish import built
     from modal_nomad._output import enable_output
@@ -125,13 +126,13 @@ def _prepare(app: App, order: Order) -> Publication:
 
     environment = environment_of(order.environment)
 
-    async def body() -> Publication:
+    async def body() -> tuple[Publication, tuple[str, ...]]:
         client = await Client.from_env.aio()
         await hydrate_storage(app, client, environment)
         secrets = await io(secret_references(client, app, None, environment))
         with enable_output():
             images = await built(app, client, environment, secrets)
-        return prepare(
+        publication = prepare(
             app,
             client.server.render,
             state="ephemeral",
@@ -142,8 +143,11 @@ def _prepare(app: App, order: Order) -> Publication:
             replacing=order.replacing,
             suffix=order.suffix,
         )
+        files = [os.fspath(x) for x in publication.contents.values() if isinstance(x, os.PathLike)]
+        lists = [listed for image in images.values() for listed in image.contents.lists]
+        return publication, (*files, *(path for listed in lists for path in listed.paths))
 
-    made: Publication = run_blocking(body())
+    made: tuple[Publication, tuple[str, ...]] = run_blocking(body())
     return made
 
 

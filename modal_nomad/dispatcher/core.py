@@ -28,6 +28,7 @@ from modal_nomad.dispatcher.auth import WorkerTokens
 from modal_nomad.dispatcher.blob_rights import BlobRights, flagged
 from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.call_engine import CallEngine
+from modal_nomad.dispatcher.copied_files import CopiedFiles
 from modal_nomad.dispatcher.garbage import Garbage
 from modal_nomad.dispatcher.gateway.tokens import ProxyTokens
 from modal_nomad.dispatcher.images import Images
@@ -76,6 +77,7 @@ class Dispatcher:
         graph: who called whom.
         clients: the connected callers, by owner id.
         hub: containers' output.
+        copied: knows the files that images copy.
         garbage: removes what nothing refers to.
         objects: the registry of named objects.
         rights: who may read which blobs.
@@ -193,10 +195,12 @@ class Dispatcher:
         )
         self.items = DurableItems(store, self.durable, self.handle, self.background)
         self.reader = CallReader(store, self.durable)
+        self.copied = CopiedFiles(blobs, settings.garbage_age)
         self.garbage = Garbage(
             store,
             blobs,
             self.rights,
+            self.copied,
             engine,
             self.calls,
             self.functions,

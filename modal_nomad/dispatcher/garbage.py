@@ -21,6 +21,7 @@ from modal_nomad.dispatcher._containers import Containers, FunctionState
 from modal_nomad.dispatcher.blob_rights import BlobRights
 from modal_nomad.dispatcher.blobs import BlobStore
 from modal_nomad.dispatcher.call_engine import CallEngine
+from modal_nomad.dispatcher.copied_files import CopiedFiles
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.settings import Settings
 from modal_nomad.dispatcher.store.base import Store
@@ -40,6 +41,13 @@ def blob_names(value: Any) -> set[str]:
     return set(_NAME.findall(msgspec.json.encode(value).decode()))
 
 
+def manifests_in(spec: Any) -> set[str]:
+    """Return the manifests that the image of a Function's specification names."""
+    layers = (spec.get("image") or {}).get("layers") or ()
+    found = ((layer.get("options") or {}).get("manifest") for layer in layers)
+    return {sha for sha in found if sha}
+
+
 class Garbage:
     """Looks for what nothing refers to, and removes it.
 
@@ -47,6 +55,7 @@ class Garbage:
         store: an open store.
         blobs: the blob store.
         rights: who may read them.
+        copied: the files that images copy.
         engine: may have bundles laid out on this machine.
         calls: the call engine.
         functions: the live Functions, by id.
@@ -62,6 +71,7 @@ class Garbage:
         store: Store,
         blobs: BlobStore,
         rights: BlobRights,
+        copied: CopiedFiles,
         engine: Engine,
         calls: CallEngine,
         functions: dict[str, FunctionState],
@@ -74,6 +84,7 @@ class Garbage:
         self._store = store
         self._blobs = blobs
         self._rights = rights
+        self._copied = copied
         self._engine = engine
         self._calls = calls
         self._functions = functions
@@ -117,7 +128,8 @@ class Garbage:
         names, stored = await asyncio.gather(
             asyncio.to_thread(_held_names, held, specs), self._store.referenced_blobs()
         )
-        return names | stored | self._bundles
+        copied = await self._copied.names(stored.manifests.union(*map(manifests_in, specs)))
+        return names | stored.names | copied | self._bundles
 
     async def _forget_output(self) -> None:
         before = self._clock() - self._age

@@ -21,6 +21,7 @@ from _image_builds import Builds, build, build_all, building, wheel
 from conftest import Live, until
 
 import modal_nomad as modal
+from modal_nomad.client import Client
 from tests._docker import Docker
 
 base = modal.Image.debian_slim("3.11")
@@ -266,12 +267,27 @@ def test_builds_by_buildkit(docker: Docker, tmp_path: Path) -> None:
     assert not any(x in str(caught.value) for x in ("sha256:", "[internal]", "CACHED", "DONE"))
 
 
-def test_an_image_that_is_known_asks_docker_nothing(builds: Builds) -> None:
-    image = base.run_commands("echo known")
+def test_an_image_that_is_known_asks_docker_nothing(
+    builds: Builds, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("copied")
+    image = base.add_local_dir(tmp_path, "/copied", copy=True).run_commands("cat /copied/file")
     reference = build(image)
     assert any(line.startswith("build ") for line in builds.asked())
+    # Nor is the server asked what it has of the files.
+    asked: list[str] = []
+    real = Client._request
+
+    async def request(client: Client, method: str, args: Any) -> Any:
+        asked.append(method)
+        return await real(client, method, args)
+
+    monkeypatch.setattr(Client, "_request", request)
     assert build(image) == reference
-    assert builds.asked() == []
+    assert builds.asked() == [] and asked.count("image.known") == 1
+    assert not {"blob.missing", "image.ensure"} & set(asked)
+    (tmp_path / "file").write_text("changed")
+    assert build(image) != reference and "blob.missing" in asked
 
 
 def test_an_image_is_built_anew_when_asked_to(builds: Builds) -> None:

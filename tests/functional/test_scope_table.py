@@ -157,6 +157,7 @@ def requests(of: dict[str, str]) -> list[tuple[str, dict[str, Any]]]:
         ("function.web_urls", function),
         ("image.ensure", {**image, "follow": "x"}),
         ("image.find", {"name": "theirs", "tag": "latest", **where}),
+        ("image.known", {**image, "contents": [], "lists": []}),
         ("image.publish", {**image, "name": "theirs", "tag": "latest"}),
         ("object.delete", by_dict),
         ("object.delete", named),

@@ -158,7 +158,14 @@ def test_each_save_is_a_new_version(live: Live) -> None:
 def test_functions_come_and_go(live: Live) -> None:
     live.write("words.py", "WORD = 'one'\n")
     program = live.write("going.py", PROGRAM.format(name="going"))
+    (live.folder / "assets").mkdir()
+    (live.folder / "assets/one.txt").write_text("one")
+    image = f"modal.Image.debian_slim().add_local_dir({str(live.folder / 'assets')!r}, '/assets')"
+    program.write_text(
+        program.read_text().replace("modal.App('going')", f"modal.App('going', image={image})")
+    )
     text = program.read_text()
+    assert "add_local_dir" in text
     with serving(live, str(program)) as served:
         served.wait_for("Serving")
         program.write_text(
@@ -171,6 +178,10 @@ def test_functions_come_and_go(live: Live) -> None:
         program.write_text(text)
         served.wait_for("Removed function other.")
         assert httpx.get(other, timeout=LIMIT).status_code == 404
+        # What containers are to have besides code is looked at, too.
+        (live.folder / "assets/one.txt").write_text("two")
+        served.wait_for("one.txt changed.")
+        served.wait_for("Updated in", 3)
 
 
 def test_it_ends_after_its_time(live: Live) -> None:

@@ -88,11 +88,11 @@ async def test_a_request_is_carried_out_once_and_its_answer_kept_until_it_arrive
 async def test_blobs_of_entries_and_of_answers_are_in_use(store: Store) -> None:
     name = "ab" * 32
     await store.dict_put("di-1", [Entry(b"a", name.encode(), 1), Entry(b"b", b"x")], 1e9, 0.0, Ticket("c", 1))
-    assert await store.referenced_blobs() == {name}
+    assert (await store.referenced_blobs()).names == {name}
     await store.dict_pop("di-1", b"a", 0.0, Ticket("c", 2, 1))
-    assert await store.referenced_blobs() == {name}
+    assert (await store.referenced_blobs()).names == {name}
     await store.dict_clear("di-1", Ticket("c", 3, 3))
-    assert await store.referenced_blobs() == set()
+    assert (await store.referenced_blobs()).names == set()
 
 
 async def test_what_was_written_to_an_object_that_had_just_gone_is_removed(store: Store) -> None:

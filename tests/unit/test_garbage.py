@@ -21,6 +21,7 @@ from modal_nomad.dispatcher.apps import AppRegistry
 from modal_nomad.dispatcher.blob_rights import BlobRights
 from modal_nomad.dispatcher.blobs import DirectoryBlobs
 from modal_nomad.dispatcher.call_engine import CallEngine
+from modal_nomad.dispatcher.copied_files import CopiedFiles
 from modal_nomad.dispatcher.garbage import Garbage, blob_names
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.settings import Settings
@@ -49,6 +50,7 @@ class World:
             self.store,
             self.blobs,
             BlobRights(self.store, self.blobs, lambda _: None, clock=lambda: self.now),
+            CopiedFiles(self.blobs, AGE, clock=lambda: self.now),
             self.engine,
             self.calls,
             self.functions,
@@ -123,6 +125,25 @@ async def test_what_is_named_anywhere_stays_and_the_rest_goes(tmp_path: Path) ->
         assert await world.there() == {runtime}
 
 
+async def test_files_that_an_image_copies_stay_with_it(tmp_path: Path) -> None:
+    """They are named by a manifest, which the specification names; the image may have to be built anew."""
+    async with _world(tmp_path) as world:
+        stored, live, nobody = [await world.put(x) for x in (b"stored", b"live", b"nobody's")]
+        lists = [await world.put(b'[["/x","%s",420]]' % x.encode()) for x in (stored, live, nobody)]
+
+        def spec(manifest: str) -> dict[str, Any]:
+            layer = {"kind": "copy", "args": ["/x"], "options": {"manifest": manifest}}
+            return {"name": "f", "image": {"layers": [{"kind": "run", "args": ["true"]}, layer]}}
+
+        functions = [{"spec": spec(lists[0]), "job": {"ID": "x"}}]
+        await world.apps.publish({"state": "deployed", "name": "shop", "functions": functions})
+        world.functions["fu"] = SimpleNamespace(spec_dict=spec(lists[1]))
+        world.now += AGE + 1
+        assert await world.garbage.collect() == sorted([nobody, lists[2]])
+        assert await world.garbage.collect() == []
+        assert await world.there() == {stored, live, *lists[:2]}
+
+
 async def test_every_table_with_payloads_is_looked_at_by_an_index(tmp_path: Path) -> None:
     async with _world(tmp_path) as world:
         db = sqlite3.connect(world.store.path)
@@ -134,7 +155,7 @@ async def test_every_table_with_payloads_is_looked_at_by_an_index(tmp_path: Path
                 marks = [name.encode() if c[1] == "payload" else 1 for c in columns]
                 db.execute(f"INSERT INTO {table} VALUES ({','.join('?' * len(marks))})", marks)
                 db.commit()
-                assert name in await world.store.referenced_blobs(), table
+                assert name in (await world.store.referenced_blobs()).names, table
                 assert f"{table}_by_blob" in {row[1] for row in db.execute(f"PRAGMA index_list({table})")}
         db.close()
 

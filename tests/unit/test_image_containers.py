@@ -185,7 +185,7 @@ def test_files_of_a_container_image_are_in_it(tmp_path: Path) -> None:
     spec, contents = image._resolve()
     (layer,) = render_image(spec, ImageSettings())
     assert spec.files == () and 'COPY ["a/f","/a/f"]' in layer.dockerfile
-    assert json.loads(contents[layer.manifest])[0][0] == "/a/f"
+    assert json.loads(contents.whole()[layer.manifest])[0][0] == "/a/f"
     (tmp_path / "f").write_text("y")
     assert layers(image)[0].key != layer.key
 
@@ -255,7 +255,7 @@ def test_only_what_is_copied_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def sent(line: str, **options: Any) -> list[str]:
         spec, contents = ubuntu.dockerfile_commands(line, **options)._resolve()
         manifest = spec.layers[-1].options.get("manifest")
-        return [place for place, _, _ in json.loads(contents[manifest])] if manifest else []
+        return [place for place, _, _ in json.loads(contents.whole()[manifest])] if manifest else []
 
     assert sent("RUN true") == []
     assert sent("COPY a /x") == ["a/one.py", "a/two.txt"]
@@ -275,7 +275,10 @@ def test_only_what_is_copied_is_sent(tmp_path: Path, monkeypatch: pytest.MonkeyP
             "COPY . /x", context_mount=Mount._of(LocalFiles("dir", str(tmp_path / "a"), "/"))
         )
     spec, contents = with_mount._resolve()
-    assert [x[0] for x in json.loads(contents[spec.layers[-1].options["manifest"]])] == ["one.py", "two.txt"]
+    assert [x[0] for x in json.loads(contents.whole()[spec.layers[-1].options["manifest"]])] == [
+        "one.py",
+        "two.txt",
+    ]
 
 
 def test_a_dockerfile_of_its_own_ignore_file(tmp_path: Path) -> None:
@@ -284,7 +287,7 @@ def test_a_dockerfile_of_its_own_ignore_file(tmp_path: Path) -> None:
     for name in "ab":
         (tmp_path / name).write_text(name)
     spec, contents = Image.from_dockerfile(tmp_path / "My.Dockerfile", context_dir=tmp_path)._resolve()
-    assert [x[0] for x in json.loads(contents[spec.layers[0].options["manifest"]])] == ["a"]
+    assert [x[0] for x in json.loads(contents.whole()[spec.layers[0].options["manifest"]])] == ["a"]
     assert spec.python is None and render_image(spec, ImageSettings())[0].dockerfile == "FROM x\nCOPY . /x\n"
 
 

@@ -53,8 +53,12 @@ class DirectoryBlobs(BlobStore):
         return self.directory / checked_name(sha)[:2] / sha[2:4] / sha
 
     async def missing(self, hashes: Iterable[str]) -> list[str]:
-        paths = [(sha, self.path(sha)) for sha in dict.fromkeys(hashes)]
-        return await asyncio.to_thread(lambda: [sha for sha, path in paths if not self._touch(path)])
+        names = [checked_name(sha) for sha in dict.fromkeys(hashes)]
+        top = os.fspath(self.directory)
+        # Thousands are usual, which a Path for each would make slow.
+        return await asyncio.to_thread(
+            lambda: [x for x in names if not self._touch(f"{top}/{x[:2]}/{x[2:4]}/{x}")]
+        )
 
     async def put(self, data: bytes, sha: str | None = None) -> str:
         return await asyncio.to_thread(self._put, data, sha)
@@ -170,7 +174,7 @@ class DirectoryBlobs(BlobStore):
         _sync(path.parent)
         return found
 
-    def _touch(self, path: Path) -> bool:
+    def _touch(self, path: str | Path) -> bool:
         now = self._clock()
         with self._ages:
             try:

@@ -141,13 +141,16 @@ class Images:
             ImageBuildError: a step failed, or nothing here can build; the text names the step.
             InvalidError: the specification cannot be rendered.
         """
-        if spec.registry_tag:
-            return spec.registry_tag
         layers = self._layers(spec, version)
-        found = await self._store.built_image(self._place(layers[-1].key))
-        if found is not None:
-            return found
-        return await self._built_by(layers, environment, version, follow, scope)
+        found = await self._known(spec, layers)
+        return found or await self._built_by(layers, environment, version, follow, scope)
+
+    async def known(self, spec: ImageSpec, version: str) -> str:
+        """Return the reference of an image that was built; empty for others. Raises InvalidError."""
+        return await self._known(spec, self._layers(spec, version))
+
+    async def _known(self, spec: ImageSpec, layers: Sequence[BuildLayer]) -> str:
+        return spec.registry_tag or await self._store.built_image(self._place(layers[-1].key)) or ""
 
     async def _built_by(
         self,

@@ -7,15 +7,17 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from modal_nomad.dispatcher.store._volume_rows import chunk_names, chunks_of
+from modal_nomad.dispatcher.store.base import References
 
 _NAME = re.compile(rb"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])")
+_MANIFEST = re.compile(rb'"manifest":\s*"([0-9a-f]{64})"')
 
 
 def referenced_blobs(
     tables: Mapping[str, Collection[str]],
     scan: Callable[[str], Iterable[Sequence[Any]]],
     flagged: Callable[[str], str],
-) -> set[str]:
+) -> References:
     """Return the names in payloads that are flagged as blobs, and all that read like one elsewhere.
 
     It goes by the schema, so that a table that comes later is not forgotten: payloads are in tables with
@@ -28,6 +30,7 @@ def referenced_blobs(
         flagged: gives the query for a table's payloads that are names of blobs.
     """
     names: set[str] = set()
+    manifests: set[str] = set()
     for table, columns in tables.items():
         if {"payload", "flags"} <= set(columns):
             names.update(bytes(row[0]).decode("ascii", "replace") for row in scan(flagged(table)))
@@ -40,4 +43,5 @@ def referenced_blobs(
                 if value:
                     data = value.encode() if isinstance(value, str) else value
                     names.update(name.decode() for name in _NAME.findall(data))
-    return names
+                    manifests.update(name.decode() for name in _MANIFEST.findall(data))
+    return References(names, manifests)

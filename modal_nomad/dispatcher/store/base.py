@@ -40,6 +40,13 @@ def hash_secret(secret: str) -> str:
     return hashlib.sha256(secret.encode()).hexdigest()
 
 
+class References(NamedTuple):
+    """The blobs that a store names; of these, the manifests, which name others."""
+
+    names: set[str]
+    manifests: set[str]
+
+
 @dataclass(frozen=True)
 class AppRecord:
     """An App. ``state`` is ``ephemeral``, ``detached``, ``deployed`` or ``stopped``."""
@@ -358,7 +365,7 @@ class Store(ObjectStore, VolumeStore, ScheduleStore, ImageStore, LeaseStore, Blo
         """
 
     @abc.abstractmethod
-    async def referenced_blobs(self) -> set[str]:
+    async def referenced_blobs(self) -> References:
         """Return the blobs that anything names which is kept: Functions, inputs, outputs; or a few more."""
 
     # Tokens

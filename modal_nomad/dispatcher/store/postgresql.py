@@ -18,7 +18,7 @@ from modal_nomad.dispatcher.store._postgresql_writer import PATIENCE_SECONDS, Bu
 from modal_nomad.dispatcher.store._references import referenced_blobs
 from modal_nomad.dispatcher.store._sql import Connection
 from modal_nomad.dispatcher.store._sql_store import SqlStore
-from modal_nomad.dispatcher.store.base import StoreBusy, StoredInput, StoredOutput, StoreError
+from modal_nomad.dispatcher.store.base import References, StoreBusy, StoredInput, StoredOutput, StoreError
 from modal_nomad.dispatcher.store.objects import Item, Kept, Ticket
 
 T = TypeVar("T")
@@ -178,10 +178,10 @@ class PostgresqlStore(SqlStore):
 
     # What is looked at whole
 
-    async def referenced_blobs(self) -> set[str]:
+    async def referenced_blobs(self) -> References:
         return await asyncio.to_thread(self._referenced_blobs)
 
-    def _referenced_blobs(self) -> set[str]:
+    def _referenced_blobs(self) -> References:
         # Over a connection of its own: a long look keeps nobody waiting.
         session = Session(self._dsn, read_only=True)
         try:

@@ -18,7 +18,7 @@ from modal_nomad.dispatcher.store._sql import Connection, Dialect
 from modal_nomad.dispatcher.store._sql_store import SqlStore
 from modal_nomad.dispatcher.store._wal import CHECKPOINT_PAGES, Room
 from modal_nomad.dispatcher.store._writer import GroupWriter, Result
-from modal_nomad.dispatcher.store.base import StoreBusy, StoreError, StoreFull
+from modal_nomad.dispatcher.store.base import References, StoreBusy, StoreError, StoreFull
 
 T = TypeVar("T")
 _SQLITE = Dialect()
@@ -241,14 +241,14 @@ class SqliteStore(SqlStore):
             raise StoreError("the store is closed: open it first")
         return await self._reader.write(operation)
 
-    async def referenced_blobs(self) -> set[str]:
+    async def referenced_blobs(self) -> References:
         try:
             return await asyncio.to_thread(_referenced_blobs, self.path)
         except sqlite3.Error as exc:
             raise self._describe(exc) from exc
 
 
-def _referenced_blobs(path: Path) -> set[str]:
+def _referenced_blobs(path: Path) -> References:
     # Over a connection of its own: a long look keeps nobody waiting.
     with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as db:
         db.execute("BEGIN")
