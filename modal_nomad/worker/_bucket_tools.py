@@ -2,7 +2,9 @@
 
 import errno
 import os
+import re
 import shutil
+import subprocess
 from typing import Dict, List, Mapping
 from urllib.parse import urlsplit
 
@@ -12,6 +14,8 @@ from ._bucket_look import Credentials, aws_url
 
 IDENTITY = "nomad_buckets.jwt"
 _PASSED_ON = ("PATH", "LANG", "TMPDIR", "SSL_CERT_FILE", "SSL_CERT_DIR", "CURL_CA_BUNDLE")
+_NAMES_NO_ACL = 63
+"""From this version 1.x on rclone names no ACL unless it is told one."""
 _PROXIES = ("http_proxy", "https_proxy", "no_proxy", "all_proxy")
 
 
@@ -33,7 +37,29 @@ def tool_for(mount: BucketMount, environ: Mapping[str, str]) -> str:
         raise ExecutionError(f"{words}: /dev/fuse cannot be used ({error.strerror}): {remedy}") from None
     if not any(shutil.which(name, path=path) for name in ("fusermount3", "fusermount")):
         raise ExecutionError(f"{words}: fusermount3 is not on the node: apt-get install fuse3")
+    if s3fs and is_google(mount) and not mount.role_arn and names_acl(rclone or "", mount, environ):
+        # Google refuses an ACL in buckets with uniform access.
+        return s3fs
     return rclone or s3fs or ""
+
+
+def names_acl(tool: str, mount: BucketMount, environ: Mapping[str, str]) -> bool:
+    """Tell whether this is an rclone that names an ACL with all that it writes, whatever it is told."""
+    if mount.read_only or os.path.basename(tool) != "rclone":
+        return False
+    env = {name: environ[name] for name in ("PATH", "HOME") if name in environ}
+    try:
+        done = subprocess.run(
+            [tool, "version", "--config="],
+            env=env,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=60,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return False
+    found = re.match(rb"rclone v1\.(\d+)", done.stdout)
+    return found is not None and int(found.group(1)) < _NAMES_NO_ACL
 
 
 def is_google(mount: BucketMount) -> bool:
@@ -85,7 +111,7 @@ def rclone(tool: str, mount: BucketMount, place: str) -> List[str]:
 
 
 def rclone_variables(
-    mount: BucketMount, credentials: Credentials, region: str, folder: str, session: str
+    mount: BucketMount, credentials: Credentials, region: str, folder: str, session: str, acl: bool = False
 ) -> Dict[str, str]:
     """Return what rclone reads of a bucket in its environment.
 
@@ -95,6 +121,7 @@ def rclone_variables(
         region: of the bucket.
         folder: the allocation's secrets.
         session: what a role's session is called.
+        acl: whether this rclone names an ACL in any case.
     """
     path_style = mount.path_style and is_aws(mount)
     options = {
@@ -105,6 +132,8 @@ def rclone_variables(
         "ENDPOINT": mount.endpoint or (aws_url("s3", region) if path_style else ""),
         "REQUESTER_PAYS": "true" if mount.requester_pays else "",
         "NO_CHECK_BUCKET": "true",
+        # The one that AWS takes also where a bucket has no ACLs, as new ones have none. Its own is "private".
+        "ACL": "bucket-owner-full-control" if acl and is_aws(mount) else "",
         # Else a key with a line break or the like breaks its whole directory.
         "LIST_URL_ENCODE": "true",
         # A file is written as a stream: the most parts there can be make 78 GiB of these.

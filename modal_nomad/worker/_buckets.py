@@ -154,7 +154,10 @@ class Buckets:
             os.makedirs(place)
         if os.path.basename(tool) == "rclone":
             command = _bucket_tools.rclone(tool, mount, place)
-            env = _bucket_tools.rclone_variables(mount, credentials, region, self._secrets, self._session())
+            acl = _bucket_tools.is_aws(mount) and _bucket_tools.names_acl(tool, mount, self._environ)
+            env = _bucket_tools.rclone_variables(
+                mount, credentials, region, self._secrets, self._session(), acl
+            )
         else:
             command = _bucket_tools.s3fs(tool, mount, place, region)
             env = _bucket_tools.s3fs_variables(credentials)

@@ -178,3 +178,35 @@ def test_whom_the_look_trusts_the_tools_trust(tmp_path: Path) -> None:
     told = tools.base_variables({"MODAL_CA_BUNDLE": "/ca.pem", "https_proxy": "http://p", "X": "y"}, "/s")
     assert told["SSL_CERT_FILE"] == told["CURL_CA_BUNDLE"] == "/ca.pem"
     assert told["https_proxy"] == "http://p" and told["HOME"] == "/s" and "X" not in told
+
+
+@pytest.mark.parametrize(("version", "named"), [("1.60.1-DEV", True), ("1.70.0", False), ("", False)])
+def test_an_rclone_that_names_an_acl_names_one_that_aws_takes_everywhere(
+    tmp_path: Path, version: str, named: bool
+) -> None:
+    tool = tmp_path / "rclone"
+    tool.write_text(f"#!/bin/sh\n{f'echo rclone v{version}' if version else 'exit 1'}\n")
+    tool.chmod(0o755)
+    own, other = BucketMount("/a", "b"), BucketMount("/a", "b", endpoint=R2)
+    assert tools.names_acl(str(tool), own, {}) is named
+    assert not tools.names_acl(str(tool), BucketMount("/a", "b", read_only=True), {})
+    assert not tools.names_acl("/usr/bin/s3fs", own, {})
+    for mount, acl in ((own, "bucket-owner-full-control"), (other, None)):
+        told = tools.rclone_variables(mount, Credentials(), "eu-west-3", "/s", "ta-1", named)
+        assert told.get("RCLONE_CONFIG_BUCKET_ACL") == (acl if named else None)
+
+
+def test_google_is_written_to_by_who_names_no_acl(tmp_path: Path) -> None:
+    for name, words in (("rclone", "echo rclone v1.60.1"), ("s3fs", ""), ("fusermount3", "")):
+        (tmp_path / name).write_text(f"#!/bin/sh\n{words}\n")
+        (tmp_path / name).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:/bin:/usr/bin"}
+    google = BucketMount("/a", "b", endpoint=GCS)
+    try:
+        assert tools.tool_for(google, environ) == str(tmp_path / "s3fs")
+        assert tools.tool_for(BucketMount("/a", "b"), environ) == str(tmp_path / "rclone")
+        read_only = BucketMount("/a", "b", endpoint=GCS, read_only=True)
+        assert tools.tool_for(read_only, environ) == str(tmp_path / "rclone")
+    except ExecutionError as error:
+        # Where nothing can be mounted that is said before.
+        assert "/dev/fuse" in str(error)
