@@ -9,7 +9,7 @@ from ..wire.ids import new_id
 from ..wire.spec import WebSpec
 from ..wire.web import CALL, FIELDS, PATIENCE, PREFIX, patience_of
 from ._pool import STUCK_AFTER
-from ._web_threads import RequestExecutor, RequestThread, in_thread, owner
+from ._web_threads import RequestExecutor, RequestThread, follow_anyio, owner
 
 if TYPE_CHECKING:
     from ._web import WebPool
@@ -42,11 +42,14 @@ def make_app(spec: WebSpec, function: Callable[..., Any], name: str, slots: int)
         BaseException: what the function raises.
     """
     if spec.kind == "endpoint":
-        return Served(_fastapi(spec, function, name), name, lifespan=False)
+        app = _fastapi(spec, function, name)
+        follow_anyio()
+        return Served(app, name, lifespan=False)
     made = function()
     if not callable(made):
         raise InvalidError(f"{name} returned {made!r}; it must return the {spec.kind.upper()} app")
     if spec.kind == "asgi":
+        follow_anyio()
         return Served(made, name)
     from a2wsgi import WSGIMiddleware  # type: ignore[import-not-found, unused-ignore]
 
@@ -88,7 +91,7 @@ def _fastapi(spec: WebSpec, function: Callable[..., Any], name: str) -> App:
         allow_methods=["*"],
         allow_headers=["*"],
     )
-    app.add_api_route("/", in_thread(function), methods=[spec.method])
+    app.add_api_route("/", function, methods=[spec.method])
     made: App = app
     return made
 
@@ -295,10 +298,13 @@ class Request:
 
     def cancel(self) -> None:
         """Cancel the work."""
+        if self._task is None or self._task.done():
+            # A thread may go on for what the request has left behind.
+            return
         if self._in_thread():
             assert self.thread is not None
             self.thread.interrupt()
-        elif self._task is not None and not self._task.done():
+        else:
             self._task.cancel()
 
 
@@ -340,7 +346,8 @@ def _adapt(scope: Dict[str, Any], state: Dict[str, Any]) -> Tuple[str, Optional[
 async def _say_late(scope: Dict[str, Any], send: Send, timeout: float) -> None:
     if scope["type"] != "http":
         return
-    text = f"the request ran longer than the Function's timeout of {timeout:g} s\n".encode()
+    why = f"the request ran longer than the Function's timeout of {timeout:g} s"
+    text = f"504 Gateway Timeout: {why}\n".encode()
     fields = [(b"content-type", b"text/plain; charset=utf-8"), (b"content-length", b"%d" % len(text))]
     await send({"type": "http.response.start", "status": 504, "headers": fields})
     await send({"type": "http.response.body", "body": text})

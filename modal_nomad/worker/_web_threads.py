@@ -5,11 +5,10 @@ container's ``max_inputs``, or waiting for ever for somebody who takes its next 
 at, and the task goes on when it has ended.
 """
 
-import inspect
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
-from functools import update_wrapper
-from types import FunctionType
+from functools import wraps
 from typing import Any, Callable, Mapping, Optional, Protocol, Sequence
 
 from ..exception import InputCancellation
@@ -21,6 +20,8 @@ class Owner(Protocol):
 
     thread: "Optional[RequestThread]"
 
+
+_FOLLOWED = "_modal_nomad_followed"
 
 owner: "ContextVar[Optional[Owner]]" = ContextVar("modal_nomad_web_request", default=None)
 """The request that code runs for, in threads as well."""
@@ -78,22 +79,30 @@ class RequestExecutor(ThreadPoolExecutor):
         return super().submit(thread.run)
 
 
-def in_thread(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that FastAPI takes for the same one, and that its request knows when it runs."""
-    if inspect.iscoroutinefunction(inspect.unwrap(function)):
-        return function
+def _run(function: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+    """Call code in this thread, for the request that it belongs to."""
+    request = owner.get()
+    if request is None:
+        return function(*args, **kwargs)
+    request.thread = thread = RequestThread(function, args, kwargs)
+    return thread.run()
 
-    def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        request = owner.get()
-        if request is None:
-            return function(*args, **kwargs)
-        request.thread = thread = RequestThread(function, args, kwargs)
-        return thread.run()
 
-    def called(*args: Any, **kwargs: Any) -> Any:
-        return run(args, kwargs)
+def follow_anyio() -> None:
+    """Have requests know the threads that anyio runs code in: ``def`` routes of FastAPI and Starlette.
 
-    # FastAPI looks the names of annotations up in the function's globals.
-    names = getattr(function, "__globals__", {})
-    made = FunctionType(called.__code__, names, called.__name__, None, called.__closure__)
-    return update_wrapper(made, function)
+    To be called when the user's app is made: who has not imported anyio by then is not followed.
+    """
+    module: Any = sys.modules.get("anyio.to_thread")
+    if module is None or hasattr(module.run_sync, _FOLLOWED):
+        return
+    run_sync = module.run_sync
+
+    @wraps(run_sync)
+    async def followed(func: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        if owner.get() is None:
+            return await run_sync(func, *args, **options)
+        return await run_sync(_run, func, args, {}, **options)
+
+    setattr(followed, _FOLLOWED, True)
+    module.run_sync = followed

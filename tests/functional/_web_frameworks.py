@@ -5,10 +5,12 @@ As in ``_web_served``, the packages of the tests' own environment stand in for t
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,40 @@ PAGE = """<!doctype html>
   </body>
 </html>
 """
+
+
+def note(folder: str, error: BaseException | None = None) -> None:
+    (Path(folder) / ("ended" if error else "begun")).write_text(type(error).__name__)
+
+
+def work(folder: str) -> Any:
+    """Work that ends when somebody ends it: as it is, or as what an answer is made of."""
+    note(folder)
+    try:
+        while True:
+            time.sleep(0.01)
+    except BaseException as error:
+        note(folder, error)
+        raise
+
+
+def working(folder: str) -> Any:
+    yield b"first"
+    yield work(folder)
+
+
+async def work_async(folder: str) -> Any:
+    note(folder)
+    try:
+        await asyncio.Event().wait()
+    except BaseException as error:
+        note(folder, error)
+        raise
+
+
+async def working_async(folder: str) -> Any:
+    yield b"first"
+    yield await work_async(folder)
 
 
 @app.function(env=packages, max_containers=1)
@@ -93,6 +129,10 @@ def fastapi() -> Any:
     # What the annotations name is imported here, where FastAPI cannot look it up.
     upload.__annotations__["request"] = Request
     socket.__annotations__["websocket"] = WebSocket
+    made.get("/work/async")(work_async)
+    made.get("/work/def")(work)
+    made.get("/work/streamed")(lambda folder: StreamingResponse(working(folder)))
+    made.get("/work/streamed-async")(lambda folder: StreamingResponse(working_async(folder)))
     made.get("/", response_class=HTMLResponse)(page)
     made.get("/style.css")(style)
     made.get("/events")(events)
@@ -129,8 +169,16 @@ def starlette() -> Any:
         answer.set_cookie("seen", "before", httponly=True)
         return answer
 
+    async def at_work(request: Any) -> Any:
+        await work_async(request.query_params["folder"])
+
+    def at_work_def(request: Any) -> Any:
+        work(request.query_params["folder"])
+
     return Starlette(
         routes=[
+            Route("/work/async", at_work),
+            Route("/work/def", at_work_def),
             Route("/where", where, name="where"),
             Route("/moved", moved),
             Route("/cookie", cookie),
@@ -161,6 +209,11 @@ def flask() -> Any:
         sent = package.request.files["file"]
         return {"name": sent.filename, "bytes": len(sent.read())}
 
+    made.add_url_rule("/work/def", "work", lambda: work(package.request.args["folder"]))
+    made.add_url_rule(
+        "/work/streamed", "working", lambda: package.Response(working(package.request.args["folder"]))
+    )
+
     @made.route("/stream")
     def stream() -> Any:
         return package.Response((f"line {x}\n" for x in range(1000)), mimetype="text/plain")
@@ -182,6 +235,7 @@ def django() -> Any:
     settings.configure(
         DEBUG=True,
         ALLOWED_HOSTS=["*"],
+        SECURE_PROXY_SSL_HEADER=("HTTP_X_FORWARDED_PROTO", "https"),
         SECRET_KEY="of a test",
         ROOT_URLCONF=urls,
         STATIC_URL="static/",
@@ -227,14 +281,25 @@ def django() -> Any:
     from django.contrib.staticfiles.handlers import StaticFilesHandler
     from django.core.management import call_command
     from django.core.wsgi import get_wsgi_application
-    from django.http import HttpResponse
+    from django.http import HttpResponse, StreamingHttpResponse
     from django.urls import path
 
     def visits(request: Any) -> HttpResponse:
         request.session["visits"] = request.session.get("visits", 0) + 1
         return HttpResponse(f"visit {request.session['visits']} by {request.user}")
 
-    urls.urlpatterns = [path("admin/", admin.site.urls), path("visits", visits)]
+    async def scheme(request: Any) -> HttpResponse:
+        await asyncio.sleep(0)
+        return HttpResponse(request.scheme)
+
+    urls.urlpatterns = [
+        path("admin/", admin.site.urls),
+        path("visits", visits),
+        path("scheme", scheme),
+        path("stream", lambda request: StreamingHttpResponse(f"line {x}\n" for x in range(1000))),
+        path("work/def", lambda request: work(request.GET["folder"])),
+        path("work/streamed", lambda request: StreamingHttpResponse(working(request.GET["folder"]))),
+    ]
     call_command("migrate", verbosity=0)
     get_user_model().objects.create_superuser("ann", "ann@example.com", "secret")
     return StaticFilesHandler(get_wsgi_application())

@@ -220,7 +220,9 @@ def test_an_error_shows_nothing_of_the_code(base: str) -> None:
 @pytest.mark.parametrize("label", ["served-lacking-dev", "served-nobody-listens-dev", "served-unstarted-dev"])
 def test_a_container_that_cannot_start(base: str, label: str) -> None:
     answer = get(f"{base}/{label}/")
-    assert answer.status_code == 500 and answer.text == "the endpoint could not start: its logs say why\n"
+    assert answer.status_code == 500 and answer.text == (
+        "500 Internal Server Error: the endpoint could not start: its logs say why\n"
+    )
 
 
 def test_the_logs_say_why(base: str, live: Live) -> None:
@@ -433,7 +435,9 @@ def listening_ports(pid: int) -> list[int]:
 
 def test_proxy_auth(base: str, live: Live) -> None:
     url = f"{base}/served-model-secret-dev/"
-    assert get(url).status_code == 401
+    refused = get(url)
+    assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Modal-Key"
+    assert refused.text.startswith("401 Unauthorized: ") and "modal-nomad proxy-token create" in refused.text
     made = live.request("proxy_token.create", label="a test")
     fields = {"Modal-Key": made["token_id"], "Modal-Secret": made["token_secret"]}
     assert get(url, headers={**fields, "Modal-Secret": "wrong"}).status_code == 401

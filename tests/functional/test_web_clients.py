@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 import re
 import shutil
+import socket
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urlencode, urlsplit
 
 import httpx
 import pytest
 import websockets
-from conftest import Live
+from conftest import Live, until
 
 LIMIT = 90.0
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -129,6 +131,16 @@ def test_django(site: Site) -> None:
         assert page.status_code == 200 and "Site administration" in page.text
         assert client.get("/visits").text == "visit 3 by ann"
         assert "ann@example.com" in client.get("/admin/auth/user/").text
+        # Its check of where a form comes from goes by what the gateway says, whatever a client says.
+        secure = {"X-Forwarded-Proto": "https"}
+        assert client.get("/scheme", headers=secure).text == "http"
+        token = re.search(r'name="csrfmiddlewaretoken" value="([^"]+)"', client.get("/admin/").text)
+        assert token is not None
+        out = {"csrfmiddlewaretoken": token.group(1)}
+        for origin, status in ((f"https://{host['Host']}", 403), (f"http://{host['Host']}", 200)):
+            told = {"Origin": origin, **secure}
+            assert client.post("/admin/logout/", data=out, headers=told).status_code == status
+        assert client.get("/stream").text.count("line ") == 1000
     # What depends on the request alone works by the path, too.
     by_path = httpx.get(site.at("django", "/admin/"), timeout=LIMIT)
     assert by_path.headers["location"].startswith("/frameworks-django-dev/admin/login/")
@@ -142,6 +154,37 @@ def test_http_server(site: Site, client: httpx.Client) -> None:
     assert client.get(f"{base}/not-there").status_code == 404
     # What its HTTP/1.0 does not know.
     assert client.post(f"{base}/hello.txt").status_code == 501
+
+
+WORK = [
+    *[("fastapi", kind) for kind in ("async", "def", "streamed", "streamed-async")],
+    *[("starlette", kind) for kind in ("async", "def")],
+    *[(name, kind) for name in ("flask", "django") for kind in ("def", "streamed")],
+]
+
+
+def test_who_leaves_ends_what_works_for_them(site: Site, tmp_path: Path) -> None:
+    left: list[tuple[Path, socket.socket]] = []
+    try:
+        for name, kind in WORK:
+            folder = tmp_path / f"{name}-{kind}"
+            folder.mkdir()
+            sock = socket.create_connection(("127.0.0.1", site.port), timeout=LIMIT)
+            left.append((folder, sock))
+            target = f"/frameworks-{name}-dev/work/{kind}?{urlencode({'folder': str(folder)})}"
+            sock.sendall(f"GET {target} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        for folder, _ in left:
+            until((folder / "begun").exists, what=f"the beginning of {folder.name}")
+    finally:
+        for _, sock in left:
+            sock.close()
+    for folder, _ in left:
+        ended = "CancelledError" if folder.name.endswith("async") else "InputCancellation"
+        until(functools.partial(holds, folder / "ended", ended), what=f"the end of {folder.name}")
+
+
+def holds(file: Path, text: str) -> bool:
+    return file.exists() and file.read_text() == text
 
 
 # --- clients --------------------------------------------------------------------------------------

@@ -37,6 +37,11 @@ _FULL_SECONDS = 0.05
 """A container that had no place is left alone for so long, or until a request of ours ends there."""
 _REFUSED_AT = 2
 _RETRY_AFTER = b"Retry-After: 1\r\n"
+_CHALLENGE = b"WWW-Authenticate: Modal-Key\r\n"
+_NO_TOKEN = (
+    "this endpoint needs a proxy auth token (modal-nomad proxy-token create) in the header fields Modal-Key "
+    "and Modal-Secret"
+)
 _LEFT = "the endpoint was stopped"
 
 CheckToken = Callable[[str, str, Route], Awaitable[bool]]
@@ -215,7 +220,7 @@ class Gateway(Router):
         if route.requires_proxy_auth:
             key, secret = request.value(b"modal-key"), request.value(b"modal-secret")
             if key is None or secret is None:
-                exchange.refuse(401, "this endpoint needs the fields Modal-Key and Modal-Secret")
+                exchange.refuse(401, _NO_TOKEN, _CHALLENGE)
                 return
             self._background(self._authorize(exchange, route, key, secret))
             return
@@ -232,7 +237,9 @@ class Gateway(Router):
         if allowed:
             self._admit(exchange)
         else:
-            exchange.refuse(401, "the proxy auth token in Modal-Key and Modal-Secret is not known here")
+            exchange.refuse(
+                401, "the proxy auth token in Modal-Key and Modal-Secret is not known here", _CHALLENGE
+            )
 
     def _admit(self, exchange: Exchange) -> None:
         request = exchange.request

@@ -114,8 +114,8 @@ class Routes:
         """Return what is said where ``find`` finds nothing."""
         if host_of(authority) in LOOPBACK and self.domain == "localhost":
             return (
-                f"{NOT_HERE}; on this host endpoints are at /<label>, and one whose pages link to paths "
-                "without it is better asked at <label>.localhost"
+                f"{NOT_HERE}; on this host endpoints are at /<label>, and at <label>.localhost for pages "
+                "that link to paths without it"
             )
         return NOT_HERE
 

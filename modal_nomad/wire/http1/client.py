@@ -29,9 +29,11 @@ _REASONS = {
     404: b"Not Found",
     405: b"Method Not Allowed",
     408: b"Request Timeout",
+    409: b"Conflict",
     413: b"Content Too Large",
     414: b"URI Too Long",
     417: b"Expectation Failed",
+    421: b"Misdirected Request",
     431: b"Request Header Fields Too Large",
     500: b"Internal Server Error",
     501: b"Not Implemented",
@@ -345,10 +347,12 @@ class Client(asyncio.Protocol):
         complete = self._body is None and not close
         if not complete:
             self._keep_alive = False
-        data = text.encode() + b"\n" if text else b""
+        reason = _REASONS.get(status, b"")
+        # A browser shows the text alone.
+        data = b"%d %b: %b\n" % (status, reason, text.encode()) if text else b""
         head = b"HTTP/1.1 %d %b\r\n%bContent-Type: text/plain; charset=utf-8\r\nContent-Length: %d\r\n" % (
             status,
-            _REASONS.get(status, b""),
+            reason,
             fields,
             len(data),
         )
