@@ -85,7 +85,8 @@ def _found_by_consul_alone(consul: Consul, folder: Path, key: dict[str, str]) ->
         def there(label: str) -> bool:
             return ask(label, params={"name": "you"}).status_code not in (404, 503)
 
-        until(lambda: there("contract-rows-greet") and there("contract-rows-asgi"))
+        labels = ("contract-rows-greet", "contract-rows-model-page", "contract-rows-asgi")
+        until(lambda: all(map(there, labels)))
         assert ask("contract-rows-greet", params={"name": "you"}).json() == "hi you"
         # Of the same class, so in the same container.
         assert ask("contract-rows-model-page").text == "hi"

@@ -166,7 +166,7 @@ def test_a_dispatcher_killed_amid_a_commit_of_many_files(own: Live) -> None:
     thread = threading.Thread(target=upload)
     thread.start()
     decided = "SELECT count(*) FROM volume_stages WHERE commit_id != ''"
-    until(lambda: uploaded.is_set() or store.execute(decided).fetchone()[0])
+    until(lambda: uploaded.is_set() or store.execute(decided).fetchone()[0], 250)
     own.kill()
     store.close()
     # Whoever looks now waits for the rest of it.

@@ -94,7 +94,7 @@ def test_each_has_the_rights_that_the_page_names_and_no_others(consul: Consul, n
         reader = Gateway(made, NOBODY, "reader", "", token(consul, "gateway", f"{rights}\n{own}"))
         stack.callback(reader.close)
         until(lambda: reader.get().status_code == 200)
-        assert consul.get("/v1/catalog/service/modal-gateway")
+        until(lambda: consul.get("/v1/catalog/service/modal-gateway"))
         # Whose token is none is told what it has to be.
         with pytest.raises(RuntimeError, match='service "modal-gateway" with policy write'):
             Gateway(made, NOBODY, "stranger", "", str(uuid.uuid4()))

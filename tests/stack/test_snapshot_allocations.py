@@ -155,8 +155,8 @@ assert second[0] == first[0] != second[1], "the second is forked"
 assert len({first[3], second[3]}) == len({first[4], second[4]}) == 2, "in an allocation of its own"
 assert second[3] in second[5], "what is imported later comes from there"
 until(lambda: state(second[3]) == "complete", "the forked container ends")
-log = ask(f"/v1/client/fs/logs/{second[3]}?task=container&type=stdout&plain=true").decode()
-assert log == f"printed in {second[3]}\\n", log
+log = f"/v1/client/fs/logs/{second[3]}?task=container&type=stdout&plain=true"
+until(lambda: ask(log).decode() == f"printed in {second[3]}\\n", "its log")
 
 # Nomad stops the allocation of a forked container: it finishes what it runs.
 call, allocation, pid = hold()

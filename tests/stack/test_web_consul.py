@@ -127,7 +127,8 @@ def test_containers_are_found_by_consul(stack: Stack) -> None:
             assert not any("traefik" in x for x in service["Tags"])
             assert service["Meta"]["label"] == "found-web" and service["Meta"]["container"].startswith("ta-")
             assert service["Meta"]["job"] == "default/found-web" and service["Meta"]["version"]
-            assert consul.get("/v1/catalog/service/modal-gateway")
+            # The agent has it at once, the catalog in its own time.
+            until(lambda: consul.get("/v1/catalog/service/modal-gateway"))
             pids = [int(x) for x in _dispatcher_pids(url)]
             for number in pids:
                 os.kill(number, signal.SIGKILL)
@@ -150,7 +151,7 @@ def test_containers_are_found_by_consul(stack: Stack) -> None:
     finally:
         for gateway in gateways:
             gateway.close()
-    assert not consul.get("/v1/catalog/service/modal-gateway")
+    until(lambda: not consul.get("/v1/catalog/service/modal-gateway"))
 
 
 def _dispatcher_pids(url: str) -> list[str]:
