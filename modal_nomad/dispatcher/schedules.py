@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Protocol
 
-from modal_nomad._schedule_times import next_run
+from modal_nomad._schedule_times import is_repeated, next_run
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher._containers import FunctionState
 from modal_nomad.dispatcher._durable_calls import DurableCalls
@@ -27,6 +27,7 @@ from modal_nomad.dispatcher.store.schedules import ScheduleRecord
 from modal_nomad.engines.base import Engine, EngineError
 from modal_nomad.exception import NotFoundError
 from modal_nomad.render import schedule_job, schedule_job_id
+from modal_nomad.wire import frames
 from modal_nomad.wire.ids import timed_id
 from modal_nomad.wire.serialization import dumps
 from modal_nomad.wire.spec import ScheduleSpec, content_key
@@ -36,6 +37,8 @@ logger = logging.getLogger("modal_nomad.dispatcher")
 _LONGEST_SLEEP = 30.0
 """The clock may be set: a sleep until a far time would not notice."""
 _RETRY_SECONDS = 5.0
+_SET_BACK = 3 * 3600.0
+"""A clock that is set back by less repeats no run and delays one by as much; after more all begins anew."""
 
 
 class _Submit(Protocol):
@@ -173,9 +176,9 @@ class Schedules:
             wait = _LONGEST_SLEEP
             for record in list(self._records.values()):
                 left = record.next_at - self._clock()
-                if left <= 0:
+                if left <= 0 or self._was_set_back(record):
                     try:
-                        await self._due(record)
+                        await (self._due(record) if left <= 0 else self._begin_anew(record))
                         left = 0.0
                     except StoreError as error:
                         logger.error("a scheduled run waits for the store: %s", error)
@@ -185,6 +188,23 @@ class Schedules:
                 await asyncio.wait_for(self._changed.wait(), wait)
             except asyncio.TimeoutError:
                 continue
+
+    def _was_set_back(self, record: ScheduleRecord) -> bool:
+        """Say whether a run is further away than it can be: it was counted from a time that was none."""
+        later = self._clock() + _SET_BACK
+        return record.anchor > later or next_run(record.spec, later, record.anchor) < record.next_at
+
+    async def _begin_anew(self, record: ScheduleRecord) -> None:
+        if self._records.get(record.function_id) is not record:
+            return
+        now = self._clock()
+        anchor = min(record.anchor, now)
+        logger.warning(
+            "the clock was set back by hours: the schedule of %s is counted anew", record.function_id
+        )
+        await self._write(
+            dataclasses.replace(record, anchor=anchor, next_at=next_run(record.spec, now, anchor)), record
+        )
 
     async def _due(self, record: ScheduleRecord) -> None:
         if self._records.get(record.function_id) is not record:
@@ -228,6 +248,11 @@ class Schedules:
             raise NotFoundError(f"job {parent} belongs to no deployed Function: stop it in Nomad")
         _, _, launch = child.rpartition("-")
         at = float(launch) if launch.isdecimal() else self._clock()
+        if state.spec.schedule is not None and is_repeated(state.spec.schedule, at):
+            logger.info(
+                "a run of %s is left out: the clocks were set back, and it was made before", state.label
+            )
+            return StoredOutput(0, frames.SUCCESS, b"")
         call_id = _call_id([state.function_id, child], min(at, self._clock()))
         await self._submit(call_id, state.function_id, [(0, self._payload, 0)], 1)
         return await self._durable.result(call_id, 0, timeout)

@@ -18,11 +18,13 @@ from modal_nomad._schedule_times import next_run
 from modal_nomad.dispatcher._containers import FunctionState
 from modal_nomad.dispatcher.schedules import Schedules
 from modal_nomad.dispatcher.store import FunctionRecord, SqliteStore, StoreError
+from modal_nomad.dispatcher.store.base import StoredOutput
 from modal_nomad.engines.base import Engine
 from modal_nomad.exception import InvalidError
-from modal_nomad.render import RenderSettings, render_function, schedule_job
+from modal_nomad.render import RenderSettings, render_function, schedule_job, schedule_job_id
 from modal_nomad.schedule import Schedule
 from modal_nomad.wire.crontab import plain
+from modal_nomad.wire.frames import SUCCESS
 from modal_nomad.wire.spec import FunctionSpec, ScheduleSpec
 
 DAY = 86400.0
@@ -174,6 +176,9 @@ class _Engine:
 class _Durable:
     def __init__(self) -> None:
         self.ids: set[str] = set()
+
+    async def result(self, call_id: str, index: int, timeout: float) -> StoredOutput:
+        return StoredOutput(index, SUCCESS, b"")
 
 
 class Rig:
@@ -355,6 +360,56 @@ async def test_the_timer_makes_what_is_due(rig: Rig) -> None:
     await rig.deploy(modal.Period(hours=1))
     await rig.made_calls(2)
     timer.cancel()
+
+
+async def test_a_clock_that_is_set_back_by_hours_silences_no_schedule(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As that of a machine that woke up in the wrong year and was told the time."""
+    away = 10 * 366 * DAY
+    rig.now += away
+    await rig.deploy(modal.Cron("0 * * * *"))
+    await rig.deploy(modal.Period(days=1), "fu-2")
+    rig.now -= away
+    anew, put, seen = asyncio.Event(), rig.store.put_schedule, []
+
+    async def noted(record: Any) -> None:
+        await put(record)
+        seen.append(record.function_id)
+        if len(seen) == 2:
+            anew.set()
+
+    monkeypatch.setattr(rig.store, "put_schedule", noted)
+    timer = asyncio.ensure_future(rig.schedules.run())
+    await anew.wait()
+    timer.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await timer
+    assert {x.function_id: x.next_at - rig.now for x in await rig.store.schedules()} == {
+        "fu-1": 3600.0,
+        "fu-2": DAY,
+    }
+
+
+async def test_a_clock_that_is_set_back_a_little_repeats_no_run(rig: Rig) -> None:
+    await rig.deploy(modal.Cron("0 6 * * *"))
+    await rig.pass_time(6 * 3600 + 1)
+    (record,) = rig.schedules._records.values()
+    rig.now -= 2 * 3600
+    assert not rig.schedules._was_set_back(record)
+    rig.now -= 2 * 3600
+    assert rig.schedules._was_set_back(record)
+
+
+async def test_a_launch_of_an_hour_that_the_clocks_repeat_makes_no_second_run(rig: Rig) -> None:
+    state = await rig.deploy(modal.Cron("30 2 * * *", timezone="Europe/Berlin"))
+    first = int(at("2026-10-25 00:30"))
+    rig.now = first + 7200.0
+    name = schedule_job_id(state.job_id)
+    for launch in (first, first + 3600):
+        output = await rig.schedules.launched(f"{name}/periodic-{launch}", state.namespace, 0.0)
+        assert output is not None and output.status == SUCCESS
+    assert len(rig.calls) == 1
 
 
 # --- Nomad ------------------------------------------------------------------------------------------
