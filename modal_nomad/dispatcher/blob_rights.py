@@ -71,8 +71,8 @@ class BlobRights:
         self._used = False
 
     async def open(self) -> None:
-        """Look whether any right was ever given."""
-        self._used = await self._store.has_blob_holders()
+        """Look whether any scope was ever given a right."""
+        self._used = await self._store.has_blob_holders(_ARTIFACTS)
 
     @property
     def used(self) -> bool:
@@ -180,12 +180,12 @@ class BlobRights:
         """
         for known in self._known.values():
             known.difference_update(names)
-        if self._used and names:
+        if names:
             await self._store.remove_blob_holders(list(names), self._clock() - older_than)
 
     async def _put(self, holder: str, names: list[str]) -> None:
         if names:
-            self._used = True
+            self._used = self._used or holder != _ARTIFACTS
             await self._store.put_blob_holder(holder, names)
             self._note(holder, names)
 

@@ -28,8 +28,8 @@ class SqlBlobHolders(SqlPart):
 
         return await self._look(look)
 
-    async def has_blob_holders(self) -> bool:
-        return bool(await self._rows("SELECT 1 FROM blob_holders LIMIT 1"))
+    async def has_blob_holders(self, besides: str) -> bool:
+        return bool(await self._rows("SELECT 1 FROM blob_holders WHERE holder != ? LIMIT 1", (besides,)))
 
     async def put_blob_holder(self, holder: str, names: Sequence[str]) -> None:
         rows = [(sha, holder, self._clock()) for sha in names]

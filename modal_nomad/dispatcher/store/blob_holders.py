@@ -14,8 +14,8 @@ class BlobHolderStore(abc.ABC):
         """Return who holds each of some blobs; those that nobody holds are left out."""
 
     @abc.abstractmethod
-    async def has_blob_holders(self) -> bool:
-        """Tell whether anybody holds any."""
+    async def has_blob_holders(self, besides: str) -> bool:
+        """Tell whether anybody but one holds any."""
 
     @abc.abstractmethod
     async def put_blob_holder(self, holder: str, names: Sequence[str]) -> None:
