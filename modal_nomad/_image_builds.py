@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .gpu import GPU
     from .image import Image
     from .mount import Mount
+    from .nomad import Placement
     from .secret import Secret
 
 _HOSTS = {"github.com": "GITHUB_TOKEN", "gitlab.com": "GITLAB_TOKEN"}
@@ -300,68 +301,70 @@ class Builds:
         *,
         env: Mapping[str, str | None] | None = None,
         include_source: bool = True,
+        nomad: Placement | None = None,
     ) -> Image:
         """Run a function while the Image is built; what it changes in the file system becomes part of it.
 
-        It has what a Function has: Secrets, Volumes, and the API, by which it reaches Dicts, Queues and other
-        Functions. The layer is built anew when its source, its arguments, the values of the globals that it
-        names or the Volumes that it is given change, but not when what is in those does.
+        It is a Function of its own, whose Image is what was built so far: it is placed, limited and given
+        what it asks for as any other, and is run again when its container is lost. The layer is built anew
+        when its source, its arguments, the values of the globals that it names or the Volumes that it is
+        given change, but not when what is in those does.
 
         Args:
             raw_f: a plain function, sync or async.
             secrets: whose variables it sees.
-            gpu: what it sees.
+            gpu: as in `App.function`.
             mounts: deprecated: whose files are there before it runs.
-            volumes: Volumes by paths; they are fetched before it runs, committed when it has ended, and no
-                part of the Image.
-            network_file_systems: NetworkFileSystems by paths.
+            volumes: Volumes and buckets by paths; they are no part of the Image.
+            network_file_systems: NetworkFileSystems by paths, the same.
             cpu: processors, or a pair (request, limit).
             memory: MiB, or a pair (request, limit).
             timeout: seconds that it may run.
             force_build: build this and the later steps anew.
-            cloud: refused: where images are built is the operator's choice.
-            region: as ``cloud``.
+            cloud: as in `App.function`.
+            region: the same.
             args: its positional arguments.
             kwargs: its keyword arguments.
             env: environment variables of this step.
             include_source: whether its module, and what that imports, travel along.
+            nomad: as in `App.function`.
 
         Raises:
-            InvalidError: for a lambda and what is no function; for what a build has not: buckets, Volumes of
-                Nomad's, ``cloud`` and ``region``.
+            InvalidError: for a lambda and what is no function, and as `App.function` does.
 
         Example:
             >>> def download():
             ...     Path("/model").write_text("parameters")
-            >>> image = Image.debian_slim().pip_install("torch").run_function(download)
+            >>> image = Image.debian_slim().pip_install("torch").run_function(download, region="eu")
         """
         from ._image_files import LocalFiles
-        from ._image_function import FunctionStep, build_volumes, check_function
-        from ._options import _request_and_limit, _seconds, mounts_of
-        from ._volume_mounts import check_apart, check_network_file_systems
+        from ._image_function import FunctionStep, check_function
+        from ._options import function_options, mounts_of
+        from ._volume_mounts import check_apart
 
         check_function(raw_f)
-        for name, place in (("cloud", cloud), ("region", region)):
-            if place:
-                raise InvalidError(
-                    f"run_function takes no {name}=: the operator says where Images are built; take it away,"
-                    " or do the work in a Function"
-                )
         if not isinstance(args, Sequence) or isinstance(args, str) or not isinstance(kwargs, Mapping):
             raise InvalidError(f"run_function got args={args!r}, kwargs={kwargs!r}; give a list and a dict")
-        options, used = step_options("run_function", env, secrets, gpu)
-        options["timeout"] = _seconds("timeout", timeout) or 86400.0
-        for name, unit, value in (("cpu", "processors", cpu), ("memory", "MiB", memory)):
-            if value is not None:
-                options[name] = list(_request_and_limit(name, unit, value, whole=name == "memory"))
-        shared = check_network_file_systems(network_file_systems or {})
-        mounted = build_volumes(volumes)
-        check_apart(mounted, shared)
+        options = function_options(
+            env=env,
+            cpu=cpu,
+            memory=memory,
+            gpu=gpu,
+            timeout=86400 if timeout is None else timeout,
+            region=region,
+            cloud=cloud,
+            nomad=nomad,
+            secrets=secrets,
+            volumes=volumes,
+            network_file_systems=network_file_systems,
+            include_source=include_source,
+        )
+        check_apart(options.volumes, options.network_file_systems)
         image: Any = self
         wishes: list[LocalFiles] = [x for mount in mounts_of("run_function", mounts) for x in mount._wishes]
         if wishes:
             image = image._add_local("run_function(mounts=...)", wishes, True)
-        step = FunctionStep(raw_f, tuple(args), dict(kwargs), options, used, include_source, mounted, shared)
+        step = FunctionStep(raw_f, options, tuple(args), dict(kwargs))
         return cast("Image", image._build_step(step, "run_function", force_build))
 
     def _layer(

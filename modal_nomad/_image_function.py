@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import inspect
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ._function_info import FunctionInfo, function_info
 from ._image_resolved import Contents, Resolved
+from ._secret_refs import reference_of
+from ._volume_mounts import buckets_in, volumes_in
 from .exception import InvalidError
+from .wire.mounts import NfsMount, SecretRef
 from .wire.spec import FunctionSpec, ImageLayer, content_key
 
 if TYPE_CHECKING:
+    from ._options import FunctionOptions
     from .network_file_system import NetworkFileSystem
     from .secret import Secret
     from .volume import Volume
@@ -24,38 +28,45 @@ MAX_ARGUMENT_BYTES = 2 << 20
 
 @dataclass(frozen=True)
 class FunctionStep:
-    """A function to run; what it changes in the file system is the layer.
+    """A function to run as a Function of its own; what it changes in the file system is the layer.
 
     Attributes:
         raw_f: the function.
         args: its positional arguments.
         kwargs: its keyword arguments.
-        options: ``timeout`` in seconds, ``cpu``, ``memory``, ``gpu`` and ``env``.
-        secrets: whose variables it sees.
-        include_source: whether its module and what that imports travel along.
-        volumes: the Volumes that it sees, by their paths.
-        shared: the NetworkFileSystems, the same.
+        options: what its container has, as ``app.function`` takes it.
         step: the method that stated it, for messages.
         kind: as ``wire.spec.ImageLayer`` has it.
     """
 
     raw_f: Callable[..., Any]
+    options: FunctionOptions = field(hash=False)
     args: tuple[Any, ...] = field(default=(), hash=False)
     kwargs: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    options: Mapping[str, Any] = field(default_factory=dict, hash=False)
-    secrets: tuple[Secret, ...] = ()
-    include_source: bool = True
-    volumes: Mapping[str, Volume] = field(default_factory=dict, hash=False)
-    shared: Mapping[str, NetworkFileSystem] = field(default_factory=dict, hash=False)
     step: str = "run_function"
     kind: str = "function"
+
+    @property
+    def secrets(self) -> tuple[Secret, ...]:
+        """Whose variables it sees, with those of its buckets."""
+        of_buckets = (bucket.secret for bucket in buckets_in(self.options.volumes).values())
+        return (*self.options.secrets, *(secret for secret in of_buckets if secret is not None))
+
+    @property
+    def storage(self) -> list[Volume | NetworkFileSystem]:
+        """What it sees that the server has to know before."""
+        volumes = volumes_in(self.options.volumes)
+        return [*volumes.values(), *self.options.network_file_systems.values()]
 
     def definition(self) -> Any:
         """Return what makes two steps the same one, on every machine."""
         return [self.kind, getattr(self.raw_f, "__qualname__", "")]
 
-    def resolve(self) -> Resolved:
+    def resolve(self, known: Mapping[Secret, SecretRef] | None) -> Resolved:
         """Pack the function, its code and its arguments.
+
+        Args:
+            known: where each Secret is; None knows those alone that the server has anyway.
 
         Raises:
             InvalidError: the arguments are too large to travel.
@@ -64,9 +75,9 @@ class FunctionStep:
         from .config import config
         from .wire.serialization import dumps, dumps_function
 
-        info = _info(self.raw_f)
+        info, given = _info(self.raw_f), self.options
         contents = Contents()
-        code = _automount.bundle([info], config["automount"]) if self.include_source else None
+        code = _automount.bundle([info], config["automount"]) if given.include_source else None
         if code is not None:
             contents[code.sha256] = code.data
         pickled = dumps_function(info.raw_f) if info.serialized else None
@@ -85,23 +96,32 @@ class FunctionStep:
             file=code.file_of(info.module) if code is not None and info.module else None,
             serialized=info.serialized,
             function_blob=blob,
+            code_bundle=code.sha256 if code is not None else None,
+            env=given.env,
+            cpu=given.cpu,
+            memory=given.memory,
+            gpu=given.gpu,
+            timeout=given.timeout,
+            region=given.region,
+            cloud=given.cloud,
+            nomad=given.nomad,
+            secrets=tuple(reference_of(secret, known) for secret in given.secrets),
+            volumes=tuple(volume._mount(path) for path, volume in volumes_in(given.volumes).items()),
+            buckets=tuple(
+                bucket._mount(path, reference_of(bucket.secret, known) if bucket.secret else None)
+                for path, bucket in buckets_in(given.volumes).items()
+            ),
+            network_file_systems=tuple(
+                NfsMount(path, nfs._object_id or "") for path, nfs in given.network_file_systems.items()
+            ),
         )
+        plain = FunctionSpec("", "").to_dict()
         options = {
-            **self.options,
-            "name": info.name,
-            "key": _key(info, arguments, [self.volumes, self.shared]),
-            "volumes": [asdict(volume._mount(path)) for path, volume in self.volumes.items()],
-            "network_file_systems": [
-                {"path": path, "nfs_id": nfs._object_id or ""} for path, nfs in self.shared.items()
-            ],
-            "function": {key: value for key, value in spec.to_dict().items() if key in _SENT},
+            "key": _key(info, arguments, given),
+            "function": {name: value for name, value in spec.to_dict().items() if value != plain[name]},
             "arguments": _keep(contents, arguments),
-            "code": code.sha256 if code is not None else "",
         }
         return Resolved(ImageLayer(self.kind, (), options), contents)
-
-
-_SENT = ("app", "name", "module", "qualname", "file", "serialized", "function_blob")
 
 
 def check_function(raw_f: Any) -> None:
@@ -112,26 +132,6 @@ def check_function(raw_f: Any) -> None:
         )
     if not inspect.isroutine(raw_f):
         raise InvalidError(f"run_function got {raw_f!r}; give a plain function, without @app.function()")
-
-
-def build_volumes(given: Any) -> dict[str, Volume]:
-    """Return the Volumes of a build step by their paths.
-
-    Raises:
-        InvalidError: for what is none, and for what only a Function's containers can have.
-    """
-    from ._volume_mounts import check_volumes, volumes_in
-
-    found = check_volumes(given)
-    volumes = volumes_in(found)
-    for path, mount in found.items():
-        backend: str = getattr(mount, "_backend", "")
-        if path not in volumes or backend:
-            raise InvalidError(
-                f"run_function has {mount!r} at {path}: while an Image is built there are modal.Volumes only;"
-                " take it from a Function"
-            )
-    return volumes
 
 
 def _info(raw_f: Callable[..., Any]) -> FunctionInfo:
@@ -145,18 +145,25 @@ def _keep(contents: Contents, data: bytes) -> str:
     return sha
 
 
-def _key(info: FunctionInfo, arguments: bytes, shown: Sequence[Mapping[str, Any]]) -> str:
+def _key(info: FunctionInfo, arguments: bytes, given: FunctionOptions) -> str:
     """Return what a change of builds the layer anew.
 
-    It is the source, the arguments, the globals that it names, and which Volumes it sees, not what they hold.
+    It is the source, the arguments, the globals that it names, whether it has GPUs, and which Volumes and
+    buckets it sees, not what they hold.
     """
     try:
         source = inspect.getsource(info.raw_f)
     except (OSError, TypeError):
         source = info.raw_f.__code__.co_code.hex()
     found = sorted(set(_globals(info.raw_f)))
-    places = [[path, x._name or x._object_id or ""] for mounts in shown for path, x in mounts.items()]
-    return content_key([source, hashlib.sha256(arguments).hexdigest(), found, *([places] if places else [])])
+    shown = (*given.volumes.items(), *given.network_file_systems.items())
+    places = [[path, _called(x)] for path, x in shown]
+    more = [x for x in (places, bool(given.gpu)) if x]
+    return content_key([source, hashlib.sha256(arguments).hexdigest(), found, *more])
+
+
+def _called(shown: Any) -> str:
+    return getattr(shown, "bucket_name", "") or shown._name or shown._object_id or ""
 
 
 def _globals(function: Any) -> Iterator[tuple[str, str]]:

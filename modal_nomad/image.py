@@ -363,8 +363,7 @@ class Image(Bases, Builds, Projects, PipInstalls, CopySteps, Named, Resolvable):
 
     def _storage(self) -> list[Volume | NetworkFileSystem]:
         """The Volumes and NetworkFileSystems of the build steps."""
-        steps = [step for step in self._steps if isinstance(step, FunctionStep)]
-        return [x for step in steps for shown in (step.volumes, step.shared) for x in shown.values()]
+        return [x for step in self._steps if isinstance(step, FunctionStep) for x in step.storage]
 
     def _resolve(
         self, force_build: bool = False, secrets: Mapping[Secret, SecretRef] | None = None
@@ -382,8 +381,9 @@ class Image(Bases, Builds, Projects, PipInstalls, CopySteps, Named, Resolvable):
             first += len(layers)
         contents = Contents()
         for step in self._steps:
-            layer, found, listed = step.resolve()
-            if used := getattr(step, "secrets", ()):
+            of_function = isinstance(step, FunctionStep)
+            layer, found, listed = step.resolve(secrets) if isinstance(step, FunctionStep) else step.resolve()
+            if not of_function and (used := getattr(step, "secrets", ())):
                 refs = [asdict(reference_of(secret, secrets)) for secret in used]
                 layer = replace(layer, options={**layer.options, "secrets": refs})
             layers.append(layer)

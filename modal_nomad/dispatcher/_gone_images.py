@@ -39,7 +39,7 @@ class GoneImages:
     def takes(self, event: ContainerEvent, function: FunctionState) -> bool:
         """Tell whether a container failed for an image that can be built anew."""
         spec = function.spec
-        if not spec.container_image or not spec.image.layers or spec.image.registry_tag:
+        if not spec.container_image or spec.container_image == spec.image.registry_tag:
             return False
         if not isinstance(event.error, ImageGone) and _NOT_PULLED not in event.reason:
             return False

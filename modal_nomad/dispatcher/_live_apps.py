@@ -6,7 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 from modal_nomad.dispatcher import _events as ev
 from modal_nomad.dispatcher._containers import FunctionState, takes_snapshots
@@ -18,12 +18,12 @@ from modal_nomad.dispatcher._variants import Variants
 from modal_nomad.dispatcher.apps import DEFAULT_ENVIRONMENT, AppRegistry
 from modal_nomad.dispatcher.auth import Identity
 from modal_nomad.dispatcher.blob_rights import BlobRights
+from modal_nomad.dispatcher.images.steps import is_step
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.objects.registry import ObjectRegistry, check_environment
 from modal_nomad.dispatcher.schedules import Schedules
 from modal_nomad.dispatcher.scope import check, check_unscoped
 from modal_nomad.dispatcher.secrets import Secrets
-from modal_nomad.dispatcher.sessions import ClientSession
 from modal_nomad.dispatcher.store.base import FunctionRecord
 from modal_nomad.dispatcher.web import Web
 from modal_nomad.engines.base import Engine, EngineError
@@ -35,6 +35,13 @@ logger = logging.getLogger("modal_nomad.dispatcher")
 
 _RECONNECT_SECONDS = 3.0
 """After a restart clients have this long more to come back: they wait up to 2 s between attempts."""
+
+
+class Publisher(Protocol):
+    """Who publishes an App."""
+
+    identity: Identity
+    owner: str
 
 
 class LiveApps:
@@ -113,8 +120,12 @@ class LiveApps:
         """Let no App's time run out any more."""
         self._graces.close()
 
-    async def publish(self, args: dict[str, Any], session: ClientSession) -> dict[str, Any]:
+    async def publish(self, args: dict[str, Any], session: Publisher) -> dict[str, Any]:
         """Submit an App's jobs and make its Functions callable.
+
+        Args:
+            args: of ``app.publish``.
+            session: who publishes; what is ephemeral lives as long as its ``owner``.
 
         Raises:
             InvalidError: the arguments are malformed; nothing was done.
@@ -269,9 +280,11 @@ class LiveApps:
 
     async def collect_secrets(self) -> None:
         """Remove the Secrets of ended Apps that were made of values in the program."""
-        await self.secrets.collect([(f.spec, f.environment) for f in self.functions.values()])
+        found = [(f.spec, f.environment) for f in self.functions.values()]
+        steps = [x for x in found if is_step(x[0])]
+        await self.secrets.collect([x for x in found if not is_step(x[0])], steps)
 
-    def own(self, app_id: str, session: ClientSession) -> None:
+    def own(self, app_id: str, session: Publisher) -> None:
         """Bind an ephemeral App's life to a client whose token is for its environment."""
         allowed = session.identity.environments
         if allowed and self._environments.get(app_id) not in allowed:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ from modal_nomad.dispatcher.images import Images
 from modal_nomad.dispatcher.images.on_nomad import OnNomad
 from modal_nomad.dispatcher.images.on_the_spot import OnTheSpot
 from modal_nomad.dispatcher.images.room import Builder
+from modal_nomad.dispatcher.images.steps import FunctionSteps
 from modal_nomad.dispatcher.loghub import LogHub
 from modal_nomad.dispatcher.nfs import NetworkFileSystems
 from modal_nomad.dispatcher.objects.answers import Answers
@@ -134,8 +135,7 @@ class Dispatcher:
 
             namespace = str(settings.render.get("namespace", RenderSettings.namespace))
             builder = self.image_jobs = OnNomad(NomadJobs(jobs, namespace), builds, settings.address)
-        nfs = str(settings.render_dict(runtime_sha).get("nfs_directory") or "")
-        self.images = Images(store, self.secrets, builds, builder, runtime_sha, workers.mint, nfs)
+        self.images = Images(store, self.secrets, builds, builder, runtime_sha, workers.mint)
         self.proxy_tokens = ProxyTokens(store)
         # Known to all dispatchers of an installation, where there may be several.
         shared = settings.gateway_token().encode() or workers.key
@@ -172,9 +172,8 @@ class Dispatcher:
         )
         self.durable = DurableCalls(store, self.calls, settings.result_days, self.handle)
         self.schedules = Schedules(store, engine, self.functions, self.durable, self.submit_durable)
-        self.namespaces = EnvironmentNamespaces(
-            engine, RenderSettings.from_dict(settings.render_dict(runtime_sha))
-        )
+        render = settings.render_dict(runtime_sha)
+        self.namespaces = EnvironmentNamespaces(engine, RenderSettings.from_dict(render))
         bundles = frozenset((runtime_sha, web_sha))
         self.rights = BlobRights(store, blobs, self.background, bundles)
         self.live_apps = LiveApps(
@@ -192,6 +191,10 @@ class Dispatcher:
             settings.client_grace,
             self._handle_function,
             self.background,
+        )
+        self._takers: dict[str, Callable[[ev.Deliver], None]] = {}
+        self.images.steps = FunctionSteps(
+            self.live_apps, self.handle, self._takers, self.hub, blobs, self.rights, render
         )
         self.items = DurableItems(store, self.durable, self.handle, self.background)
         self.reader = CallReader(store, self.durable)
@@ -394,6 +397,8 @@ class Dispatcher:
         owner = self._call_owner.get(call_id)
         session = self.clients.get(owner) if owner is not None else None
         if session is None:
+            if (taker := self._takers.get(call_id)) is not None:
+                taker(command)
             return
         if session.identity.environments:
             outputs = command.outputs

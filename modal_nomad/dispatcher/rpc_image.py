@@ -38,8 +38,7 @@ async def _ensure(server: Dispatcher, session: ClientSession, args: Mapping[str,
         header = {"t": "log", "a": name, "f": "", "k": "", "s": 1, "ts": time.time(), "n": number}
         session.send_frame(header, [f"{line}\n".encode()])
 
-    scoped = session.identity.environments
-    built = asyncio.ensure_future(server.images.ensure(spec, environment, version, follow, scoped))
+    built = asyncio.ensure_future(server.images.ensure(spec, environment, version, follow, session.identity))
     either: tuple[asyncio.Future[Any], ...] = (built, session.peer.closed)
     await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
     if not built.done():

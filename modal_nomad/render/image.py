@@ -31,7 +31,8 @@ class BuildLayer:
         secrets: whose variables its ``RUN`` instructions see, as ``wire.mounts.SecretRef`` objects.
         gpu: whether they see the machine's GPUs.
         pull: an image that needs credentials: ``tag``, ``cloud`` and ``secrets``; empty for none.
-        function: what a Function has to do in place of instructions; empty for none.
+        function: the Function that makes it, in place of instructions: its ``function``, ``arguments``, and
+            how many layers of the specification are ``before`` it; empty for none.
         fresh: whether nothing that was built before may be used.
     """
 
@@ -84,7 +85,10 @@ class _Chain:
 
     def layers(self) -> tuple[BuildLayer, ...]:
         number = 0
-        for layer in self._spec.layers:
+        for place, layer in enumerate(self._spec.layers):
+            if layer.kind == "function" and (self._prefix or self._pull or not self._done):
+                # It is run in a container of what comes before it, all of it.
+                self._close("the settings of the image", [])
             self._salt = str(layer.options.get("build") or self._salt)
             setting = _SETTINGS.get(layer.kind)
             if setting is not None:
@@ -96,8 +100,12 @@ class _Chain:
             if layer.kind == "base":
                 self._take_base(layer)
                 continue
-            words = _words_of(layer)
-            self._add(layer, f"image step {number} ({words})")
+            step = f"image step {number} ({_words_of(layer)})"
+            if layer.kind == "function":
+                told = {name: layer.options[name] for name in ("key", "function", "arguments")}
+                self._close(step, [], function={**told, "before": place})
+                continue
+            self._add(layer, step)
         if self._prefix or self._pull or not self._done:
             self._close("the settings of the image", [])
         return tuple(self._done)
@@ -133,10 +141,6 @@ class _Chain:
         if layer.kind == "micromamba":
             self._base = self._settings.micromamba_image
             self._close(step, _micromamba(layer))
-            return
-        if layer.kind == "function":
-            told = {key: options[key] for key in _FUNCTION if key in options}
-            self._close(step, [], function=told, **more)
             return
         if layer.kind == "copy":
             (place,) = layer.args
@@ -221,7 +225,7 @@ def _words_of(layer: ImageLayer) -> str:
     if layer.kind == "dockerfile" and layer.options.get("base"):
         rest = ""
     if layer.kind == "function":
-        rest = str(layer.options.get("name", ""))
+        rest = str(layer.options["function"].get("name", ""))
     words = f"{said} {rest}".strip().replace("\n", " ")
     return words if len(words) <= 120 else f"{words[:117]}..."
 
@@ -387,10 +391,6 @@ def _uv_sync(layer: ImageLayer, settings: ImageSettings, env: str) -> list[str]:
     ]
 
 
-_FUNCTION = (
-    *("name", "key", "function", "arguments", "code", "timeout", "env"),
-    *("volumes", "network_file_systems", "cpu", "memory"),
-)
 _STEPS: Mapping[str, Callable[[ImageLayer, ImageSettings, str], list[str]]] = {
     "pip": _pip,
     "pip_private": _pip_private,

@@ -91,6 +91,43 @@ def loads(data: bytes) -> Any:
         raise DeserializationError(f"a value cannot be loaded: {text}") from error
 
 
+class _Plain(pickle.Unpickler):
+    """Loads what is made of the pickle format alone, and of no class or function."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        raise pickle.UnpicklingError(f"{module}.{name} is no plain value")
+
+
+def loads_plain(data: bytes) -> Any:
+    """Load strings, numbers, bytes, lists and dicts; for who must run nothing of a value's author.
+
+    Raises:
+        ValueError: it is anything else.
+
+    Example:
+        >>> loads_plain(dumps(["a", 1]))
+        ['a', 1]
+    """
+    import io
+
+    try:
+        return _Plain(io.BytesIO(data)).load()
+    except Exception as error:
+        raise ValueError(f"the value is not plain: {error}") from None
+
+
+def exception_text(data: bytes) -> str:
+    """Return what Python would say of an exception that ``pack_exception`` made, with its traceback.
+
+    Raises:
+        ValueError: it was not made so.
+    """
+    try:
+        return str(loads_plain(data)[0]["trace"])
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"the exception is malformed: {error!r}") from None
+
+
 def _by_value_modules() -> bool:
     module = sys.modules.get("cloudpickle")
     if module is None:

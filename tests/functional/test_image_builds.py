@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import io
 import json
 import os
 import shutil
@@ -369,15 +368,6 @@ _MADE = """
 import os
 from pathlib import Path
 
-import modal_nomad as modal
-
-SIZE = 3
-
-def made(path, *, word):
-    assert os.environ["MORE"] == "more" and not modal.is_local()
-    Path(path).write_text(f"{word * SIZE} {len(os.environ['TOKEN'])}")
-    print("the function was here")
-
 def answer():
     import mn_one
     # Not an environment that each container makes for itself.
@@ -385,24 +375,6 @@ def answer():
 
 def read():
     return Path("/kept").read_text()
-
-def fetched(kept, name):
-    here = Path("/data/given").read_text()
-    Path("/data/answer").write_text(here + "!")
-    kept.commit()
-    Path("/shared/left").write_text("for all")
-    words = modal.Dict.from_name(name)
-    words["limit"] = Path("/sys/fs/cgroup/memory.max").read_text() if V2 else words["asked"]
-    Path("/model").write_text(here)
-
-V2 = Path("/sys/fs/cgroup/cgroup.controllers").exists()
-
-def sleeps():
-    import time
-    time.sleep(3600)
-
-async def fails():
-    raise ValueError("no model today")
 """
 
 
@@ -413,67 +385,6 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(str(tmp_path))
     yield importlib.import_module("mn_made")
     del sys.modules["mn_made"]
-
-
-def test_a_function_makes_a_layer(
-    builds: Builds, made: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    secret = modal.Secret.from_dict({"TOKEN": "hunter2"})
-
-    def image(word: str) -> modal.Image:
-        return base.env({"MORE": "more"}).run_function(
-            made.made, args=["/model"], kwargs={"word": word}, secrets=[secret]
-        )
-
-    with modal.enable_output():
-        reference = build(image("ab"))
-    assert "\nthe function was here\n" in capsys.readouterr().out
-    assert builds.cat(reference, "/model") == "ababab 7"
-    assert builds.run(reference, "sh", "-c", "find /run/modal-nomad-build -type f | wc -l") == "0"
-    assert "hunter2" not in builds.docker("history", "--no-trunc", reference)
-    builds.asked()
-    assert build(image("ab")) == reference and builds.asked() == []
-    # Other arguments, and another value of a global that the source names.
-    assert builds.cat(build(image("x")), "/model") == "xxx 7"
-    monkeypatch.setattr(made, "SIZE", 2)
-    assert build(image("ab")) != reference
-
-
-def test_a_function_that_fails_says_how(builds: Builds, made: Any) -> None:
-    wanted = r"^image step 1 \(run function fails\) failed:(.|\n)*ValueError: no model today"
-    with pytest.raises(modal.exception.ImageBuildError, match=wanted):
-        build(base.run_function(made.fails))
-
-
-def test_a_function_has_what_functions_have(builds: Builds, made: Any) -> None:
-    kept = modal.Volume.from_name("mn-of-a-build", create_if_missing=True)
-    shared = modal.NetworkFileSystem.from_name("mn-shared-with-a-build", create_if_missing=True)
-    words = modal.Dict.from_name("mn-words-of-a-build", create_if_missing=True)
-    words["asked"] = str(200 << 20)
-    with kept.batch_upload(force=True) as batch:
-        batch.put_file(io.BytesIO(b"weights"), "given")
-    image = base.run_function(
-        made.fetched,
-        args=[kept, "mn-words-of-a-build"],
-        volumes={"/data": kept},
-        network_file_systems={"/shared": shared},
-        cpu=(0.5, 1),
-        memory=(64, 200),
-    )
-    reference = build(image)
-    assert b"".join(kept.read_file("answer")) == b"weights!"
-    assert b"".join(shared.read_file("left")) == b"for all"
-    assert words["limit"].strip() == str(200 << 20)
-    # What is shown there is no part of the image.
-    assert (
-        builds.run(reference, "sh", "-c", "cat /model && ls -A /data /shared") == "weights/data:\n\n/shared:"
-    )
-
-
-def test_a_function_that_takes_too_long_is_ended(builds: Builds, made: Any) -> None:
-    wanted = r"^image step 1 \(run function sleeps\) failed:(.|\n)*ran longer than its timeout of 1 s"
-    with pytest.raises(modal.exception.ImageBuildError, match=wanted):
-        build(base.run_function(made.sleeps, timeout=1))
 
 
 def test_an_image_that_somebody_removed_is_built_anew(

@@ -9,7 +9,6 @@ import pytest
 from modal_nomad._image_files import LocalFiles
 from modal_nomad._image_publish import named
 from modal_nomad.app import App
-from modal_nomad.cloud_bucket_mount import CloudBucketMount
 from modal_nomad.exception import DeprecationError, InvalidError, NotFoundError
 from modal_nomad.image import Image
 from modal_nomad.mount import Mount
@@ -360,11 +359,7 @@ def test_functions_that_cannot_be_a_step() -> None:
         (lambda: ubuntu.run_function(lambda: 1), "got a lambda"),
         (lambda: ubuntu.run_function(3), "give a plain function"),
         (lambda: ubuntu.run_function(test_nobody_has_built_it, volumes={"/v": 1}), "volumes has 1 at /v"),
-        (lambda: ubuntu.run_function(test_nobody_has_built_it, region="eu"), "run_function takes no region="),
-        (
-            lambda: ubuntu.run_function(test_nobody_has_built_it, volumes={"/v": CloudBucketMount("b")}),
-            "there are modal.Volumes only",
-        ),
+        (lambda: ubuntu.run_function(test_nobody_has_built_it, region=[1]), "region is "),
         (lambda: ubuntu.run_function(test_nobody_has_built_it, args="x"), "give a list and a dict"),
         (lambda: ubuntu.run_function(test_nobody_has_built_it, timeout=0), "timeout is 0"),
     ):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+from modal_nomad.dispatcher.auth import Identity
 from modal_nomad.dispatcher.images.settings import BuildSettings
+from modal_nomad.dispatcher.images.steps import FunctionSteps
 from modal_nomad.dispatcher.secrets import Secrets
 from modal_nomad.dispatcher.store.images import ImageStore
 from modal_nomad.exception import ImageBuildError, InvalidError
@@ -15,7 +18,7 @@ from modal_nomad.render.image import BuildLayer, render_image
 from modal_nomad.render.image_settings import BUILDERS
 from modal_nomad.wire.ids import new_id
 from modal_nomad.wire.mounts import SecretRef
-from modal_nomad.wire.spec import ImageSpec
+from modal_nomad.wire.spec import FunctionSpec, ImageSpec
 
 Follow = Callable[[int, str], None]
 
@@ -41,6 +44,23 @@ class Builder(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class _Order:
+    """What somebody asks for.
+
+    Attributes:
+        spec: the image.
+        environment: where its functions run, and its Secrets are that name none.
+        version: of the image builder; empty is the one configured.
+        identity: who asks.
+    """
+
+    spec: ImageSpec
+    environment: str
+    version: str
+    identity: Identity
+
+
 class _Build:
     """A build under way: what it said so far, and who follows it."""
 
@@ -63,14 +83,15 @@ class Images:
         secrets: has what build steps see.
         settings: where images come from and go to.
         builder: builds them.
-        runtime: SHA-256 of the runtime bundle, which functions are run with.
-        mint: gives the token of a container: a build fetches what it copies, and its functions reach the
-            API, as one.
-        nfs: the directory of NetworkFileSystems where images are built; empty for none.
+        runtime: SHA-256 of the runtime bundle, which has what puts their changes in place.
+        mint: gives the token of a container: a build fetches what it copies as one.
 
     Attributes:
+        steps: runs the functions among the steps.
         scopes: by the container's id that a build goes by, the environments that it may touch; empty for all.
     """
+
+    steps: FunctionSteps
 
     def __init__(
         self,
@@ -80,7 +101,6 @@ class Images:
         builder: Builder,
         runtime: str,
         mint: Callable[[str], str],
-        nfs: str = "",
     ) -> None:
         self._store = store
         self._secrets = secrets
@@ -88,7 +108,6 @@ class Images:
         self._builder = builder
         self._runtime = runtime
         self._mint = mint
-        self._nfs = nfs
         self.scopes: dict[str, tuple[str, ...]] = {}
         self._building: dict[str, _Build] = {}
         self._ending: set[asyncio.Task[str]] = set()
@@ -121,12 +140,13 @@ class Images:
                 break
         else:
             raise ImageBuildError("it was built by other settings: run or deploy the App again")
-        built = await self._built_by(layers, environment, version, lambda number, line: None, scope)
+        order = _Order(spec, environment, version, Identity("an image that is gone", environments=scope))
+        built = await self._built_by(layers, order, lambda number, line: None)
         if built != reference:
             raise ImageBuildError(f"it is called {built} by now: run or deploy the App again")
 
     async def ensure(
-        self, spec: ImageSpec, environment: str, version: str, follow: Follow, scope: tuple[str, ...] = ()
+        self, spec: ImageSpec, environment: str, version: str, follow: Follow, identity: Identity
     ) -> str:
         """Return the reference of an image, built first where it is not known.
 
@@ -135,7 +155,7 @@ class Images:
             environment: where its Secrets are that name none.
             version: of the image builder; empty is the one configured.
             follow: takes each line of the build, with its number, from the first one on.
-            scope: the environments that its asker may touch; empty for all.
+            identity: who asks for it; its functions are run by their right.
 
         Raises:
             ImageBuildError: a step failed, or nothing here can build; the text names the step.
@@ -143,7 +163,7 @@ class Images:
         """
         layers = self._layers(spec, version)
         found = await self._known(spec, layers)
-        return found or await self._built_by(layers, environment, version, follow, scope)
+        return found or await self._built_by(layers, _Order(spec, environment, version, identity), follow)
 
     async def known(self, spec: ImageSpec, version: str) -> str:
         """Return the reference of an image that was built; empty for others. Raises InvalidError."""
@@ -152,20 +172,13 @@ class Images:
     async def _known(self, spec: ImageSpec, layers: Sequence[BuildLayer]) -> str:
         return spec.registry_tag or await self._store.built_image(self._place(layers[-1].key)) or ""
 
-    async def _built_by(
-        self,
-        layers: Sequence[BuildLayer],
-        environment: str,
-        version: str,
-        follow: Follow,
-        scope: tuple[str, ...],
-    ) -> str:
+    async def _built_by(self, layers: Sequence[BuildLayer], order: _Order, follow: Follow) -> str:
         """Join the build of an image that is under way, or begin one."""
         key = layers[-1].key
         build = self._building.get(key)
         if build is None:
             build = self._building[key] = _Build()
-            build.task = asyncio.ensure_future(self._build(build, layers, environment, version, scope))
+            build.task = asyncio.ensure_future(self._build(build, layers, order))
             begun = build
             build.task.add_done_callback(lambda done: self._ended(key, begun, done))
         for number, text in enumerate(build.lines):
@@ -212,21 +225,70 @@ class Images:
         where = self._settings.repository or f"{self._settings.builder or 'this machine'}"
         return f"{where}:{key}"
 
-    async def _build(
-        self,
-        build: _Build,
-        layers: Sequence[BuildLayer],
-        environment: str,
-        version: str,
-        scope: tuple[str, ...],
-    ) -> str:
+    async def _build(self, build: _Build, layers: Sequence[BuildLayer], order: _Order) -> str:
         tool = await self._builder.tool(layers[0].step)
-        rendering = self._settings.rendering(version)
+        last = max((x for x, layer in enumerate(layers) if layer.function), default=-1)
+        if last >= 0 and await self._store.built_image(self._place(layers[last].key)) is None:
+            if last == len(layers) - 1:
+                await self._changes(build, layers, order)
+            else:
+                # A build of its own: another image that has this step waits for the same one.
+                await self._part(build, layers[: last + 1], order)
+        again: set[str] = set()
+        while (needed := await self._carry_out(build, layers, order, tool)) is not None:
+            if needed in again:
+                raise ImageBuildError(
+                    "what a function of this image changed is removed while it is built: give garbage_age in"
+                    " the dispatcher's settings more seconds"
+                )
+            again.add(needed)
+            # Its image was here, and somebody has removed it, and what it was made of is gone as well.
+            place = next(x for x, layer in enumerate(layers) if layer.key == needed)
+            await self._changes(build, layers[: place + 1], order)
+        reference = await self._store.built_image(self._place(layers[-1].key))
+        if reference is None:
+            raise ImageBuildError(f"{layers[-1].step}: the builder ended without an image; try again")
+        return reference
+
+    async def _part(self, build: _Build, layers: Sequence[BuildLayer], order: _Order) -> str:
+        """Return the reference of the first layers' image, built as one that is asked for."""
+        known = await self._store.built_image(self._place(layers[-1].key))
+        return known or await self._built_by(layers, order, lambda number, line: build.line(line))
+
+    async def _changes(self, build: _Build, layers: Sequence[BuildLayer], order: _Order) -> None:
+        """Run the function that makes the last of these layers, unless what it changes is kept still."""
+        layer = layers[-1]
+        if await self._kept(layer, order):
+            return
+        before = dataclasses.replace(
+            order.spec, layers=order.spec.layers[: layer.function["before"]], env={}, workdir=None, files=()
+        )
+        reference = await self._part(build, layers[:-1], order)
+        build.line(f"=> {layer.step}")
+        changes = await self.steps.run(
+            layer, before, reference, order.environment, order.identity, build.line
+        )
+        await self._store.put_built_image(_changes_of(layer), changes)
+
+    async def _kept(self, layer: BuildLayer, order: _Order) -> str:
+        """Return where the changes of a layer's function are kept; empty when they are not."""
+        if not layer.function:
+            return ""
+        changes = await self._store.built_image(_changes_of(layer))
+        if changes is None or not await self.steps.kept(changes, order.identity.environments):
+            return ""
+        return changes
+
+    async def _carry_out(
+        self, build: _Build, layers: Sequence[BuildLayer], order: _Order, tool: str
+    ) -> str | None:
+        """Have the builder build what is missing; returns the layer whose function has to run first."""
+        rendering = self._settings.rendering(order.version)
         owner = new_id("ta")
         given = [(layer.secrets, layer.pull.get("secrets", ())) for layer in layers]
         refs = [_ref(x) for pair in given for some in pair for x in some]
         reads = bool(refs) and self._secrets.in_vault and await self._builder.reads_secrets()
-        references: dict[str, str] = {}
+        needed: list[str] = []
 
         async def say(event: dict[str, Any]) -> None:
             if "leases" in event:
@@ -235,11 +297,13 @@ class Images:
                 build.line(str(event["line"]))
             elif "step" in event:
                 build.line(f"=> {event['step']}")
+            elif "needs" in event:
+                needed.append(str(event["needs"]))
             elif "layer" in event:
-                references[event["layer"]] = str(event["reference"])
                 await self._store.put_built_image(self._place(event["layer"]), str(event["reference"]))
 
-        self.scopes[owner] = scope
+        environment = order.environment
+        self.scopes[owner] = order.identity.environments
         try:
             plan = {
                 "tool": tool,
@@ -248,14 +312,13 @@ class Images:
                 "push": await self._push(),
                 "runtime": self._runtime,
                 "server": {"token": self._mint(owner)},
-                "nfs": self._nfs,
-                "environment": environment,
                 "secrets": await self._secrets.places(refs, environment) if reads else [],
                 "layers": [
                     {
                         **dataclasses.asdict(layer),
                         "tag": rendering.tag(layer.key),
                         "known": await self._store.built_image(self._place(layer.key)) is not None,
+                        "changes": await self._kept(layer, order),
                         "values": {} if reads else await self._values(owner, used, environment),
                         "pull_values": {} if reads else await self._values(owner, pulled, environment),
                         # In the order of the places.
@@ -265,13 +328,13 @@ class Images:
                 ],
             }
             await self._builder.build(plan, say)
+        except ImageBuildError:
+            if not needed:
+                raise
         finally:
             del self.scopes[owner]
             await self._secrets.ended(owner)
-        reference = references.get(layers[-1].key)
-        if reference is None:
-            raise ImageBuildError(f"{layers[-1].step}: the builder ended without an image; try again")
-        return reference
+        return needed[0] if needed else None
 
     async def _push(self) -> dict[str, str]:
         settings = self._settings
@@ -291,7 +354,15 @@ class Images:
 
 def secret_refs(spec: ImageSpec) -> list[SecretRef]:
     """Return every Secret that the build steps of an image see."""
-    return [_ref(x) for layer in spec.layers for x in layer.options.get("secrets") or ()]
+    found = [_ref(x) for layer in spec.layers for x in layer.options.get("secrets") or ()]
+    for layer in spec.layers:
+        if layer.kind == "function":
+            found += FunctionSpec.from_dict({"app": "", **layer.options["function"]}).secret_refs
+    return found
+
+
+def _changes_of(layer: BuildLayer) -> str:
+    return f"changes:{layer.key}"
 
 
 def _ref(data: Any) -> SecretRef:

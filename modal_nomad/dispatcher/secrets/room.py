@@ -208,17 +208,23 @@ class Secrets:
         # Other dispatchers may keep theirs in the same Vault.
         self._ephemeral |= {x.key for x in found if x.key.name.startswith(f"{owner}.")}
 
-    async def collect(self, live: Iterable[tuple[FunctionSpec, str]]) -> int:
+    async def collect(
+        self,
+        live: Iterable[tuple[FunctionSpec, str]],
+        steps: Iterable[tuple[FunctionSpec, str]] = (),
+    ) -> int:
         """Remove the ephemeral Secrets that no live Function refers to; gives their number.
 
         Args:
             live: specification and environment of each live Function.
+            steps: the same of those that build an Image: who has it built has not published anything yet.
         """
-        kept = {key_of(ref, env) for spec, env in live for ref in spec.secret_refs if ref.ephemeral}
+        kept = _ephemeral(live)
         before = self._clock() - PENDING_SECONDS
         for key, (at, owner) in list(self._pending.items()):
             if key in kept or (at < before and not self.connected(owner)):
                 del self._pending[key]
+        kept |= _ephemeral(steps)
         gone = [key for key in self._ephemeral if key not in kept and key not in self._pending]
         for key in gone:
             self._ephemeral.discard(key)
@@ -382,3 +388,7 @@ def _identity(ref: SecretRef) -> tuple[Any, ...]:
 
 def _owner(key: bytes) -> str:
     return derive(key, "owner").hex()[:8]
+
+
+def _ephemeral(live: Iterable[tuple[FunctionSpec, str]]) -> set[SecretKey]:
+    return {key_of(ref, env) for spec, env in live for ref in spec.secret_refs if ref.ephemeral}

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shlex
+import shutil
 import tempfile
 import zipfile
 from typing import Any, Callable, Dict, List, Mapping, Sequence
@@ -12,12 +13,20 @@ from typing import Any, Callable, Dict, List, Mapping, Sequence
 from modal_nomad.exception import ImageBuildError
 from modal_nomad.wire.dockerfile import Instruction, instructions, words
 from modal_nomad.worker.image_builder.credentials import credentials
-from modal_nomad.worker.image_builder.function_work import FunctionWork
-from modal_nomad.worker.image_builder.tools import TOOLS, Terms, Tool, sourcing, variables_file
+from modal_nomad.worker.image_builder.tools import TOOLS, Tool, sourcing, variables_file
 
 Say = Callable[[Dict[str, Any]], None]
 Fetch = Callable[[str], bytes]
 _VARIABLES = "/run/modal-nomad-variables"
+_CHANGES = "/run/modal-nomad-changes"
+_RUNTIME = "/run/modal-nomad-runtime"
+# One line, for a RUN instruction. The function was run by one of these.
+_APPLY = (
+    'for python in "${MODAL_PYTHON:-python3}" python3 python /usr/local/bin/python3 /usr/bin/python3'
+    ' /opt/conda/bin/python3 /opt/venv/bin/python3; do command -v "$python" >/dev/null 2>&1 &&'
+    f' exec "$python" -I -S -B {_RUNTIME}/modal_nomad/worker/image_builder/apply_layer.py {_CHANGES}; done;'
+    ' echo "this image has no Python any more" >&2; exit 127'
+)
 
 
 class Build:
@@ -25,10 +34,10 @@ class Build:
 
     Args:
         plan: ``tool``, ``network``, ``insecure``, ``push`` (to which registry, and by which credentials),
-            ``server`` and ``environment`` (what functions reach), ``nfs`` (where NetworkFileSystems are) and
-            ``layers``, as ``render.image.BuildLayer`` has them, each with its ``tag`` and the ``values`` of
-            its Secrets.
-        say: takes what happens: ``{"line"}``, ``{"layer", "reference"}``.
+            ``server`` (where contents are) and ``layers``, as ``render.image.BuildLayer`` has them, each with
+            its ``tag``, the ``values`` of its Secrets, and the blob that says what its function has changed.
+        say: takes what happens: ``{"line"}``, ``{"layer", "reference"}``, ``{"needs"}``: a layer whose
+            function has to be run first.
         fetch: returns a blob's bytes.
     """
 
@@ -64,7 +73,11 @@ class Build:
             layers = self._plan["layers"]
             for layer in layers[self._first(tool, layers) :]:
                 self._fetch_base(tool, layer)
-                self._say({"step": layer["step"]})
+                if layer.get("function") and not layer.get("changes"):
+                    self._say({"needs": layer["key"]})
+                    raise ImageBuildError(f"{layer['step']} has to be run again: run or deploy the App again")
+                if not layer.get("function"):
+                    self._say({"step": layer["step"]})
                 try:
                     self._layer(tool, layer)
                     if not tool.built(layer["tag"]):
@@ -189,17 +202,26 @@ class Build:
         values = {**arguments, **(layer.get("values") or {})}
         self._say({"line": f"RUN {command}"})
         with variables_file(self._folder, values) as path:
-            terms = Terms(gpu=bool(layer.get("gpu")))
-            tool.run(tag, sourcing(_VARIABLES, command), {_VARIABLES: path}, terms)
+            tool.run(tag, sourcing(_VARIABLES, command), {_VARIABLES: path}, gpu=bool(layer.get("gpu")))
 
     def _function(self, tool: Tool, layer: Mapping[str, Any]) -> None:
-        """Run a function in the image before, and keep what it changes."""
-        work = FunctionWork(self._folder, layer["function"], self._plan, self._fetch, self._unpacked)
-        self._dockerfile(tool, layer["tag"], layer["dockerfile"].split("\n"), work.folder, {}, True)
-        with variables_file(self._folder, work.variables(layer.get("values") or {})) as path:
-            mounts = {**work.mounts, _VARIABLES: path}
-            command = sourcing(_VARIABLES, work.command)
-            tool.run(layer["tag"], command, mounts, work.terms(bool(layer.get("gpu"))))
+        """Put what a function has changed into the image that it was run in."""
+        folder = tempfile.mkdtemp(dir=self._folder, prefix="changes-")
+        self._dockerfile(tool, layer["tag"], layer["dockerfile"].split("\n"), folder, {}, True)
+        told = json.loads(self._fetch(layer["changes"]))
+        if not told["chunks"] and not told["removed"]:
+            return
+        os.chmod(folder, 0o755)
+        with open(os.path.join(folder, "removed.json"), "w") as file:
+            json.dump(told["removed"], file)
+        for number, sha in enumerate(told["chunks"]):
+            with open(os.path.join(folder, str(number)), "wb") as part:
+                part.write(self._fetch(sha))
+        runtime = self._unpacked(self._plan["runtime"])
+        try:
+            tool.run(layer["tag"], _APPLY, {_CHANGES: folder, _RUNTIME: runtime}, root=True)
+        finally:
+            shutil.rmtree(folder)
 
     def _unpacked(self, sha: str) -> str:
         folder = os.path.join(self._folder, sha)

@@ -7,8 +7,6 @@ import re
 import shlex
 import shutil
 import subprocess
-import threading
-from dataclasses import dataclass, field
 from typing import Any, Callable, Dict, Iterator, List, Mapping, Optional, Sequence, Tuple
 
 from modal_nomad.exception import ImageBuildError
@@ -40,25 +38,6 @@ _BETWEEN = re.compile(
 _END_SECONDS = 10.0
 
 
-@dataclass(frozen=True)
-class Terms:
-    """What a command has of the machine.
-
-    Attributes:
-        gpu: whether it sees the machine's GPUs.
-        writable: directories that it may change: place and path.
-        cpu: processors, requested and at most; None for no word of it.
-        memory: MiB, the same.
-        timeout: seconds after which it is ended; None for never.
-    """
-
-    gpu: bool = False
-    writable: Mapping[str, str] = field(default_factory=dict)
-    cpu: Tuple[Optional[float], Optional[float]] = (None, None)
-    memory: Tuple[Optional[int], Optional[int]] = (None, None)
-    timeout: Optional[float] = None
-
-
 class Tool:
     """A program that builds images.
 
@@ -87,30 +66,38 @@ class Tool:
             words.append("--no-cache")
         self._build(tag, [*words, *self._build_words(), context])
 
-    def run(self, tag: str, command: str, mounts: Mapping[str, str], terms: Terms) -> None:
+    def run(
+        self, tag: str, command: str, mounts: Mapping[str, str], *, gpu: bool = False, root: bool = False
+    ) -> None:
         """Run a command in an image, and let what it changes be the image of that tag.
 
         Args:
             tag: the image.
             command: for the shell of the image.
             mounts: files that the command sees: place and path.
-            terms: what it has of the machine.
+            gpu: whether it sees the machine's GPUs.
+            root: whether it is run by root, whoever runs what else the image has.
 
         Raises:
             ImageBuildError: it failed.
         """
-        empty = self._empty(f"FROM {tag}\nRUN {command}\n")
+        user = self._user(tag) if root else ""
+        lines = [f"FROM {tag}", f"RUN {command}"]
+        if user:
+            lines = [lines[0], "USER 0", lines[1], f"USER {user}"]
+        empty = self._empty("\n".join([*lines, ""]))
         words = ["--file", f"{empty}/Dockerfile", "--no-cache", *self._network]
-        words += _volumes(mounts, terms)
-        words += ["--device", "nvidia.com/gpu=all"] if terms.gpu else []
-        words += _shares(terms)
-        if terms.cpu[1]:
-            words += ["--cpu-period", "100000", "--cpu-quota", str(int(terms.cpu[1] * 100_000))]
-        self._build(tag, [*words, *self._build_words(), empty], terms.timeout)
+        words += _volumes(mounts)
+        words += ["--device", "nvidia.com/gpu=all"] if gpu else []
+        self._build(tag, [*words, *self._build_words(), empty])
 
-    def _build(self, tag: str, words: Sequence[str], timeout: Optional[float] = None) -> None:
+    def _user(self, tag: str) -> str:
+        """Return who runs what an image has; empty when it does not say."""
+        raise NotImplementedError
+
+    def _build(self, tag: str, words: Sequence[str]) -> None:
         place = os.path.join(self._folder, "image-id")
-        self._run([self.name, "build", "--tag", tag, "--iidfile", place, *words], timeout=timeout)
+        self._run([self.name, "build", "--tag", tag, "--iidfile", place, *words])
         with open(place) as file:
             self._built[tag] = file.read().strip()
 
@@ -156,23 +143,13 @@ class Tool:
     def _environment(self) -> Dict[str, str]:
         return {**os.environ, "REGISTRY_AUTH_FILE": os.path.join(self._folder, "auth.json")}
 
-    def _run(
-        self,
-        words: Sequence[str],
-        stdin: Optional[str] = None,
-        timeout: Optional[float] = None,
-        end: Sequence[str] = (),
-    ) -> None:
-        """Run a program; after ``timeout`` seconds ``end`` is what ends it, else a signal."""
-        code, lines, late = self._stream(words, stdin, timeout, end)
-        if late:
-            lines.append(f"ended after its timeout of {timeout:g} s")
-        if code != 0 or late:
+    def _run(self, words: Sequence[str], stdin: Optional[str] = None) -> None:
+        """Run a program. Raises ImageBuildError, with its last lines."""
+        code, lines = self._stream(words, stdin)
+        if code != 0:
             raise ImageBuildError("\n".join(lines[-LAST_LINES:]))
 
-    def _stream(
-        self, words: Sequence[str], stdin: Optional[str], timeout: Optional[float], end: Sequence[str]
-    ) -> Tuple[int, List[str], bool]:
+    def _stream(self, words: Sequence[str], stdin: Optional[str]) -> Tuple[int, List[str]]:
         process = subprocess.Popen(
             words,
             env=self._environment(),
@@ -181,19 +158,6 @@ class Tool:
             stderr=subprocess.STDOUT,
         )
         lines: List[str] = []
-        late = threading.Event()
-
-        def over() -> None:
-            late.set()
-            if end:
-                self._ask(end)
-            else:
-                process.terminate()
-
-        timer = threading.Timer((timeout or 0.0) + _END_SECONDS, over)
-        timer.daemon = True
-        if timeout is not None:
-            timer.start()
         assert process.stdout is not None
         with process, _ended(process):
             if stdin is not None and process.stdin is not None:
@@ -207,8 +171,7 @@ class Tool:
                 self._log(line)
                 if not _BETWEEN.match(line):
                     lines = [*lines[1 - LAST_LINES :], line]
-        timer.cancel()
-        return process.returncode, lines, late.is_set()
+        return process.returncode, lines
 
     def _ask(self, words: Sequence[str]) -> Optional[str]:
         done = subprocess.run(
@@ -226,31 +189,19 @@ class Docker(Tool):
 
     name = "docker"
 
-    def run(self, tag: str, command: str, mounts: Mapping[str, str], terms: Terms) -> None:
+    def run(
+        self, tag: str, command: str, mounts: Mapping[str, str], *, gpu: bool = False, root: bool = False
+    ) -> None:
         # Its builder mounts nothing: a container does it, and is kept.
         config = self._config(tag)
         container = f"modal-nomad-build-{os.getpid()}-{tag.rpartition(':')[2][:12]}"
         first, *rest = config.get("Shell") or ("/bin/sh", "-c")
         words = [self.name, "run", "--name", container, *self._network, "--entrypoint", first]
-        words += _volumes(mounts, terms)
-        words += ["--gpus", "all"] if terms.gpu else []
-        words += _shares(terms)
-        words += ["--memory-reservation", f"{terms.memory[0]}m"] if terms.memory[0] else []
-        words += ["--cpus", f"{terms.cpu[1]:g}"] if terms.cpu[1] else []
+        words += _volumes(mounts)
+        words += ["--gpus", "all"] if gpu else []
+        words += ["--user", "0"] if root else []
         try:
-            try:
-                self._run(
-                    [*words, tag, *rest, command],
-                    timeout=terms.timeout,
-                    end=[self.name, "kill", container],
-                )
-            except ImageBuildError as error:
-                looked = [self.name, "inspect", "--format", "{{.State.OOMKilled}}", container]
-                if terms.memory[1] and self._ask(looked) == "true":
-                    raise ImageBuildError(
-                        f"{error}\nout of memory (limit {terms.memory[1]} MiB): ask for more with memory="
-                    ) from None
-                raise
+            self._run([*words, tag, *rest, command])
             if self._ask([self.name, "commit", container, tag]) is None:
                 raise ImageBuildError(f"{self.name} commit of {container} failed")
         finally:
@@ -259,6 +210,7 @@ class Docker(Tool):
         back = [
             f"FROM {tag}",
             *(f"{x.upper()} {json.dumps(config.get(x) or [])}" for x in ("Entrypoint", "Cmd")),
+            *([f"USER {config.get('User') or '0'}"] if root else []),
         ]
         empty = self._empty("\n".join([*back, ""]))
         self.build(tag, f"{empty}/Dockerfile", empty, {}, fresh=False)
@@ -311,6 +263,9 @@ class Podman(Tool):
         found = self._ask([self.name, "image", "inspect", "--format", "{{.Id}}", tag])
         return f"sha256:{found}" if found else ""
 
+    def _user(self, tag: str) -> str:
+        return self._ask([self.name, "image", "inspect", "--format", "{{.User}}", tag]) or ""
+
 
 class Buildah(Tool):
     """buildah: builds, and runs nothing else."""
@@ -321,22 +276,16 @@ class Buildah(Tool):
         found = self._ask([self.name, "inspect", "--type", "image", "--format", "{{.FromImageID}}", tag])
         return f"sha256:{found}" if found else ""
 
+    def _user(self, tag: str) -> str:
+        words = [self.name, "inspect", "--type", "image", "--format", "{{.OCIv1.Config.User}}", tag]
+        return self._ask(words) or ""
+
 
 TOOLS = {tool.name: tool for tool in (Docker, Podman, Buildah)}
 
 
-def _volumes(mounts: Mapping[str, str], terms: Terms) -> List[str]:
-    places = [f"{path}:{place}:ro" for place, path in mounts.items()]
-    places += [f"{path}:{place}" for place, path in terms.writable.items()]
-    return [word for place in places for word in ("--volume", place)]
-
-
-def _shares(terms: Terms) -> List[str]:
-    words = ["--cpu-shares", str(max(2, int(terms.cpu[0] * 1024)))] if terms.cpu[0] else []
-    if terms.memory[1]:
-        # Equal: swapping is slow where ending can be told of.
-        words += ["--memory", f"{terms.memory[1]}m", "--memory-swap", f"{terms.memory[1]}m"]
-    return words
+def _volumes(mounts: Mapping[str, str]) -> List[str]:
+    return [word for place, path in mounts.items() for word in ("--volume", f"{path}:{place}:ro")]
 
 
 def sourcing(place: str, command: str) -> str:
