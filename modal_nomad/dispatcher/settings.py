@@ -268,7 +268,7 @@ class Settings:
         return RenderSettings.from_dict(given).to_dict()
 
     def _web_render(self) -> dict[str, Any]:
-        names = ("consul_check", "consul_check_interval", "consul_namespace", "edge")
+        names = ("consul_check", "consul_check_interval", "consul_namespace", "edge", "edge_seconds")
         return {
             "web_domain": self.gateway_settings().domain,
             "web_workspace": self.workspace,

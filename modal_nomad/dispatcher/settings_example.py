@@ -202,7 +202,8 @@ consul_namespace = ""
 # reaches a node's dynamic ports. Those whose endpoints ask for a proxy auth token do not.
 edge = false
 # What that proxy may take (seconds) to hear from Consul that a container takes requests, or no longer does:
-# the interval of the check, and its own. Old versions go so long after new ones have come.
+# the interval of the check, and its own. Old versions go so long after new ones have come, and what Nomad
+# stops itself (a drain of its node) is told to end so long after it has left Consul.
 edge_seconds = 30.0
 
 [tunnels]

@@ -162,8 +162,12 @@ class NomadClient:
         await self._call(lambda n: n.jobs.register_job({"Job": job}), _namespace(job), token)
 
     async def deregister(self, job_id: str, *, namespace: str, token: str | None = None) -> None:
-        """Stop a job; unknown ones raise NomadNotFound."""
-        await self._call(lambda n: n.job.deregister_job(job_id, namespace=namespace), namespace, token)
+        """Stop a job at once, whatever its groups' shutdown delay; unknown ones raise NomadNotFound."""
+        # python-nomad's own method does not know the last one.
+        params = {"namespace": namespace, "no_shutdown_delay": "true"}
+        await self._call(
+            lambda n: n.job.request(job_id, params=params, method="delete").json(), namespace, token
+        )
 
     async def dispatch(
         self, job_id: str, *, namespace: str, meta: Mapping[str, str], key: str, token: str | None = None

@@ -19,7 +19,7 @@ from modal_nomad.render.nfs import nfs_directory, nfs_volumes
 from modal_nomad.render.placement import job_placement
 from modal_nomad.render.resources import disk_and_logs, task_resources
 from modal_nomad.render.secrets import SECRETS_FILE, reads_vault, vault_blocks
-from modal_nomad.render.services import web_services
+from modal_nomad.render.services import open_to_edges, web_services
 from modal_nomad.render.settings import RenderSettings
 from modal_nomad.render.volumes import nomad_volumes
 from modal_nomad.wire.over_use import DISK
@@ -87,6 +87,9 @@ def render_function(spec: FunctionSpec, settings: RenderSettings) -> dict[str, A
         if settings.consul_services:
             container = f"${{NOMAD_META_{CONTAINER_META}}}"
             group["Services"] = web_services(spec, settings, name, WEB_PORT, container)
+            if open_to_edges(spec, settings.edge):
+                # What Nomad stops itself leaves Consul this long before it is told to end: a node's drain.
+                group["ShutdownDelay"] = int(settings.edge_seconds * _SECOND)
         if settings.consul_services and settings.consul_namespace:
             group["Consul"] = {"Namespace": settings.consul_namespace}
     return {

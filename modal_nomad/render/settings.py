@@ -63,6 +63,7 @@ class RenderSettings:
         consul_check_interval: seconds between checks.
         consul_namespace: Consul's namespace (Enterprise); empty for none.
         edge: containers of web Functions take requests without the gateways' key, for a proxy of one's own.
+        edge_seconds: what that proxy may take to hear from Consul that a container has gone.
         web_domain: what the host names of endpoints end in.
         web_workspace: what they begin with.
         web_suffixes: what stands for an environment in them, where it is not the environment's name.
@@ -108,6 +109,7 @@ class RenderSettings:
     consul_check_interval: float = 10.0
     consul_namespace: str = ""
     edge: bool = False
+    edge_seconds: float = 30.0
     web_domain: str = "localhost"
     web_workspace: str = ""
     web_suffixes: Mapping[str, str] = field(default_factory=dict)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -25,9 +26,13 @@ WEB = FunctionSpec(
 )
 
 
+def group(spec: FunctionSpec, **changes: object) -> dict[str, Any]:
+    (found,) = render_function(spec, replace(SETTINGS, **changes))["TaskGroups"]  # type: ignore[arg-type]
+    return dict(found)
+
+
 def services(spec: FunctionSpec, **changes: object) -> list[dict[str, object]]:
-    (group,) = render_function(spec, replace(SETTINGS, **changes))["TaskGroups"]  # type: ignore[arg-type]
-    found: list[dict[str, object]] = group.get("Services", [])
+    found: list[dict[str, object]] = group(spec, **changes).get("Services", [])
     return found
 
 
@@ -71,6 +76,16 @@ def test_what_edges_read() -> None:
     for spec in (guarded, replace(WEB, single_use_containers=True)):
         (service,) = services(spec, edge=True)
         assert service["Tags"] == ["modal-nomad", "app=shop", "environment=dev"]
+
+
+def test_what_edges_lead_to_leaves_consul_before_it_is_told_to_end() -> None:
+    def delay(spec: FunctionSpec, **changes: object) -> Any:
+        return group(spec, **changes).get("ShutdownDelay")
+
+    assert delay(WEB, edge=True, edge_seconds=7.5) == 7_500_000_000
+    # Gateways hear of it at once, and no other service is there that anybody could still be led to.
+    assert delay(WEB) is None and delay(WEB, edge=True, consul_services=False) is None
+    assert delay(replace(WEB, single_use_containers=True), edge=True) is None
 
 
 def test_methods_of_a_class_are_told_apart() -> None:
