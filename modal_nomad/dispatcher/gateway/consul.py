@@ -16,6 +16,7 @@ from modal_nomad.wire.services import TAG
 logger = logging.getLogger("modal_nomad.dispatcher")
 
 _AGAIN_SECONDS = (0.2, 1.0, 2.0)
+_CANCEL_SECONDS = 1.0
 _ALONE_SECONDS = (0.2, 1.0, 3.0, 10.0)
 """The same of a query that fails while the others do not: there may be thousands of services."""
 
@@ -64,10 +65,12 @@ class ConsulDiscovery:
                 self._reachable.set()
                 self._watch({name for name, tags in services.items() if self._tag in tags})
         finally:
-            tasks = [*self._watches.values(), *self._leaving]
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            left = {*self._watches.values(), *self._leaving}
+            while left:
+                # Again: a request that fails at this moment may have taken the cancellation for its timeout.
+                for task in left:
+                    task.cancel()
+                _, left = await asyncio.wait(left, timeout=_CANCEL_SECONDS)
 
     def _failed(self, error: ConsulError) -> None:
         # Once for each trouble, not for each service and try.

@@ -36,6 +36,7 @@ _BACKLOG = 1024
 _PR_SET_PDEATHSIG = 1
 _LOOK_SECONDS = 0.05
 _RESTART_SECONDS = 1.0
+_CANCEL_SECONDS = 5.0
 _FIRST_SECONDS = 3.0
 """The dispatcher may take so long to say what there is before this takes connections."""
 _TIDY_SECONDS = 60.0
@@ -312,7 +313,10 @@ async def _running(stack: contextlib.AsyncExitStack, work: object) -> None:
     task: asyncio.Task[None] = asyncio.get_running_loop().create_task(work)  # type: ignore[arg-type]
 
     async def end() -> None:
-        task.cancel()
+        while not task.done():
+            # Again: a request that fails at this moment may have taken the cancellation for its timeout.
+            task.cancel()
+            await asyncio.wait((task,), timeout=_CANCEL_SECONDS)
         with contextlib.suppress(asyncio.CancelledError):
             await task
 
