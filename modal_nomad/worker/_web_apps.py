@@ -7,8 +7,9 @@ from .._execution_context import current_work
 from ..exception import ExecutionError, InputCancellation, InvalidError
 from ..wire.ids import new_id
 from ..wire.spec import WebSpec
-from ..wire.web import CALL, FIELDS, PATIENCE, PREFIX, patience_of
+from ..wire.web import FIELDS
 from ._pool import STUCK_AFTER
+from ._web_given import Given
 from ._web_threads import RequestExecutor, RequestThread, follow_anyio, owner
 
 if TYPE_CHECKING:
@@ -232,7 +233,9 @@ class Request:
                 await send(message)
 
         try:
-            call_id, patience = _adapt(self._scope, self._served.state)
+            given = front.given() or _take_given(self._scope)
+            _adapt(self._scope, given, self._served.state)
+            call_id, patience = given.call_id or new_id("fc"), given.patience
             current_work.set((None, call_id, 0, 0, b"", ""))
             owner.set(self)
             entered = await pool.enter(self, patience)
@@ -313,34 +316,31 @@ def _front(pool: "WebPool", scope: Dict[str, Any]) -> Any:
     return pool.fronts[number]
 
 
-def _adapt(scope: Dict[str, Any], state: Dict[str, Any]) -> Tuple[str, Optional[float]]:
-    """Make a scope what the user's app is to see; gives the call that the request is, and its patience."""
+def _take_given(scope: Dict[str, Any]) -> Given:
+    """Take what a gateway, or an edge in its place, says of a request out of the fields of its head."""
+    given = Given()
     kept: List[Tuple[bytes, bytes]] = []
-    call_id = prefix = ""
-    patience: Optional[float] = None
-    client: Optional[Tuple[str, int]] = None
     for name, value in scope["headers"]:
-        if name in FIELDS:
-            if name == CALL:
-                call_id = value.decode("latin-1")
-            elif name == PREFIX:
-                prefix = value.decode("latin-1")
-            elif name == PATIENCE:
-                patience = patience_of(value)
-            continue
-        if name == b"x-forwarded-for":
-            client = (value.decode("latin-1").partition(",")[0].strip(), 0)
-        elif name == b"x-forwarded-proto" and value == b"https":
-            scope["scheme"] = "wss" if scope["type"] == "websocket" else "https"
-        kept.append((name, value))
+        if name in FIELDS or name.startswith(b"x-forwarded-"):
+            given.take(name, value)
+        else:
+            kept.append((name, value))
     scope["headers"] = kept
-    scope["client"] = client
+    return given
+
+
+def _adapt(scope: Dict[str, Any], given: Given, state: Dict[str, Any]) -> None:
+    """Make a scope what the user's app is to see."""
+    scope["headers"] = [*scope["headers"], *given.headers]
+    scope["client"] = given.client
     scope["state"] = dict(state)
+    if given.encrypted:
+        scope["scheme"] = "wss" if scope["type"] == "websocket" else "https"
+    prefix = given.prefix
     if prefix:
         scope["root_path"] = prefix
         scope["path"] = prefix + scope["path"]
         scope["raw_path"] = prefix.encode("latin-1") + (scope.get("raw_path") or b"")
-    return call_id or new_id("fc"), patience
 
 
 async def _say_late(scope: Dict[str, Any], send: Send, timeout: float) -> None:

@@ -2,12 +2,13 @@
 
 import asyncio
 import hmac
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Iterable, Optional
 
 from ..wire.http1.client import Client
 from ..wire.http1.head import MAX_HEAD_BYTES, HttpError, Request, parse_request
 from ..wire.services import HEALTH
 from ..wire.web import FULL, KEY, METHOD, REFUSED, refusal
+from ._web_given import Given, Reader
 
 if TYPE_CHECKING:
     from ._web import WebPool
@@ -29,6 +30,7 @@ class Front(asyncio.Protocol):
         self._inner: Any = None
         self._buffer = b""
         self._key: Optional[bytes] = None
+        self._reader: Optional[Reader] = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = transport  # type: ignore[assignment]
@@ -43,7 +45,10 @@ class Front(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         if self._inner is not None:
-            self._inner.data_received(data)
+            if self._reader is not None:
+                data = self._reader.feed(data)
+            if data:
+                self._inner.data_received(data)
             return
         self._buffer += data
         end = self._buffer.find(b"\r\n\r\n")
@@ -70,9 +75,9 @@ class Front(asyncio.Protocol):
         if not known and not pool.alone:
             # An edge has one set of connections to this address, for requests to each of the endpoints.
             self._buffer = _last(self._buffer, end)
-        self._begin(request)
+        self._begin(request, known)
 
-    def _begin(self, request: Request) -> None:
+    def _begin(self, request: Request, known: bool) -> None:
         method = (request.value(METHOD) or b"").decode("latin-1")
         if not method:
             # A proxy that is no gateway of ours does not say it.
@@ -83,13 +88,19 @@ class Front(asyncio.Protocol):
             inner = Client(router)
         elif method in self._pool.apps:
             inner = self._pool.apps[method].protocol(self._pool)
+            if known:
+                self._reader = Reader()
         else:
             self._refuse()
             return
         self.switch(inner)
         inner.connection_made(Seen(self))
         data, self._buffer = self._buffer, b""
-        self._inner.data_received(data)
+        self.data_received(data)
+
+    def given(self) -> Optional[Given]:
+        """Return, once, what a gateway said of the request that came last, where its head does not say it."""
+        return self._reader.take() if self._reader is not None else None
 
     def switch(self, inner: Any) -> None:
         """Have something else take what comes in."""
@@ -134,11 +145,43 @@ def _last(data: bytes, end: int) -> bytes:
 
 
 class Seen:
-    """The transport as the inner protocol has it: when it hands it on, for a WebSocket, we stay between."""
+    """The transport as the inner protocol has it: when it hands it on, for a WebSocket, we stay between.
+
+    An answer's head goes out together with what is written right behind it, or in the loop's next round: each
+    part by itself would cost everybody on its way as much as the whole.
+    """
 
     def __init__(self, front: Front) -> None:
         self._front = front
         self._transport = front.transport
+        self._loop = asyncio.get_running_loop()
+        self._head = b""
+
+    def write(self, data: bytes) -> None:
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data[:7] == b"HTTP/1.":
+            # Or a part of a body that looks like one, which is as well off.
+            self._head = data
+            self._loop.call_soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def writelines(self, parts: Iterable[bytes]) -> None:
+        self.write(b"".join(parts))
+
+    def _flush(self) -> None:
+        if self._head:
+            data, self._head = self._head, b""
+            self._transport.write(data)
+
+    def write_eof(self) -> None:
+        self._flush()
+        self._transport.write_eof()
+
+    def close(self) -> None:
+        self._flush()
+        self._transport.close()
 
     def set_protocol(self, protocol: Any) -> None:
         self._front.switch(protocol)

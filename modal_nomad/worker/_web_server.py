@@ -113,7 +113,7 @@ class ServerRouter(Router):
         if again and not exchange.state.again:
             # Servers close idle connections just when they like.
             exchange.state.again = True
-            self._pool.loop.create_task(self._resend(exchange))
+            exchange.state.resending = self._pool.loop.create_task(self._resend(exchange))
         else:
             exchange.refuse(502, "the server of this endpoint closed the connection unanswered")
 
@@ -142,6 +142,7 @@ class _Slot:
     def __init__(self, pool: "WebPool", exchange: Exchange, task: "asyncio.Task[None]") -> None:
         self.entered = False
         self.again = False
+        self.resending: "Optional[asyncio.Task[None]]" = None
         self.timer: Optional[asyncio.TimerHandle] = None
         self._pool = pool
         self._exchange = exchange
@@ -150,6 +151,9 @@ class _Slot:
     def end(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
+        resending = self.resending
+        if resending is not None and resending is not asyncio.current_task(self._pool.loop):
+            resending.cancel()
         if self.entered:
             self.entered = False
             self._pool.leave(self)

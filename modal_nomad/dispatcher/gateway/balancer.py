@@ -24,7 +24,7 @@ class Instance:
         out: it gets no more.
         blocked_until: it took no connection or had no place, and is not asked before.
         refusal: what it proves with that it did not take a request.
-        unmet: that it took no connection was said.
+        unmet_since: when it first took no connection; None while it takes them.
         idle: open connections without a request, by the method of the class that they lead to.
     """
 
@@ -39,7 +39,7 @@ class Instance:
         "port",
         "refusal",
         "running",
-        "unmet",
+        "unmet_since",
     )
 
     def __init__(self, container_id: str, host: str, port: int, key: str) -> None:
@@ -51,7 +51,7 @@ class Instance:
         self.running = 0
         self.elsewhere = 0
         self.out = False
-        self.unmet = False
+        self.unmet_since: float | None = None
         self.blocked_until = 0.0
         self.idle: dict[str, list[Upstream]] = {}
 

@@ -50,21 +50,20 @@ def head_for(
     request = exchange.request
     passed = request.passed
     if passed is None or passed[0] is not route or passed[1] != prefix:
-        passed = (route, prefix, *_parts(exchange, route, prefix, trusted))
+        passed = (route, prefix, _alike(exchange, route, prefix, trusted))
         if exchange.client is not None:
             # Whoever left is not there to be named.
             request.passed = passed
-    own = CALL + b": " + call_id.encode()
+    head: bytes = passed[2] + call_id.encode()
     if key:
-        own += b"\r\n" + KEY + b": " + key
+        head += b"\r\n" + KEY + b": " + key
     if patience:
-        own += b"\r\n" + PATIENCE + b": " + patience
-    head: bytes = passed[2] + own + passed[3]
-    return head
+        head += b"\r\n" + PATIENCE + b": " + patience
+    return head + b"\r\n\r\n"
 
 
-def _parts(exchange: Exchange, route: Route, prefix: str, trusted: Collection[str]) -> tuple[bytes, bytes]:
-    """Return what stands before and behind the fields that are of one call."""
+def _alike(exchange: Exchange, route: Route, prefix: str, trusted: Collection[str]) -> bytes:
+    """Return what all calls that ask the same have in common: the client's fields, then ours."""
     request, client = exchange.request, exchange.client
     target = request.target
     if prefix:
@@ -83,22 +82,22 @@ def _parts(exchange: Exchange, route: Route, prefix: str, trusted: Collection[st
     lines = [b"%b %b HTTP/1.1" % (request.method, target), b"Host: " + host]
     dropped = _WITH_TOKEN if route.requires_proxy_auth else _OURS
     lines += end_to_end(request.fields, request.nominated, dropped)
+    if request.length == CHUNKED:
+        lines.append(b"Transfer-Encoding: chunked")
+    if request.upgrade:
+        lines += [b"Connection: Upgrade", b"Upgrade: websocket"]
+    # From here on it is ours alone: containers find it by the first of these.
     lines += [
         b"X-Forwarded-For: " + chain,
         b"X-Forwarded-Host: " + asked,
         b"X-Forwarded-Proto: " + proto,
-        b"",
     ]
-    behind = [b""]
     if route.method:
-        behind.append(METHOD + b": " + route.method.encode())
+        lines.append(METHOD + b": " + route.method.encode())
     if prefix:
-        behind += [b"X-Forwarded-Prefix: " + prefix.encode(), PREFIX + b": " + prefix.encode()]
-    if request.length == CHUNKED:
-        behind.append(b"Transfer-Encoding: chunked")
-    if request.upgrade:
-        behind += [b"Connection: Upgrade", b"Upgrade: websocket"]
-    return b"\r\n".join(lines), b"\r\n".join(behind) + b"\r\n\r\n"
+        lines += [b"X-Forwarded-Prefix: " + prefix.encode(), PREFIX + b": " + prefix.encode()]
+    lines.append(CALL + b": ")
+    return b"\r\n".join(lines)
 
 
 def claimed_call(target: bytes) -> str:

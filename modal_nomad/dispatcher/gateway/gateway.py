@@ -7,16 +7,18 @@ import logging
 from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
 
-from modal_nomad.dispatcher.gateway.balancer import BLOCKED_SECONDS, Instance, Service
+from modal_nomad.dispatcher.gateway.balancer import Instance, Service
+from modal_nomad.dispatcher.gateway.connecting import UNREACHABLE, connect, unreachable
 from modal_nomad.dispatcher.gateway.discovery import ContainerAddress, ServedFunction
 from modal_nomad.dispatcher.gateway.forwarding import (
     CALL_PARAMETER,
     check_fields,
     claimed_call,
     head_for,
-    redirect_fields,
 )
+from modal_nomad.dispatcher.gateway.late import LateAnswers
 from modal_nomad.dispatcher.gateway.pending import Calls, Peers, new_tag
+from modal_nomad.dispatcher.gateway.reports import LoadReports
 from modal_nomad.dispatcher.gateway.routes import NOT_HERE, Route, Routes
 from modal_nomad.dispatcher.gateway.settings import GatewaySettings
 from modal_nomad.dispatcher.gateway.state import AT_ONCE, GONE, IN_TURN, NO_ROOM, Sink, State
@@ -29,8 +31,6 @@ from modal_nomad.wire.web import FULL
 logger = logging.getLogger("modal_nomad.dispatcher")
 
 _SWEEP_SECONDS = 1.0
-_REPORT_SECONDS = 0.02
-_CONNECT_SECONDS = 5.0
 _TRIES = 3
 """Containers may break so often over a request."""
 _FULL_SECONDS = 0.05
@@ -90,15 +90,12 @@ class Gateway(Router):
         self._calls = Calls(self.tag)
         self.peers: Peers | None = None
         self.ready = True
-        self._sink = sink
         self._check_token = check_token
         self._services: dict[str, Service] = {}
-        self._dirty: dict[str, Service] = {}
-        self._pending: dict[str, Exchange] = {}
-        self._failures: dict[str, tuple[float, State, int, str]] = {}
+        self._late = LateAnswers(settings.claim_seconds)
+        self._reports = LoadReports(sink)
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
-        self._report_at: asyncio.Handle | None = None
         self._sweeper = self._loop.call_later(_SWEEP_SECONDS, self._sweep)
 
     def protocol(self) -> asyncio.Protocol:
@@ -118,12 +115,10 @@ class Gateway(Router):
     async def close(self) -> None:
         """End every connection."""
         self._sweeper.cancel()
-        if self._report_at is not None:
-            self._report_at.cancel()
+        self._reports.close()
         for client in list(self.clients):
             client.transport.abort()
-        for exchange in list(self._pending.values()):
-            exchange.end()
+        self._late.close()
         for service in self._services.values():
             for instance in service.instances.values():
                 instance.close_idle()
@@ -153,7 +148,7 @@ class Gateway(Router):
         for container_id in list(service.instances):
             service.take_out(container_id)
         self._refuse_waiting(service, 404, _LEFT)
-        self._dirty.pop(function_id, None)
+        self._reports.forget(function_id)
 
     def instance_up(self, function_id: str, address: ContainerAddress) -> None:
         """Take a container into rotation."""
@@ -199,12 +194,17 @@ class Gateway(Router):
     def begin(self, exchange: Exchange) -> None:
         self.requests += 1
         request = exchange.request
+        known = request.routed
+        if known is not None and known[0] == self.routes.version and not self._crowded():
+            exchange.state = State(*known[1])
+            self._queue(exchange)
+            return
         try:
             check_fields(request)
         except HttpError as error:
             exchange.refuse(error.status, error.text)
             return
-        if len(self.clients) > self.settings.max_clients:
+        if self._crowded():
             exchange.refuse(503, "too many connections are open; try again", _RETRY_AFTER)
             return
         found = self.routes.find(request.host, request.target)
@@ -224,7 +224,13 @@ class Gateway(Router):
                 return
             self._background(self._authorize(exchange, route, key, secret))
             return
+        if not request.has_body and CALL_PARAMETER not in request.target:
+            # Who says the same again needs none of this.
+            request.routed = (self.routes.version, (route, prefix, service))
         self._admit(exchange)
+
+    def _crowded(self) -> bool:
+        return len(self.clients) > self.settings.max_clients
 
     async def _authorize(self, exchange: Exchange, route: Route, key: bytes, secret: bytes) -> None:
         try:
@@ -246,13 +252,17 @@ class Gateway(Router):
         if CALL_PARAMETER in request.target and request.method in (b"GET", b"HEAD"):
             call_id = claimed_call(request.target)
             if call_id:
-                if self.peers is not None and self.peers.has(call_id) and call_id not in self._pending:
+                if self.peers is not None and self.peers.has(call_id) and call_id not in self._late:
                     # Nothing of it is ours: not its place in a container, nor its time.
                     exchange.state = None
                     self._background(self.peers.ask(exchange, call_id))
                 else:
-                    self._claim(exchange, call_id)
+                    self._late.claim(exchange, call_id)
                 return
+        self._queue(exchange)
+
+    def _queue(self, exchange: Exchange) -> None:
+        """Send a request to a container, or have it wait for one."""
         state: State = exchange.state
         service = state.service
         state.call_id = self._calls.new()
@@ -278,13 +288,12 @@ class Gateway(Router):
             return False
         state.instance = instance
         state.patience = IN_TURN if service.begin(instance) else AT_ONCE
-        self._touch(service)
         idle = instance.idle.get(state.route.method)
         if idle and not state.broken:
-            upstream = idle.pop()
-            self._send(exchange, upstream)
+            self._send(exchange, idle.pop())
         else:
             self._background(self._connect(exchange, instance))
+        self._touch(service)
         return True
 
     def _send(self, exchange: Exchange, upstream: Upstream) -> None:
@@ -310,42 +319,16 @@ class Gateway(Router):
 
     async def _connect(self, exchange: Exchange, instance: Instance) -> None:
         state: State = exchange.state
-        method = state.route.method
-
-        def idle(upstream: Upstream) -> None:
-            if instance.out:
-                upstream.abort()
-            else:
-                instance.idle.setdefault(method, []).append(upstream)
-
-        def closed(upstream: Upstream) -> None:
-            left = instance.idle.get(method)
-            if left and upstream in left:
-                left.remove(upstream)
-
-        try:
-            _, upstream = await asyncio.wait_for(
-                self._loop.create_connection(lambda: Upstream(idle, closed), instance.host, instance.port),
-                _CONNECT_SECONDS,
-            )
-        except (OSError, asyncio.TimeoutError) as error:
-            if not instance.unmet:
-                instance.unmet = True
-                logger.warning(
-                    "container %s takes no connection at %s:%d (%s): gateways must reach the nodes' ports",
-                    instance.container_id,
-                    instance.host,
-                    instance.port,
-                    error or "no answer",
-                )
-            instance.blocked_until = monotonic() + BLOCKED_SECONDS
+        upstream = await connect(instance, state.route.method)
+        if upstream is None:
             if not exchange.over:
                 # Nothing was sent: any request may be tried elsewhere, or waits for who takes it.
                 state.refused = GONE
                 self._again(exchange, True)
-            return
-        if exchange.over or state.instance is not instance:
-            idle(upstream)
+            if unreachable(state.service, self.settings.unreachable_seconds):
+                self._refuse_waiting(state.service, 502, UNREACHABLE)
+        elif exchange.over or state.instance is not instance:
+            upstream.spare()
         else:
             self._send(exchange, upstream)
 
@@ -391,24 +374,23 @@ class Gateway(Router):
             self._touch(service, soon=True)
 
     def _give_up(self, exchange: Exchange, status: int, text: str) -> None:
-        state: State = exchange.state
         if exchange.client is None and not exchange.over:
-            # Kept for who comes back for it.
-            self._failures[state.call_id] = (monotonic(), state, status, text)
+            self._late.failed(exchange, status, text)
         exchange.refuse(status, text, _RETRY_AFTER if status == 503 else b"")
 
     def ended(self, exchange: Exchange) -> None:
         state: State | None = exchange.state
         if state is None:
             return
-        self._pending.pop(state.call_id, None)
+        self._late.ended(state.call_id)
         service, instance = state.service, state.instance
         if instance is not None:
             state.instance = None
             service.end(instance, monotonic() - state.call_since)
             # There is a place now, whatever was said of it before.
             instance.blocked_until = 0.0
-            self._feed(service)
+            if service.waiting:
+                self._feed(service)
             self._touch(service)
         elif exchange in service.waiting:
             service.waiting.remove(exchange)
@@ -432,15 +414,7 @@ class Gateway(Router):
     # --- pending results --------------------------------------------------------------------------
 
     def late(self, exchange: Exchange) -> None:
-        state: State | None = exchange.state
-        client = exchange.client
-        if state is None or client is None:
-            return
-        client.leave()
-        state.left_at = monotonic()
-        self._pending[state.call_id] = exchange
-        fields = redirect_fields(exchange.request, state.call_id)
-        client.answer(303, "the result is not there yet: ask again at the Location", fields)
+        self._late.redirect(exchange)
 
     def claim(self, exchange: Exchange, call_id: str) -> None:
         """Answer another gateway, which was asked for a result of this one."""
@@ -450,26 +424,7 @@ class Gateway(Router):
             exchange.refuse(404, NOT_HERE)
             return
         exchange.state = State(*found, service)
-        self._claim(exchange, call_id)
-
-    def _claim(self, exchange: Exchange, call_id: str) -> None:
-        state: State = exchange.state
-        failure = self._failures.get(call_id)
-        if failure is not None and failure[1].route.function_id == state.route.function_id:
-            del self._failures[call_id]
-            exchange.refuse(failure[2], failure[3])
-            return
-        pending = self._pending.get(call_id)
-        client = exchange.client
-        if pending is None or client is None or pending.state.route.function_id != state.route.function_id:
-            exchange.refuse(404, "there is no such pending result; it is kept for a minute")
-            return
-        if pending.client is not None:
-            exchange.refuse(409, "somebody waits for this result already")
-            return
-        exchange.over = True
-        client.leave()
-        client.take_over(pending)
+        self._late.claim(exchange, call_id)
 
     # --- time and load ----------------------------------------------------------------------------
 
@@ -479,48 +434,23 @@ class Gateway(Router):
         self.sweep(now)
         if self.peers is not None:
             self.peers.sweep(now)
-        for exchange in list(self._pending.values()):
-            if exchange.client is None and now - exchange.state.left_at >= self.settings.claim_seconds:
-                exchange.end()
-        for call_id, (since, *_) in list(self._failures.items()):
-            if now - since >= self.settings.claim_seconds:
-                del self._failures[call_id]
+        self._late.sweep(now)
         for service in self._services.values():
             if service.waiting:
                 # Containers that took no connection may be asked again by now.
                 self._feed(service)
 
     def _touch(self, service: Service, soon: bool = False) -> None:
-        if service.function_id not in self._services:
-            return
-        self._dirty[service.function_id] = service
-        if self._report_at is None:
-            self._report_at = (
-                self._loop.call_soon(self.report)
-                if soon
-                else self._loop.call_later(_REPORT_SECONDS, self.report)
-            )
-        elif soon and isinstance(self._report_at, asyncio.TimerHandle):
-            self._report_at.cancel()
-            self._report_at = self._loop.call_soon(self.report)
+        if service.function_id in self._services:
+            self._reports.touch(service, soon)
 
     def report_all(self) -> None:
         """Say the load of every Function that has any: somebody new is there to be told."""
-        for service in self._services.values():
-            if service.waiting or service.load():
-                self._touch(service)
-        self.report()
+        self._reports.report_all(self._services.values())
 
     def report(self) -> None:
         """Say the load of every Function whose load changed."""
-        if self._report_at is not None:
-            self._report_at.cancel()
-            self._report_at = None
-        dirty, self._dirty = self._dirty, {}
-        for function_id, service in dirty.items():
-            finished, seconds = service.finished, service.seconds
-            service.finished, service.seconds = 0, 0.0
-            self._sink.web_load(function_id, len(service.waiting), service.load(), finished, seconds)
+        self._reports.report()
 
     def _background(self, work: Awaitable[None]) -> None:
         task: asyncio.Task[None] = self._loop.create_task(work)  # type: ignore[arg-type]

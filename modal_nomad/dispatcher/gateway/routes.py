@@ -41,12 +41,16 @@ class Route:
 class Routes:
     """All endpoints, by label and by domain. Of two that want the same, the later one has it for now.
 
+    Attributes:
+        version: another one whenever they change.
+
     Args:
         domain: what the host names of labels end in: ``localhost``, ``modal.example.com``.
     """
 
     def __init__(self, domain: str) -> None:
         self.domain = domain.lower()
+        self.version = 0
         self._suffix = f".{self.domain}"
         self._labels: dict[str, list[Route]] = {}
         self._domains: dict[str, list[Route]] = {}
@@ -66,6 +70,7 @@ class Routes:
 
     def remove(self, function_id: str) -> None:
         """Forget the endpoints of a Function."""
+        self.version += 1
         for route in self._of.pop(function_id, ()):
             _drop(self._labels, route.label, route)
             for domain in route.domains:

@@ -18,6 +18,7 @@ class GatewaySettings:
         idle_seconds: that a connection is kept between requests.
         stall_seconds: that a body may make no progress.
         claim_seconds: that a pending result is kept for who was redirected.
+        unreachable_seconds: after which requests are told that no container takes a connection.
         max_body: bytes of a request's body.
         trusted_proxies: addresses whose X-Forwarded fields are believed.
     """
@@ -30,5 +31,6 @@ class GatewaySettings:
     idle_seconds: float = 75.0
     stall_seconds: float = 60.0
     claim_seconds: float = 60.0
+    unreachable_seconds: float = 10.0
     max_body: int = 4 << 30
     trusted_proxies: tuple[str, ...] = ()

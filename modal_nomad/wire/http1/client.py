@@ -63,6 +63,8 @@ class Client(asyncio.Protocol):
         self.secure = False
         self._buffer = b""
         self._last_head = b""
+        # The last head with its end: most clients send it alone, and many send it again.
+        self._again = b""
         self._last: Optional[Request] = None
         self._body: Optional[Body] = None
         self._chunked = False
@@ -162,6 +164,10 @@ class Client(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
+        last = self._last
+        if data == self._again and last is not None and exchange is None and self._expects_head():
+            self._begin(last)
+            return
         if self._tunnelled:
             if exchange is not None and exchange.upstream is not None:
                 exchange.upstream.transport.write(data)
@@ -195,6 +201,9 @@ class Client(asyncio.Protocol):
         finally:
             self._parsing = False
 
+    def _expects_head(self) -> bool:
+        return self._body is None and not self._buffer and not self._stopped()
+
     def _stopped(self) -> bool:
         return self._closing or self._discarding or self._tunnelled
 
@@ -222,7 +231,7 @@ class Client(asyncio.Protocol):
                 self.answer(error.status, error.text, close=True)
                 return False
             if end <= KEPT_HEAD_BYTES:
-                self._last_head, self._last = head, request
+                self._last_head, self._last, self._again = head, request, head + b"\r\n\r\n"
             self._begin(request)
             return True
         if end >= 0 or len(data) > MAX_HEAD_BYTES:
@@ -286,6 +295,10 @@ class Client(asyncio.Protocol):
                 self._parse()
 
     # --- what goes out
+
+    def takes_as_is(self) -> bool:
+        """Say whether the head of an answer that needs no change needs none for this client either."""
+        return self._keep_alive and self.minor == 1
 
     def begin_answer(self, exchange: Exchange, response: Response) -> Tuple[bytes, bool]:
         """Return the head of an answer to write, and whether its body is to be written in chunks."""

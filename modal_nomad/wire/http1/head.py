@@ -65,6 +65,7 @@ class Request:
         upgrade: the client asks for a WebSocket.
         expects: the client waits for "100 Continue" before its body.
         passed: what the router made of it; who says the same again, byte for byte, has the same request.
+        routed: where the router found that it leads.
     """
 
     __slots__ = (
@@ -77,6 +78,7 @@ class Request:
         "minor",
         "nominated",
         "passed",
+        "routed",
         "target",
         "upgrade",
     )
@@ -86,6 +88,7 @@ class Request:
         self.minor = minor
         self.fields = fields
         self.passed: Any = None
+        self.routed: Any = None
         values = _framing_fields(fields)
         self.length = _length(values, minor, 400) or 0
         self.host, self.target = _place(method, target, values.get(b"host", ()), minor)

@@ -35,6 +35,9 @@ class Upstream(asyncio.Protocol):
         # The last head, and what was read in it: the same one again is not read again.
         self._last: Optional[Response] = None
         self._last_head = self._last_method = b""
+        # The same with its end, and how long the whole answer is: where it is passed on just as it came.
+        self._again = b""
+        self._again_size = 0
         self._body: Optional[Body] = None
         self._chunked_out = False
         self._head_out = b""
@@ -72,6 +75,10 @@ class Upstream(asyncio.Protocol):
             self.gone = True
             self.transport.abort()
 
+    def spare(self) -> None:
+        """Give it back unused."""
+        self._idle(self)
+
     def eof_received(self) -> bool:
         return False
 
@@ -91,6 +98,8 @@ class Upstream(asyncio.Protocol):
             # Nobody asked: what came could be taken for the answer to the next request.
             self.abort()
             return
+        if len(data) == self._again_size and data.startswith(self._again) and self._whole(exchange, data):
+            return
         if self._tunnel:
             if exchange.client is not None:
                 exchange.client.transport.write(data)
@@ -104,6 +113,28 @@ class Upstream(asyncio.Protocol):
             self._pass(exchange, data)
         except HttpError as error:
             self._broken(exchange, error)
+
+    def _whole(self, exchange: Exchange, data: bytes) -> bool:
+        """Pass a whole answer on whose head came before; False where it is not as simple as that."""
+        client = exchange.client
+        if (
+            client is None
+            or not exchange.complete
+            or self._response is not None
+            or self._buffer
+            or self._tunnel
+            or exchange.request.method != self._last_method
+            or not client.takes_as_is()
+        ):
+            return False
+        exchange.answered = True
+        client.transport.write(data)
+        self._interim = 0
+        exchange.upstream = self.exchange = None
+        self._idle(self)
+        exchange.end()
+        client.end_answer(True)
+        return True
 
     def _head(self, exchange: Exchange, data: bytes) -> Optional[bytes]:
         """Read heads until that of the answer is there; gives what follows it."""
@@ -122,6 +153,7 @@ class Upstream(asyncio.Protocol):
                 response = parse_response(head, method)
                 if end <= KEPT_HEAD_BYTES:
                     self._last, self._last_head, self._last_method = response, head, method
+                    self._again_size = 0
             data = data[end + 4 :]
             self._buffer = b""
             if response.status == 101:
@@ -149,6 +181,10 @@ class Upstream(asyncio.Protocol):
         exchange.answered = True
         if exchange.client is not None:
             self._head_out, self._chunked_out = exchange.client.begin_answer(exchange, response)
+            if response is self._last and response.keep_alive and response.length >= 0:
+                again = self._last_head + b"\r\n\r\n"
+                if again == self._head_out:
+                    self._again, self._again_size = again, len(again) + response.length
         else:
             # Until somebody comes for it, it stays where it is.
             self.transport.pause_reading()
