@@ -38,7 +38,7 @@ def test_a_mount_is_sent_and_has_the_id_of_its_content(live: Live) -> None:
     assert not one.is_hydrated
     assert one.hydrate().object_id == two.hydrate().object_id
     assert one.object_id.startswith("mo-")
-    sha = one._wishes[0].found().__next__()[1]
+    sha = one._wishes[0].found()[0][1]
     assert live.request("blob.missing", hashes=[_sha(sha)])["missing"] == []
 
 
