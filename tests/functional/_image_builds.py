@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import os
 import shutil
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -128,3 +130,12 @@ def wheel(folder: Path, name: str, module: str, scripts: str = "") -> None:
             archive.writestr(f"{info}/entry_points.txt", f"[console_scripts]\n{scripts}\n")
         names = (f"{name}.py", *(f"{info}/{x}" for x in ("METADATA", "WHEEL", "RECORD")))
         archive.writestr(f"{info}/RECORD", "".join(f"{x},,\n" for x in names))
+
+
+@contextlib.contextmanager
+def user_module(folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, text: str) -> Iterator[Any]:
+    """Write a module of the user's, import it, and forget it afterwards."""
+    (folder / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(folder))
+    yield importlib.import_module(name)
+    del sys.modules[name]

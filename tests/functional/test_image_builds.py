@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from _image_builds import Builds, build, build_all, building, wheel
+from _image_builds import Builds, build, build_all, building, user_module, wheel
 from conftest import Live, until
 
 import modal_nomad as modal
@@ -381,10 +379,8 @@ def read():
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A module of the user's that an image without this test's packages can import."""
-    (tmp_path / "mn_made.py").write_text(_MADE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield importlib.import_module("mn_made")
-    del sys.modules["mn_made"]
+    with user_module(tmp_path, monkeypatch, "mn_made", _MADE) as found:
+        yield found
 
 
 def test_an_image_that_somebody_removed_is_built_anew(

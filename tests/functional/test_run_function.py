@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from _image_builds import Builds, build, build_all, building
+from _image_builds import Builds, build, build_all, building, user_module
 from conftest import until
 
 import modal_nomad as modal
@@ -98,10 +96,8 @@ def builds(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     """A module of the user's that an image without this test's packages can import."""
-    (tmp_path / "mn_steps.py").write_text(_MADE)
-    monkeypatch.syspath_prepend(str(tmp_path))
-    yield importlib.import_module("mn_steps")
-    del sys.modules["mn_steps"]
+    with user_module(tmp_path, monkeypatch, "mn_steps", _MADE) as found:
+        yield found
 
 
 def test_a_function_makes_a_layer(

@@ -10,18 +10,12 @@ import pytest
 
 import modal_nomad._file_hashes as file_hashes
 from modal_nomad._image_files import LocalFiles, mounted
-
-MANY = file_hashes.WORTH_KEEPING + 1
+from tests._large_tree import MANY, large_tree
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("MODAL_NOMAD_HOME", str(tmp_path / "home"))
-    folder = tmp_path / "tree"
-    folder.mkdir()
-    for number in range(MANY):
-        (folder / f"{number}.txt").write_text(f"{number:05}")
-    return folder
+    return large_tree(tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -15,18 +15,13 @@ from modal_nomad import Image
 from modal_nomad._image_files import LocalFiles
 from modal_nomad._local_manifest import LocalManifest
 from modal_nomad.exception import ExecutionError
-
-MANY = file_hashes.WORTH_KEEPING + 1
+from tests._large_tree import MANY, large_tree
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A large directory whose files changed long ago."""
-    monkeypatch.setenv("MODAL_NOMAD_HOME", str(tmp_path / "home"))
-    folder = tmp_path / "tree"
-    folder.mkdir()
-    for number in range(MANY):
-        (folder / f"{number}.txt").write_text(f"{number:05}")
+    folder = large_tree(tmp_path, monkeypatch)
     now = local_manifest.time.time_ns()
     monkeypatch.setattr(local_manifest.time, "time_ns", lambda: now + 10**10)
     return folder
